@@ -1,0 +1,188 @@
+"""Consistency training and sampling (paper sections 2.2, 3.1 and 3.3) as functions over a denoiser.
+
+A denoiser here is any callable `F(c_in * x, sigma, condition)`; `precondition` turns it into the consistency
+function `f(x, sigma, condition)` of equation 3, and everything else is written over `f`.
+
+Noise levels are addressed by `t` in [0, 1]: t = 0 is sigma_min (the clean signal), t = 1 is sigma_max (what a
+decode starts from). Axis legend: `B` items; `x` is any `(B, ...)` tensor; `sigma`, `t` are `(B,)`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor, Tensor, Any], Tensor]
+GRID = 9999  # levels of the grid that noise levels are drawn on (Music2Latent's discretisation)
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Noise levels and preconditioning (EDM, arXiv 2206.00364; values of Music2Latent and the paper)."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+
+    def __post_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max or self.rho <= 0 or self.sigma_data <= 0:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, rho > 0 and sigma_data > 0, got {self}")
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """What the consistency loss compares and how it weighs it; the defaults are the paper's (section 3.3).
+
+    `step_start`, `step_end`: Delta t at the first and the last training step, geometric in between: 0.1 and
+    0.01 are the paper's Delta t_0 = 0.1, e_K = 2. `step_hold`: share of the training that stays at
+    `step_start`. With step_start = 1 the hold is plain regression (t_1 = 0: the teacher is the clean signal)
+    and what follows is Easy Consistency Tuning (arXiv 2406.14548).
+    `log_sigma_mean`, `log_sigma_std`: the normal weight of ln(sigma) on the grid of levels. As in the
+    released code the grid's spacing is not divided out, which multiplies the density by sigma**(1/rho).
+    `sigma_max_share`: probability that an item is drawn at exactly t_2 = 1, where decoding starts.
+    `weight_exponent` p: loss weight 1 / (sigma_2 - sigma_1)**p; 1 is the paper's lambda, 0 is uniform.
+    `huber_c`: c of the Pseudo-Huber loss per number. The loss of an item is a norm over its D numbers, so the
+    constant used is c sqrt(D), as in the released code; the paper gives c alone.
+    """
+
+    step_start: float = 0.1
+    step_end: float = 0.01
+    step_hold: float = 0.0
+    log_sigma_mean: float = -1.1
+    log_sigma_std: float = 2.0
+    sigma_max_share: float = 0.0
+    weight_exponent: float = 1.0
+    huber_c: float = 0.00054
+
+    def __post_init__(self):
+        if not 0 < self.step_end <= self.step_start <= 1:
+            raise ValueError(f"need 0 < step_end <= step_start <= 1, got {self.step_end}, {self.step_start}")
+        if not 0 <= self.step_hold < 1 or not 0 <= self.sigma_max_share <= 1:
+            raise ValueError(f"need 0 <= step_hold < 1 and 0 <= sigma_max_share <= 1, got {self}")
+        if self.log_sigma_std <= 0 or self.huber_c <= 0:
+            raise ValueError(f"need log_sigma_std > 0 and huber_c > 0, got {self}")
+
+
+# ---------------------------------------------------------------- noise levels and equation 3
+
+
+def sigma_of(t: Tensor, noise: NoiseConfig) -> Tensor:
+    """Noise level at `t` in [0, 1] (Karras spacing)."""
+    low, high = noise.sigma_min ** (1 / noise.rho), noise.sigma_max ** (1 / noise.rho)
+    return (low + t * (high - low)) ** noise.rho
+
+
+def coefficients(sigma: Tensor, noise: NoiseConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """`(c_skip, c_out, c_in)`, each `(B,)`. At sigma_min c_skip = 1 and c_out = 0: f(x, sigma_min) = x."""
+    above = sigma - noise.sigma_min
+    power = sigma.square() + noise.sigma_data**2
+    c_skip = noise.sigma_data**2 / (above.square() + noise.sigma_data**2)
+    return c_skip, noise.sigma_data * above / power.sqrt(), 1 / power.sqrt()
+
+
+def precondition(denoiser: Function, noise: NoiseConfig) -> Function:
+    """The consistency function of equation 3: f = c_skip x + c_out F(c_in x, sigma, condition)."""
+
+    def f(x: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+        c_skip, c_out, c_in = (per_item(c, x) for c in coefficients(sigma, noise))
+        return c_skip * x + c_out * denoiser(c_in * x, sigma, condition)
+
+    return f
+
+
+def per_item(values: Tensor, like: Tensor) -> Tensor:
+    """`(B,)` shaped to multiply the items of `like` `(B, ...)`."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+# ---------------------------------------------------------------- training
+
+
+def step_size(progress: float, config: ConsistencyConfig) -> float:
+    """Delta t at `progress` = step / steps in [0, 1]."""
+    moved = max(0.0, progress - config.step_hold) / (1 - config.step_hold)
+    return config.step_start * (config.step_end / config.step_start) ** moved
+
+
+@cache
+def level_weights(noise: NoiseConfig, log_sigma_mean: float, log_sigma_std: float) -> Tensor:
+    """Weights `(GRID,)` of the levels t = j / GRID."""
+    sigma = sigma_of(torch.arange(GRID, dtype=torch.float64) / GRID, noise)
+    return torch.exp(-0.5 * ((sigma.log() - log_sigma_mean) / log_sigma_std) ** 2).float()
+
+
+def sample_t2(n: int, noise: NoiseConfig, config: ConsistencyConfig, generator: torch.Generator) -> Tensor:
+    """The student's noise levels `(n,)`: a weighted level of the grid, moved uniformly within its cell."""
+    device = generator.device
+    weights = level_weights(noise, config.log_sigma_mean, config.log_sigma_std).to(device)
+    level = torch.multinomial(weights, n, replacement=True, generator=generator)
+    t2 = (level + torch.rand(n, generator=generator, device=device)) / GRID
+    if config.sigma_max_share > 0:
+        at_top = torch.rand(n, generator=generator, device=device) < config.sigma_max_share
+        t2 = torch.where(at_top, 1.0, t2)
+    return t2
+
+
+def pseudo_huber(a: Tensor, b: Tensor, huber_c: float) -> Tensor:
+    """`sqrt(|a - b|^2 + c^2 D) - c sqrt(D)` per item `(B,)`, the norm over all D numbers of an item."""
+    squared = (a - b).flatten(1).square().sum(-1)
+    c = huber_c * math.sqrt(a[0].numel())
+    # (squared) / (sqrt(squared + c^2) + c) is the same number without the cancellation at small distances.
+    return squared / ((squared + c * c).sqrt() + c)
+
+
+def consistency_loss(
+    f: Function,
+    target: Tensor,
+    condition: Any,
+    step: float,
+    noise: NoiseConfig,
+    config: ConsistencyConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Equation 4: the mean over items of lambda d(f(x + sigma_2 eps), stopgrad f(x + sigma_1 eps)).
+
+    `target` `(B, ...)` is the clean signal, `condition` what the denoiser sees of the latent, `step` Delta t.
+    Student and teacher share weights, noise and condition; no gradient flows through the teacher.
+    """
+    t2 = sample_t2(target.shape[0], noise, config, generator).to(target)
+    eps = torch.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
+    sigma2, sigma1 = sigma_of(t2, noise), sigma_of((t2 - step).clamp_min(0), noise)
+    with torch.no_grad():
+        x1 = target + per_item(sigma1, target) * eps
+        # At sigma_min f is the identity, whatever the network: with Delta t = 1 there is no teacher to run.
+        taught = x1 if step >= 1 else f(x1, sigma1, condition)
+        # Autocast caches half-precision copies of the weights; copies made without a graph would cut the
+        # student's weights off from their gradients (https://github.com/pytorch/pytorch/issues/112583).
+        torch.clear_autocast_cache()
+    student = f(target + per_item(sigma2, target) * eps, sigma2, condition)
+    distance = pseudo_huber(student.to(eps.dtype), taught.to(eps.dtype), config.huber_c)
+    return (distance / (sigma2 - sigma1) ** config.weight_exponent).mean()
+
+
+# ---------------------------------------------------------------- decoding
+
+
+def sample(f: Function, condition: Any, noises: Iterable[Tensor], steps: int, noise: NoiseConfig) -> Tensor:
+    """Decode in `steps` calls of `f`; one step is the paper's decoding, more refine it (multistep sampling).
+
+    `noises` yields one standard normal tensor per step: the start, then the re-noisings. The condition is
+    computed once by the caller. Raises ValueError for fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"decoding takes at least one step, got {steps}")
+    noises = iter(noises)
+    eps = next(noises)
+    x = noise.sigma_max * eps
+    for k in range(steps):
+        t = torch.full((eps.shape[0],), 1 - k / steps, device=eps.device, dtype=eps.dtype)
+        sigma = sigma_of(t, noise)
+        if k > 0:
+            x = x + per_item((sigma.square() - noise.sigma_min**2).sqrt(), x) * next(noises)
+        x = f(x, sigma, condition)
+    return x

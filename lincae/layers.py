@@ -1,0 +1,120 @@
+"""Layers of the network: residual block, attention over frequency, changes of resolution, noise embedding.
+
+Axis legend: `B` batch; feature maps are `(B, channels, F_level, N_level)`, frequency by frames.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
+
+
+def normalisation_groups(channels: int) -> int:
+    return max(1, min(channels // 4, 32))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(normalisation_groups(channels), channels)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with all parameters zero: a residual branch that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class FrequencyAttention(nn.Module):
+    """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.to_out = zeroed(nn.Linear(channels, channels))
+        nn.init.xavier_uniform_(self.to_qkv.weight)
+        nn.init.zeros_(self.to_qkv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, n_bins, n_frames = x.shape
+        tokens = self.norm(x).permute(0, 3, 2, 1).reshape(batch * n_frames, n_bins, channels)
+        q, k, v = self.to_qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        return x + self.to_out(mixed).unflatten(0, (batch, n_frames)).permute(0, 3, 2, 1)
+
+
+class ResBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut, a shift by the noise embedding between them."""
+
+    def __init__(self, conv: type, c_in: int, c_out: int, noise_channels: int | None = None, heads: int = 0):
+        super().__init__()
+        self.norm1 = group_norm(c_in)
+        self.conv1 = conv(c_in, c_out, 3, padding=1)
+        self.noise_shift = None if noise_channels is None else zeroed(nn.Linear(noise_channels, c_out))
+        self.norm2 = group_norm(c_out)
+        self.conv2 = zeroed(conv(c_out, c_out, 3, padding=1))
+        self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
+        self.attention = FrequencyAttention(c_out, heads) if heads else None
+
+    def forward(self, x: Tensor, noise_embedding: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if noise_embedding is not None:
+            h = h + self.noise_shift(noise_embedding)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h))) + self.shortcut(x)
+        return h if self.attention is None else self.attention(h)
+
+
+class Downsample(nn.Module):
+    """Strided convolution; only the encoder normalises before it."""
+
+    def __init__(self, c_in: int, c_out: int, kind: str, normalise: bool):
+        super().__init__()
+        self.norm = group_norm(c_in) if normalise else nn.Identity()
+        if kind == FREQUENCY:
+            self.conv = nn.Conv2d(c_in, c_out, (5, 1), stride=(4, 1), padding=(2, 0))
+        else:
+            self.conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement, then a convolution."""
+
+    def __init__(self, c_in: int, c_out: int, kind: str):
+        super().__init__()
+        if kind == FREQUENCY:
+            self.factor = (4, 1)
+            self.conv = nn.Conv2d(c_in, c_out, (5, 1), padding=(2, 0))
+        else:
+            self.factor = (2, 2)
+            self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoids of ln(sigma) / 4: `(B,)` -> `(B, channels)`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        exponents = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - 1)
+        self.register_buffer("frequencies", (1 / 10000) ** exponents, persistent=False)
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        phase = torch.outer(sigma.log() / 4, self.frequencies)
+        return torch.cat((phase.sin(), phase.cos()), dim=-1)
+
+
+def mlp(c_in: int, c_hidden: int, c_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(c_in, c_hidden),
+        nn.SiLU(),
+        nn.Linear(c_hidden, c_hidden),
+        nn.SiLU(),
+        nn.Linear(c_hidden, c_out),
+    )

@@ -1,0 +1,203 @@
+"""Linearity by data augmentation (paper section 3.2): the contribution, in one file that needs only torch.
+
+An autoencoder becomes linear when it is trained to decode arithmetic on latents into the same arithmetic on
+waveforms. Nothing is added to the loss, and neither gains nor weights are ever given to the network:
+
+    batch = augment(audio, progress, config, generator)     # waveforms: mixtures and gains
+    z = implicit_conditioning(encode, batch, config)        # latents: the same arithmetic, after encoding
+    loss = your_loss(decode(z), batch.target())             # any reconstruction loss of any autoencoder
+
+Axis legend: `B` original items, `V` items after mixing (2 B), `T` samples. Audio is `(B, T)`; latents are
+any `(B, ...)` tensor.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearityConfig:
+    """What is augmented, and which of it the latents have to follow by arithmetic.
+
+    `homogeneity`: gains act on the latent (a Enc(x)); otherwise on the encoder's input, Enc(a x).
+    `additivity`: a mixture's latent is the mixture of its parts' latents; otherwise it is encoded.
+    Waveforms, gains and mixtures are the same in all four cases: they differ in the conditioning alone.
+
+    `gain_min`, `gain_max`, `gain_probability`: gains are uniform in the range with that probability, else 1.
+    `zero_below`: smaller gains become exact zeros (z = 0 is then taught to be silence).
+    `peak`: gains are capped so that no scaled waveform exceeds this magnitude; the cap also lowers the gain 1
+    of items that already exceed it (as released; the paper says only that gains are clipped).
+    `anneal`: narrow the gain range to (1, 1) between the shares `anneal_from` and `anneal_to` of the
+    training.
+    `mixture_weights`: "equal" is 0.5 (u + v), the paper's; "random" is w u + (1 - w) v with w uniform in
+    [0.5, 1], the released code's.
+    `plain_gains`: without homogeneity, gains remain a plain augmentation (the paper's M2L). The released code
+    computes them there and never uses them: False.
+    `premix_probability`: share of the originals first replaced by an average with another item (the released
+    code's M2L: 0.5).
+    """
+
+    homogeneity: bool = True
+    additivity: bool = True
+    gain_min: float = 0.0
+    gain_max: float = 3.0
+    gain_probability: float = 0.8
+    zero_below: float = 0.05
+    peak: float = 1.0
+    anneal: bool = True
+    anneal_from: float = 0.2
+    anneal_to: float = 0.9
+    mixture_weights: str = "equal"
+    plain_gains: bool = True
+    premix_probability: float = 0.0
+
+    def __post_init__(self):
+        if self.gain_min > self.gain_max:
+            raise ValueError(f"gain_min {self.gain_min} is above gain_max {self.gain_max}")
+        if not 0 <= self.gain_probability <= 1 or not 0 <= self.premix_probability <= 1:
+            raise ValueError(
+                f"probabilities lie in [0, 1], got {self.gain_probability}, {self.premix_probability}"
+            )
+        if not 0 <= self.anneal_from < self.anneal_to <= 1 or self.peak <= 0 or self.zero_below < 0:
+            raise ValueError(
+                f"need 0 <= anneal_from < anneal_to <= 1, peak > 0 and zero_below >= 0, got {self}"
+            )
+        if self.mixture_weights not in ("equal", "random"):
+            raise ValueError(f"mixture_weights is 'equal' or 'random', got {self.mixture_weights!r}")
+
+
+LIN_CAE = LinearityConfig()
+VARIANTS = {
+    "lin-cae": LIN_CAE,
+    "lin-cae-2": replace(LIN_CAE, anneal=False),
+    "no-additivity": replace(LIN_CAE, additivity=False),
+    "no-homogeneity": replace(LIN_CAE, homogeneity=False),
+    "m2l": replace(LIN_CAE, homogeneity=False, additivity=False),
+}
+
+
+@dataclass
+class AugmentedBatch:
+    """`audio` `(V, T)`: B originals, then B mixtures m_i = w_i x_i + (1 - w_i) x_{i-1}, all before gains.
+
+    `weights` `(B,)` are the w_i, `gains` `(V,)` the gain a of every item.
+    """
+
+    audio: Tensor
+    weights: Tensor
+    gains: Tensor
+
+    def target(self) -> Tensor:
+        """What the decoder has to produce: the scaled waveforms `(V, T)`."""
+        return scale(self.audio, self.gains)
+
+
+def augment(
+    audio: Tensor, progress: float, config: LinearityConfig, generator: torch.Generator
+) -> AugmentedBatch:
+    """Originals `(B, T)` at `progress` = step / steps of the training -> originals, mixtures and gains."""
+    if audio.dim() != 2 or audio.shape[0] < 2:
+        raise ValueError(f"mixtures need audio (B, T) with at least two items, got {tuple(audio.shape)}")
+    if config.premix_probability > 0:
+        audio = premix(audio, config.premix_probability, generator)
+    weights = sample_mixture_weights(audio.shape[0], config.mixture_weights, generator).to(audio)
+    both = torch.cat((audio, mix(audio, weights)))
+    low, high = gain_range(progress, config)
+    gains = cap_gains(sample_gains(both.shape[0], low, high, config, generator).to(audio), both, config.peak)
+    if not (config.homogeneity or config.plain_gains):
+        gains = torch.ones_like(gains)
+    return AugmentedBatch(both, weights, gains)
+
+
+def implicit_conditioning(
+    encode: Callable[[Tensor], Tensor], batch: AugmentedBatch, config: LinearityConfig
+) -> Tensor:
+    """The latents `(V, ...)` that the decoder is given for `batch.target()`.
+
+    With homogeneity, latents are scaled (figure 2b); with additivity, latents of mixtures are mixed from
+    those of their parts (figure 2c). `encode` maps audio `(n, T)` to latents `(n, ...)` and sees no more
+    than it must: the B originals alone where mixtures' latents are replaced. Gradients flow through all
+    of it.
+    """
+    n = batch.weights.shape[0]
+    originals = batch.audio[:n]
+    if config.homogeneity:
+        z = encode(originals if config.additivity else batch.audio)
+        if config.additivity:
+            z = torch.cat((z, mix(z, batch.weights)))
+        return scale(z, batch.gains)
+    if not config.additivity:
+        return encode(batch.target())
+    if not config.plain_gains:
+        z = encode(originals)
+        return torch.cat((z, mix(z, batch.weights)))
+    # A mixture's gain differs from those of its parts: the parts are encoded once more under that gain.
+    of_original, of_mixture = batch.gains[:n], batch.gains[n:]
+    parts = (
+        scale(originals, of_original),
+        scale(originals, of_mixture),
+        scale(originals.roll(1, 0), of_mixture),
+    )
+    z, z_first, z_second = encode(torch.cat(parts)).chunk(3)
+    return torch.cat((z, scale(z_first, batch.weights) + scale(z_second, 1 - batch.weights)))
+
+
+# ---------------------------------------------------------------- mixtures
+
+
+def sample_mixture_weights(n: int, kind: str, generator: torch.Generator) -> Tensor:
+    """`(n,)`: 0.5 each ("equal") or uniform in [0.5, 1] ("random")."""
+    if kind == "equal":
+        return torch.full((n,), 0.5, device=generator.device)
+    return 0.5 + 0.5 * torch.rand(n, generator=generator, device=generator.device)
+
+
+def mix(items: Tensor, weights: Tensor) -> Tensor:
+    """w_i item_i + (1 - w_i) item_{i-1} for audio or latents `(B, ...)` (figure 2d)."""
+    return scale(items, weights) + scale(items.roll(1, 0), 1 - weights)
+
+
+def premix(audio: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Each item, with `probability`, becomes its average with the item of a random permutation."""
+    n, device = audio.shape[0], generator.device
+    partner = torch.randperm(n, generator=generator, device=device).to(audio.device)
+    chosen = (torch.rand(n, generator=generator, device=device) < probability).to(audio.device)
+    return torch.where(chosen[:, None], 0.5 * (audio + audio[partner]), audio)
+
+
+# ---------------------------------------------------------------- gains
+
+
+def gain_range(progress: float, config: LinearityConfig) -> tuple[float, float]:
+    """Bounds of the gains at `progress` in [0, 1], piecewise cosine to (1, 1) (section 3.3)."""
+    if not config.anneal:
+        return config.gain_min, config.gain_max
+    moved = (progress - config.anneal_from) / (config.anneal_to - config.anneal_from)
+    c = 0.5 * (1 + math.cos(math.pi * min(max(moved, 0.0), 1.0)))
+    return 1 - (1 - config.gain_min) * c, 1 + (config.gain_max - 1) * c
+
+
+def sample_gains(
+    n: int, low: float, high: float, config: LinearityConfig, generator: torch.Generator
+) -> Tensor:
+    """`(n,)` gains: uniform in [low, high) with `gain_probability`, small ones zero, 1 otherwise."""
+    device = generator.device
+    chosen = torch.rand(n, generator=generator, device=device) < config.gain_probability
+    gains = low + (high - low) * torch.rand(n, generator=generator, device=device)
+    gains = torch.where(gains.abs() < config.zero_below, 0.0, gains)
+    return torch.where(chosen, gains, 1.0)
+
+
+def cap_gains(gains: Tensor, audio: Tensor, peak: float) -> Tensor:
+    """Gains `(V,)` lowered where `gain * audio` `(V, T)` would exceed `peak`; signs stay."""
+    limit = peak / (audio.abs().amax(-1) + 1e-7)
+    return torch.copysign(torch.minimum(gains.abs(), limit), gains)
+
+
+def scale(items: Tensor, gains: Tensor) -> Tensor:
+    """Items `(n, ...)` times one gain each `(n,)`."""
+    return items * gains.to(items).reshape(-1, *[1] * (items.dim() - 1))

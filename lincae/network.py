@@ -1,0 +1,325 @@
+"""The network of Lin-CAE and Music2Latent (paper 3.1, figure 2a): encoder, latent pyramid, denoiser U-Net.
+
+Every part is a list of levels, level 0 being the finest grid. Between levels the grid shrinks either in
+frequency alone (by 4) or in frequency and time (by 2 each). The latent enters the U-Net at every block of
+every level, through a pyramid of feature maps made from it once per decode.
+
+Axis legend: `B` batch, `C` latent channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames.
+Spectrograms are `(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B, channels, F_level, N_level)`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import (
+    BOTH,
+    FREQUENCY,
+    Downsample,
+    NoiseEmbedding,
+    ResBlock,
+    Upsample,
+    group_norm,
+    mlp,
+    normalisation_groups,
+    zeroed,
+)
+
+QUIET_NOISE = 0.03  # of `Network.keep_variance`: share of the noise that the denoiser listens to at the start
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the network; the defaults are the paper's (58,185,026 parameters at 1024 bins).
+
+    One entry per level, finest first: `multipliers` (channels = base_channels * multiplier), `attention`
+    (over frequency), `encoder_blocks` (residual blocks in encoder and pyramid), `unet_blocks` (in each
+    direction). `downsampling` names the change after each level but the last: "frequency" or "both".
+
+    `unused_projections` keeps the noise projections that the released checkpoints carry in the pyramid's
+    bottleneck without ever using them (526,336 numbers at the default size), so that those files convert
+    both ways without loss; they are not trained. `unit_variance_init`: see `Network.keep_variance`.
+    """
+
+    base_channels: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    attention: tuple[bool, ...] = (False, False, True, True, True)
+    encoder_blocks: tuple[int, ...] = (1, 1, 1, 1, 1)
+    unet_blocks: tuple[int, ...] = (2, 2, 2, 2, 2)
+    downsampling: tuple[str, ...] = (FREQUENCY, BOTH, BOTH, BOTH)
+    bottleneck_channels: int = 512
+    bottleneck_blocks: int = 4
+    latent_channels: int = 64
+    noise_channels: int = 256
+    heads: int = 4
+    unused_projections: bool = True
+    unit_variance_init: bool = False
+
+    def __post_init__(self):
+        for name in ("multipliers", "attention", "encoder_blocks", "unet_blocks", "downsampling"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        levels = len(self.multipliers)
+        per_level = (self.attention, self.encoder_blocks, self.unet_blocks)
+        if any(len(values) != levels for values in per_level) or len(self.downsampling) != levels - 1:
+            raise ValueError(f"need {levels} entries per level and {levels - 1} for downsampling, got {self}")
+        if unknown := set(self.downsampling) - {FREQUENCY, BOTH}:
+            raise ValueError(f"downsampling is {FREQUENCY!r} or {BOTH!r}, got {sorted(unknown)}")
+        for channels in {*self.channels, self.bottleneck_channels}:
+            if channels % normalisation_groups(channels):
+                raise ValueError(
+                    f"{channels} channels do not split into {normalisation_groups(channels)} groups;"
+                    " use a multiple of 4 up to 128, of 32 above"
+                )
+        for level, channels in enumerate(self.channels):
+            if self.attention[level] and channels % self.heads:
+                raise ValueError(f"{channels} channels at level {level} do not split into {self.heads} heads")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.base_channels * m for m in self.multipliers)
+
+    @property
+    def time_factor(self) -> int:
+        """Spectrogram frames per latent frame."""
+        return 2 ** self.downsampling.count(BOTH)
+
+    @property
+    def frequency_factor(self) -> int:
+        return 4 ** self.downsampling.count(FREQUENCY) * self.time_factor
+
+
+class EncoderLevel(nn.Module):
+    def __init__(self, config: NetworkConfig, level: int):
+        super().__init__()
+        c_in, c_out = config.channels[max(level - 1, 0)], config.channels[level]
+        heads = config.heads if config.attention[level] else 0
+        self.blocks = nn.ModuleList(
+            ResBlock(nn.Conv2d, c_in if i == 0 else c_out, c_out, heads=heads)
+            for i in range(config.encoder_blocks[level])
+        )
+        last = level == len(config.channels) - 1
+        self.downsample = (
+            None if last else Downsample(c_out, c_out, config.downsampling[level], normalise=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class Encoder(nn.Module):
+    """`T(x)` `(B, 2, F, N)` -> `(B, C, L)` with L = ceil(N / time_factor), each number within (-1, 1)."""
+
+    def __init__(self, config: NetworkConfig, n_bins: int):
+        super().__init__()
+        wide = config.bottleneck_channels
+        self.conv_in = nn.Conv2d(2, config.channels[0], 3, padding=1)
+        self.frequency_gain = nn.Parameter(torch.ones(1, 1, n_bins, 1))
+        self.levels = nn.ModuleList(EncoderLevel(config, level) for level in range(len(config.channels)))
+        self.norm_features = group_norm(config.channels[-1])
+        self.conv_features = nn.Conv1d(config.channels[-1] * n_bins // config.frequency_factor, wide, 1)
+        self.bottleneck = nn.ModuleList(
+            ResBlock(nn.Conv1d, wide, wide) for _ in range(config.bottleneck_blocks)
+        )
+        self.norm_out = group_norm(wide)
+        self.conv_out = nn.Conv1d(wide, config.latent_channels, 1)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        h = self.conv_in(spectrogram) * self.frequency_gain
+        for level in self.levels:
+            h = level(h)
+        h = self.norm_features(h).flatten(1, 2)  # channel-major: index = channel * F_last + frequency
+        h = self.conv_features(h)
+        for block in self.bottleneck:
+            h = block(h)
+        return torch.tanh(self.conv_out(F.silu(self.norm_out(h))))
+
+
+class PyramidLevel(nn.Module):
+    def __init__(self, config: NetworkConfig, level: int):
+        super().__init__()
+        channels = config.channels[level]
+        heads = config.heads if config.attention[level] else 0
+        self.blocks = nn.ModuleList(
+            ResBlock(nn.Conv2d, channels, channels, heads=heads) for _ in range(config.encoder_blocks[level])
+        )
+        self.upsample = (
+            Upsample(channels, config.channels[level - 1], config.downsampling[level - 1])
+            if level > 0
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class LatentPyramid(nn.Module):
+    """`z` `(B, C, L)` -> one feature map per level, finest first. It never sees the noise level."""
+
+    def __init__(self, config: NetworkConfig, n_bins: int):
+        super().__init__()
+        wide, coarsest = config.bottleneck_channels, config.channels[-1]
+        self.coarsest_shape = (n_bins // config.frequency_factor, coarsest)
+        self.conv_in = nn.Conv1d(config.latent_channels, wide, 1)
+        noise_channels = config.noise_channels if config.unused_projections else None
+        self.bottleneck = nn.ModuleList(
+            ResBlock(nn.Conv1d, wide, wide, noise_channels) for _ in range(config.bottleneck_blocks)
+        )
+        for block in self.bottleneck if config.unused_projections else ():
+            block.noise_shift.requires_grad_(False)
+        self.conv_features = nn.Conv1d(wide, math.prod(self.coarsest_shape), 1)
+        self.levels = nn.ModuleList(PyramidLevel(config, level) for level in range(len(config.channels)))
+
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        h = self.conv_in(latents)
+        for block in self.bottleneck:
+            h = block(h)
+        # Frequency-major, the opposite of the encoder's order: index = frequency * channels + channel.
+        h = self.conv_features(h).unflatten(1, self.coarsest_shape).transpose(1, 2)
+        maps = []
+        for level in reversed(self.levels):
+            h = level(h)
+            maps.append(h)
+            if level.upsample is not None:
+                h = level.upsample(h)
+        return maps[::-1]
+
+
+class UNetLevel(nn.Module):
+    """Residual blocks, each with its private 1x1 projection of the pyramid, then the change of resolution."""
+
+    def __init__(self, config: NetworkConfig, level: int, resample: nn.Module | None):
+        super().__init__()
+        channels, count = config.channels[level], config.unet_blocks[level]
+        heads = config.heads if config.attention[level] else 0
+        self.projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(count))
+        self.blocks = nn.ModuleList(
+            ResBlock(nn.Conv2d, channels, channels, config.noise_channels, heads) for _ in range(count)
+        )
+        self.resample = resample
+
+    def project(self, pyramid_map: Tensor) -> list[Tensor]:
+        return [projection(pyramid_map) for projection in self.projections]
+
+
+@dataclass
+class Condition:
+    """All that the denoiser needs of a latent: the pyramid after the denoiser's own 1x1 projections.
+
+    It depends on the latent alone, so teacher, student and all sampling steps share one. `down` and `up`
+    hold one list per level (finest first), one map per block; `out` feeds the head.
+    """
+
+    down: list[list[Tensor]]
+    up: list[list[Tensor]]
+    out: Tensor
+
+
+class Denoiser(nn.Module):
+    """F_theta of equation 3: scaled noisy spectrogram, sigma and condition -> `(B, 2, F, N)`."""
+
+    def __init__(self, config: NetworkConfig, n_bins: int):
+        super().__init__()
+        channels, noise = config.channels, config.noise_channels
+        self.noise_embedding = NoiseEmbedding(noise)
+        self.noise_mlp = nn.Sequential(nn.Linear(noise, noise), nn.SiLU(), nn.Linear(noise, noise), nn.SiLU())
+        self.gain_in, self.gain_out = mlp(noise, noise, n_bins), mlp(noise, noise, n_bins)
+        zeroed(self.gain_in[-1]), zeroed(self.gain_out[-1])
+        self.conv_in = nn.Conv2d(2, channels[0], 3, padding=1)
+        last = len(channels) - 1
+        self.down_levels = nn.ModuleList()
+        self.up_levels = nn.ModuleList()
+        for i in range(len(channels)):
+            down = (
+                Downsample(channels[i], channels[i + 1], config.downsampling[i], normalise=False)
+                if i < last
+                else None
+            )
+            up = Upsample(channels[i], channels[i - 1], config.downsampling[i - 1]) if i > 0 else None
+            self.down_levels.append(UNetLevel(config, i, down))
+            self.up_levels.append(UNetLevel(config, i, up))
+        self.project_out = nn.Conv2d(channels[0], channels[0], 1)
+        self.norm_out = group_norm(channels[0])
+        self.conv_out = zeroed(nn.Conv2d(channels[0], 2, 3, padding=1))
+
+    def condition(self, pyramid: list[Tensor]) -> Condition:
+        """Pyramid maps, finest first -> Condition."""
+        return Condition(
+            [level.project(p) for level, p in zip(self.down_levels, pyramid, strict=True)],
+            [level.project(p) for level, p in zip(self.up_levels, pyramid, strict=True)],
+            self.project_out(pyramid[0]),
+        )
+
+    def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """`x` `(B, 2, F, N)` already times c_in, N a multiple of the time factor; `sigma` `(B,)`."""
+        raw_embedding = self.noise_embedding(sigma)
+        embedding = self.noise_mlp(raw_embedding)
+        h = self.conv_in(x) * (1 + self.gain_in(raw_embedding))[:, None, :, None]
+        skips = []
+        for level, maps in zip(self.down_levels, condition.down, strict=True):
+            for block, projected in zip(level.blocks, maps, strict=True):
+                h = block((h + projected) / math.sqrt(2), embedding)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+        for level, maps in zip(reversed(self.up_levels), reversed(condition.up), strict=True):
+            for block, projected in zip(level.blocks, maps, strict=True):
+                h = block((h + skips.pop() + projected) / math.sqrt(3), embedding)
+            if level.resample is not None:
+                h = level.resample(h)
+        h = F.silu(self.norm_out((h + condition.out) / math.sqrt(2)))
+        return self.conv_out(h * (1 + self.gain_out(raw_embedding))[:, None, :, None])
+
+
+class Network(nn.Module):
+    """Encoder, pyramid and denoiser of one autoencoder over `n_bins` frequency bins."""
+
+    def __init__(self, config: NetworkConfig, n_bins: int):
+        super().__init__()
+        if n_bins % config.frequency_factor:
+            raise ValueError(
+                f"{n_bins} bins do not divide by {config.frequency_factor}, the network's frequency factor"
+            )
+        self.config = config
+        self.encoder = Encoder(config, n_bins)
+        self.pyramid = LatentPyramid(config, n_bins)
+        self.denoiser = Denoiser(config, n_bins)
+        if config.unit_variance_init:
+            self.keep_variance()
+
+    def keep_variance(self) -> None:
+        """Start with signals that keep their variance from spectrogram to latent to the denoiser's blocks.
+
+        PyTorch's default weights divide the power of a signal by three at each layer without normalisation:
+        behind the pyramid the latent is lost in the noise that decoding starts from (measured at desk size: 0.01
+        against 0.6), and a small budget is spent on finding it. Here the noise starts quiet instead.
+        """
+        encoder, pyramid, denoiser = self.encoder, self.pyramid, self.denoiser
+        path = [
+            encoder.conv_in,
+            encoder.conv_features,
+            encoder.conv_out,
+            pyramid.conv_in,
+            pyramid.conv_features,
+        ]
+        path += [level.downsample.conv for level in encoder.levels if level.downsample]
+        path += [level.upsample.conv for level in pyramid.levels if level.upsample]
+        path += [block.shortcut for level in encoder.levels for block in level.blocks]
+        for level in (*denoiser.down_levels, *denoiser.up_levels):
+            path += [*level.projections, level.resample.conv if level.resample else nn.Identity()]
+        for layer in (*path, denoiser.project_out):
+            if not isinstance(layer, nn.Identity):
+                nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+                nn.init.zeros_(layer.bias)
+        with torch.no_grad():
+            denoiser.conv_in.weight.mul_(QUIET_NOISE)
+
+    def condition(self, latents: Tensor) -> Condition:
+        """Latents `(B, C, L)` -> what every call of the denoiser for them shares."""
+        return self.denoiser.condition(self.pyramid(latents))

@@ -1,0 +1,96 @@
+"""T and its inverse: the representation in which the network works (paper section 3.1).
+
+STFT with a periodic Hann window of four hops, the Nyquist bin dropped, and the invertible amplitude warp
+`Amp(c) = beta |c|**alpha exp(i angle(c))`, which lifts quiet components towards the loud ones.
+
+Axis legend: `B` batch, `T` samples, `F = 2 * hop` frequency bins, `N` spectrogram frames. Spectrograms are
+`(B, 2, F, N)` with Re and Im on the second axis.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OVERLAP = 4  # windows over every sample: window length = OVERLAP * hop
+# Smallest modulus that the warp divides by. Bins below it are far under any audible level (Amp of it is 5e-9)
+# and stay proportional to their value, so that the derivative of the warp at silence is finite.
+TINY_MODULUS = 1e-12
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """`hop` in samples; `alpha`, `beta`: exponent and factor of the amplitude warp (paper 3.1)."""
+
+    hop: int = 512
+    alpha: float = 0.65
+    beta: float = 0.34
+
+    def __post_init__(self):
+        if self.hop < 1 or not 0 < self.alpha <= 1 or self.beta <= 0:
+            raise ValueError(f"need hop >= 1, 0 < alpha <= 1 and beta > 0, got {self}")
+
+    @property
+    def n_bins(self) -> int:
+        return 2 * self.hop
+
+    @property
+    def window(self) -> int:
+        """Window length in samples, equal to the FFT length."""
+        return OVERLAP * self.hop
+
+
+class Transform(nn.Module):
+    """`T(x)` by calling it, `T^-1` by `inverse`. Positively homogeneous: T(a x) = sign(a) |a|**alpha T(x)."""
+
+    def __init__(self, config: TransformConfig):
+        super().__init__()
+        self.config = config
+        window = torch.hann_window(config.window)
+        # Sum of the squared windows over any sample covered by OVERLAP windows: 1.5 for Hann and four hops.
+        coverage = window.square().reshape(OVERLAP, config.hop).sum(0).repeat(OVERLAP)
+        self.register_buffer("analysis_window", window, persistent=False)
+        self.register_buffer("synthesis_window", window / coverage, persistent=False)
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames of a signal of `n_samples`; trailing samples that do not fill a frame are dropped."""
+        return max(0, (n_samples - self.config.window) // self.config.hop + 1)
+
+    def n_samples(self, n_frames: int) -> int:
+        """Samples of the inverse of `n_frames` frames."""
+        return (n_frames - 1) * self.config.hop + self.config.window
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """`(B, T)` -> `(B, 2, F, N)`. Raises ValueError for fewer samples than one window."""
+        if audio.shape[-1] < self.config.window:
+            raise ValueError(
+                f"T needs at least one window of {self.config.window} samples, got {tuple(audio.shape)}"
+            )
+        frames = audio.unfold(-1, self.config.window, self.config.hop) * self.analysis_window
+        bins = torch.fft.rfft(frames)[..., : self.config.n_bins].transpose(-1, -2)
+        modulus = bins.abs().clamp_min(TINY_MODULUS)
+        warped = bins * (self.config.beta * modulus ** (self.config.alpha - 1))
+        return torch.stack((warped.real, warped.imag), dim=-3)
+
+    def inverse(self, spectrogram: Tensor) -> Tensor:
+        """`(B, 2, F, N)` -> `(B, hop (N - 1) + window)`.
+
+        The first and last three hops are covered by fewer than four windows and come out attenuated
+        (by 1/6 at sample `hop`, 5/6 at `2 hop`), never amplified; nothing is clamped.
+        """
+        real, imag = spectrogram.unbind(-3)
+        warped = torch.complex(real, imag) / self.config.beta
+        bins = warped * warped.abs().clamp_min(TINY_MODULUS) ** (1 / self.config.alpha - 1)
+        bins = F.pad(bins, (0, 0, 0, 1))  # the Nyquist bin back, as zero
+        frames = torch.fft.irfft(bins.transpose(-1, -2)) * self.synthesis_window
+        n_frames, hop = frames.shape[-2], self.config.hop
+        parts = frames.unflatten(-1, (OVERLAP, hop))
+        audio = frames.new_zeros(*frames.shape[:-2], n_frames + OVERLAP - 1, hop)
+        for k in range(OVERLAP):
+            audio[..., k : k + n_frames, :] += parts[..., k, :]
+        return audio.flatten(-2)
+
+    def scale(self, spectrogram: Tensor, gains: Tensor) -> Tensor:
+        """`T(a x)` from `T(x)` `(B, 2, F, N)` and gains `a` `(B,)`, without a second STFT."""
+        return spectrogram * (gains.sign() * gains.abs() ** self.config.alpha).reshape(-1, 1, 1, 1)

@@ -1,0 +1,394 @@
+"""Audio files, checks, devices, seeds and windows."""
+
+import os
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lincae.audio import (
+    AudioFileError,
+    AutoencoderLike,
+    atomic_write,
+    audio_header,
+    check_audio,
+    generator,
+    overlap_add,
+    read_audio,
+    resample,
+    resolve_device,
+    window_starts,
+    write_audio,
+)
+
+RATE = 16000
+
+
+def tone(n_samples=RATE, hz=440.0, rate=RATE):
+    return 0.5 * torch.sin(2 * torch.pi * hz * torch.arange(n_samples).double() / rate).float()
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+# ---------------------------------------------------------------- check_audio
+
+
+def test_check_audio_returns_good_audio_itself():
+    audio = torch.randn(2, 7, dtype=torch.float64)
+    assert check_audio(audio) is audio
+
+
+@pytest.mark.parametrize(
+    ("audio", "error", "message"),
+    [
+        (torch.zeros(5), ValueError, r"\(B, T\).*\(5,\).*wave\[None\]"),
+        (torch.zeros(3, 2, 5), ValueError, r"\(3, 2, 5\).*wave\.flatten\(0, 1\).*wave\.mean\(1\)"),
+        (torch.zeros(()), ValueError, r"\(B, T\)"),
+        (torch.zeros(1, 5, dtype=torch.int16), TypeError, r"int16.*32768"),
+        (torch.zeros(1, 5, dtype=torch.complex64), TypeError, "complex64"),
+        (np.zeros((1, 5), np.float32), TypeError, "ndarray.*as_tensor"),
+        (torch.zeros(0, 5), ValueError, "empty"),
+        (torch.zeros(2, 0), ValueError, "empty"),
+    ],
+)
+def test_check_audio_names_what_is_wrong_and_the_fix(audio, error, message):
+    with pytest.raises(error, match=message):
+        check_audio(audio, name="wave")
+
+
+@given(st.integers(0, 2), st.integers(0, 30), st.sampled_from([float("nan"), float("inf"), -float("inf")]))
+def test_check_audio_names_the_first_bad_sample(item, sample, value):
+    audio = torch.zeros(3, 31)
+    audio[item, sample] = value
+    audio[2, 30] = float("nan")
+    count = int((~torch.isfinite(audio)).sum())
+    with pytest.raises(ValueError, match=f"{count} non-finite.*item {item}, sample {sample}$"):
+        check_audio(audio)
+
+
+def test_protocol_is_checked_at_run_time():
+    class Identity:
+        name, sample_rate, latent_rate = "identity", RATE, float(RATE)
+
+        def encode(self, audio):
+            return audio[:, None]
+
+        def decode(self, z, length=None, seed=0):
+            return z[:, 0, :length]
+
+    assert isinstance(Identity(), AutoencoderLike)
+    assert not isinstance(torch.nn.Identity(), AutoencoderLike)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_wav_round_trip_is_exact_and_keeps_any_level(tmp_path):
+    audio = 40 * torch.randn(2, 1000)
+    write_audio(tmp_path / "new" / "loud.wav", audio, RATE)
+    read, rate = read_audio(tmp_path / "new" / "loud.wav", channels="all")
+    assert rate == RATE
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, audio, rtol=0, atol=0)
+
+
+def test_mono_is_rank_one_and_mean_averages_channels(tmp_path):
+    audio = torch.randn(2, 50)
+    write_audio(tmp_path / "stereo.wav", audio, RATE)
+    write_audio(tmp_path / "mono.wav", audio[0], RATE)
+    torch.testing.assert_close(read_audio(tmp_path / "mono.wav")[0], audio[0], rtol=0, atol=0)
+    torch.testing.assert_close(read_audio(tmp_path / "stereo.wav", channels="mean")[0], audio.mean(0))
+    assert read_audio(tmp_path / "mono.wav", channels="all")[0].shape == (1, 50)
+
+
+def test_stereo_where_mono_is_expected_names_file_and_fix(tmp_path):
+    write_audio(tmp_path / "two.wav", torch.randn(2, 50), RATE)
+    with pytest.raises(ValueError, match=r'two\.wav: has 2 channels.*channels="mean"'):
+        read_audio(tmp_path / "two.wav")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "aiff"])
+def test_every_format_seeks_to_the_sample(tmp_path, suffix):
+    path = tmp_path / f"tone.{suffix}"
+    soundfile.write(path, np.stack([tone(3 * 44100, rate=44100)] * 2, 1), 44100)
+    whole, rate = read_audio(path, channels="mean")
+    part, _ = read_audio(path, start_s=1.25, seconds=0.5, channels="mean")
+    assert rate == 44100
+    assert part.shape == (22050,)
+    assert audio_header(path) == (44100, len(whole))
+    torch.testing.assert_close(part, whole[55125 : 55125 + 22050], rtol=0, atol=1e-6)
+    assert rms(whole[4410:128000]) == pytest.approx(0.5 / 2**0.5, rel=0.02)
+
+
+def test_seconds_is_at_most_and_resampling_follows_the_read(tmp_path):
+    write_audio(tmp_path / "a.wav", tone(1000), RATE)
+    assert len(read_audio(tmp_path / "a.wav", start_s=0.05, seconds=9)[0]) == 200
+    audio, rate = read_audio(tmp_path / "a.wav", 8000)
+    assert rate == 8000
+    assert len(audio) == 500
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start_s": 1.0}, r"a\.wav: nothing to read from 1.0 s on, it lasts 1.000 s"),
+        ({"start_s": -1.0}, "start_s"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"channels": "left"}, r"'mono', 'mean', 'all'.*'left'"),
+    ],
+)
+def test_bad_requests(tmp_path, options, message):
+    write_audio(tmp_path / "a.wav", tone(), RATE)
+    with pytest.raises(ValueError, match=message):
+        read_audio(tmp_path / "a.wav", **options)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.wav"):
+        read_audio(tmp_path / "absent.wav")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        read_audio(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not audio at all" * 99])
+def test_unreadable_file_is_named(tmp_path, content):
+    (tmp_path / "bad.wav").write_bytes(content)
+    with pytest.raises(AudioFileError, match=r"bad\.wav: cannot be read as audio"):
+        read_audio(tmp_path / "bad.wav")
+
+
+def test_file_without_samples_is_named(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), RATE)
+    with pytest.raises(AudioFileError, match=r"none\.wav: holds no samples"):
+        read_audio(tmp_path / "none.wav")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [("wav", "PCM_16"), ("wav", "FLOAT"), ("aiff", None), ("flac", None), ("mp3", None), ("ogg", None)],
+)
+def test_truncated_file_is_named(tmp_path, suffix, subtype):
+    path = tmp_path / f"cut.{suffix}"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).normal(size=RATE), RATE, subtype=subtype)
+    content = path.read_bytes()
+    assert len(read_audio(path)[0]) == RATE
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioFileError, match=rf"cut\.{suffix}: "):
+        read_audio(path)
+
+
+def test_wav_from_a_pipe_is_whole(tmp_path):
+    path = tmp_path / "piped.wav"
+    samples = np.arange(-50, 50, dtype="<i2").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16)
+    unknown = struct.pack("<I", 2**32 - 1)
+    path.write_bytes(b"RIFF" + unknown + b"WAVE" + form + b"data" + unknown + samples)
+    assert read_audio(path)[0].mul(2**15).tolist() == list(range(-50, 50))
+
+
+def test_non_finite_file_is_named(tmp_path):
+    samples = np.zeros(100, np.float32)
+    samples[[60, 70]] = np.nan, np.inf
+    soundfile.write(tmp_path / "nan.wav", samples, RATE, subtype="FLOAT")
+    with pytest.raises(AudioFileError, match=r"nan\.wav: 2 non-finite samples, first at frame 60"):
+        read_audio(tmp_path / "nan.wav", start_s=10 / RATE)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3"])
+def test_formats_that_would_clip_refuse_and_keep_the_old_file(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    write_audio(path, tone(), RATE)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: peak 1\.500 would be clipped: write \.wav"):
+        write_audio(path, 3 * tone(), RATE)
+    assert path.read_bytes() == before
+    assert rms(read_audio(path)[0][:RATE] - tone()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "audio", "message"),
+    [
+        ("a.xyz", tone(), r"\.wav.*\.flac.*\.mp3"),
+        ("a.wav", torch.zeros(1, 2, 3), r"\(channels, T\)"),
+        ("a.wav", torch.zeros(0), "empty"),
+        ("a.wav", torch.tensor([0.0, float("nan")]), "non-finite"),
+    ],
+)
+def test_write_refuses_and_leaves_nothing(tmp_path, name, audio, message):
+    with pytest.raises(ValueError, match=message):
+        write_audio(tmp_path / name, audio, RATE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_atomic_write_keeps_the_old_file_when_interrupted(tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+
+    def fail_halfway():
+        with atomic_write(path) as file:
+            file.write(b"ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail_halfway()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["state"]
+    with atomic_write(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["state"]
+
+
+# ---------------------------------------------------------------- resample
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.sampled_from([(44100, 16000), (16000, 44100), (48000, 44100), (16000, 8000)]))
+def test_resampled_length_is_the_ceiling(n_samples, rates):
+    from_rate, to_rate = rates
+    expected = -(-n_samples * to_rate // from_rate)
+    assert resample(torch.zeros(2, 3, n_samples), *rates).shape == (2, 3, expected)
+    assert resample(torch.zeros(n_samples, requires_grad=True), *rates).shape == (expected,)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True], ids=["soxr", "torchaudio"])
+@pytest.mark.parametrize("gain", [1.0, 30.0])
+def test_resampling_keeps_a_tone_at_its_level(with_gradient, gain):
+    audio = gain * tone(44100, 5000.0, 44100)[None]
+    resampled = resample(audio.requires_grad_(with_gradient), 44100, 16000).detach()
+    expected = gain * tone(16000, 5000.0, 16000)[None]
+    assert rms((resampled - expected)[:, 500:-500]) < 1e-3 * rms(expected)
+
+
+@pytest.mark.parametrize("with_gradient", [False, True], ids=["soxr", "torchaudio"])
+def test_resampling_removes_what_would_alias(with_gradient):
+    audio = tone(44100, 9000.0, 44100).requires_grad_(with_gradient)
+    assert rms(resample(audio, 44100, 16000).detach()[500:-500]) < 1e-4
+
+
+def test_resampling_treats_rows_alone_and_equal_rates_as_nothing():
+    audio = torch.randn(2, 2, 3000)
+    alone = resample(audio[1, 0], 44100, 16000)
+    torch.testing.assert_close(resample(audio, 44100, 16000)[1, 0], alone, rtol=0, atol=1e-6)
+    assert resample(audio, 8000, 8000) is audio
+    with pytest.raises(ValueError, match="positive"):
+        resample(audio, 0, 8000)
+
+
+# ---------------------------------------------------------------- devices and seeds
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device() == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match=r"cuda:2.*sees 2 CUDA"):
+        resolve_device("cuda:2")
+
+
+def test_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu") == resolve_device(torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"'cuda' is not available.*0 CUDA"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "xla", "meta", ""])
+def test_unknown_device_lists_the_known(device):
+    with pytest.raises(ValueError, match=r"unknown device.*'auto', 'cpu', 'cuda'"):
+        resolve_device(device)
+
+
+KEYS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 2), min_size=1, max_size=4).map(tuple)
+
+
+@given(KEYS, KEYS)
+def test_generator_is_a_function_of_its_keys(a, b):
+    def draw(keys):
+        return torch.rand(4, generator=generator(*keys)).tolist()
+
+    assert draw(a) == draw(a)
+    assert (draw(a) == draw(b)) == (a == b)
+
+
+@pytest.mark.parametrize(("a", "b"), [((1,), (1, 0)), ((0,), (0, 0)), ((2**32,), (0, 1)), ((1, 2), (2, 1))])
+def test_generator_tells_similar_keys_apart(a, b):
+    assert generator(*a).initial_seed() != generator(*b).initial_seed()
+
+
+@pytest.mark.parametrize("keys", [(), (-1,), (3, -1), (2**64,)])
+def test_generator_refuses_bad_keys(keys):
+    with pytest.raises(ValueError, match="keys"):
+        generator(*keys)
+
+
+# ---------------------------------------------------------------- windows
+
+WINDOWS = st.integers(1, 60).flatmap(lambda w: st.tuples(st.just(w), st.integers(0, w // 2)))
+
+
+@given(st.integers(1, 400), WINDOWS)
+def test_windows_of_a_signal_join_to_the_signal(n_samples, sizes):
+    window, overlap = sizes
+    signal = torch.randn(2, n_samples, generator=generator(n_samples, window, overlap))
+    starts = window_starts(n_samples, window, overlap)
+    chunks = [signal[:, start : start + window] for start in starts]
+    assert all(chunk.shape[1] == min(window, n_samples) for chunk in chunks)
+    assert torch.equal(overlap_add(chunks, starts, n_samples, overlap), signal)
+
+
+@given(st.integers(1, 400), WINDOWS, st.integers(0, 20))
+def test_cross_fade_weights_are_positive_and_sum_to_one(n_samples, sizes, chosen):
+    window, overlap = sizes
+    starts = window_starts(n_samples, window, overlap)
+    chosen %= len(starts)
+    n_window = min(window, n_samples)
+    one = [torch.full((n_window,), float(i == chosen), dtype=torch.float64) for i in range(len(starts))]
+    rest = [1 - chunk for chunk in one]
+    weights = overlap_add(one, starts, n_samples, overlap)
+    assert weights.min() >= 0
+    assert weights.max() > 0
+    total = weights + overlap_add(rest, starts, n_samples, overlap)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
+
+
+def test_cross_fade_is_linear():
+    ones, zeros = torch.ones(6), torch.zeros(6)
+    joined = overlap_add([zeros, ones], [0, 4], 10, 2)
+    assert joined.tolist() == [0, 0, 0, 0, 0.25, 0.75, 1, 1, 1, 1]
+
+
+def test_paper_windows_of_ten_seconds():
+    starts = window_starts(441000, 88200, 22050)
+    assert len(starts) == 7
+    assert starts[1] == 66150
+    assert starts[-1] == 441000 - 88200
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 2), (9, 0, 0), (9, 4, 3), (9, 4, -1)])
+def test_window_starts_refuses(sizes):
+    with pytest.raises(ValueError, match="overlap_samples <= window_samples // 2"):
+        window_starts(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "starts", "n_samples", "overlap", "message"),
+    [
+        ((4, 4), (0, 5), 9, 0, "does not continue"),
+        ((4, 4), (0, 3), 7, 2, "does not continue"),
+        ((4, 4), (0, 4), 7, 0, "beyond n_samples = 7"),
+        ((4,), (0,), 7, 0, "end at 4, not at n_samples = 7"),
+        ((4,), (0, 4), 8, 0, "one start for every chunk"),
+        ((), (), 8, 0, "one start for every chunk"),
+    ],
+)
+def test_overlap_add_refuses_gaps(lengths, starts, n_samples, overlap, message):
+    with pytest.raises(ValueError, match=message):
+        overlap_add([torch.zeros(n) for n in lengths], starts, n_samples, overlap)

@@ -1,0 +1,323 @@
+"""Noise levels, preconditioning, loss and sampler at the specification's numbers, without any network."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lincae.consistency import (
+    ConsistencyConfig,
+    NoiseConfig,
+    coefficients,
+    consistency_loss,
+    level_weights,
+    precondition,
+    pseudo_huber,
+    sample,
+    sample_t2,
+    sigma_of,
+    step_size,
+)
+
+NOISE, CONFIG = NoiseConfig(), ConsistencyConfig()
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed))
+
+
+# ---------------------------------------------------------------- levels
+
+
+@pytest.mark.parametrize(
+    ("t", "sigma"),
+    [
+        (0, 0.002),
+        (0.1, 0.016721),
+        (0.25, 0.169753),
+        (0.5, 2.515219),
+        (0.75, 17.527832),
+        (0.9, 45.3137),
+        (1, 80),
+    ],
+)
+def test_sigma_anchors(t, sigma):
+    assert sigma_of(torch.tensor([t], dtype=torch.float64), NOISE).item() == pytest.approx(sigma, rel=3e-5)
+
+
+def test_sigma_is_the_discrete_schedule():
+    """Level i of k is t = (i - 1) / (k - 1)."""
+    a, b = NOISE.sigma_min ** (1 / 7), NOISE.sigma_max ** (1 / 7)
+    assert (a, b) == pytest.approx((0.411560, 1.870122), abs=1e-6)
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    assert torch.allclose(sigma_of(t, NOISE), (a + t * (b - a)) ** 7)
+
+
+def test_coefficient_anchors():
+    c_skip, c_out, c_in = coefficients(torch.tensor([0.002, 80.0], dtype=torch.float64), NOISE)
+    assert c_skip.tolist() == pytest.approx([1, 3.9063e-5], rel=1e-4)
+    assert c_out.tolist() == pytest.approx([0, 0.499978], rel=1e-4)
+    assert c_in.tolist() == pytest.approx([1.99998, 0.0124998], rel=1e-5)
+
+
+def test_f_is_the_identity_at_sigma_min():
+    x = 3 * randn(4, 2, 5, 6)
+    for denoiser in (
+        lambda x, sigma, condition: torch.full_like(x, 1e3),
+        lambda x, sigma, condition: x.sin() * condition,
+        lambda x, sigma, condition: x.new_ones(x.shape) / (sigma.reshape(-1, 1, 1, 1) + 1e-3),
+    ):
+        f = precondition(denoiser, NOISE)
+        assert torch.equal(f(x, torch.full((4,), 0.002), 7.0), x)
+        assert not torch.equal(f(x, torch.full((4,), 0.01), 7.0), x)
+
+
+def test_precondition_is_equation_3_with_a_level_per_item():
+    x, sigma = randn(2, 3, 4), torch.tensor([0.5, 20.0])
+    seen = []
+
+    def denoiser(x, sigma, condition):
+        seen.append((x, sigma, condition))
+        return 2 * x + condition
+
+    out = precondition(denoiser, NOISE)(x, sigma, 0.25)
+    assert seen[0][1] is sigma
+    for i, s in enumerate(sigma.tolist()):
+        scaled = x[i] / math.sqrt(s**2 + 0.25)
+        torch.testing.assert_close(seen[0][0][i], scaled)
+        skip = 0.25 / ((s - 0.002) ** 2 + 0.25)
+        out_scale = 0.5 * (s - 0.002) / math.sqrt(s**2 + 0.25)
+        torch.testing.assert_close(out[i], skip * x[i] + out_scale * (2 * scaled + 0.25))
+
+
+# ---------------------------------------------------------------- sampling of t
+
+
+def test_levels_are_weighted_by_a_normal_of_log_sigma():
+    w = level_weights(NOISE, -1.1, 2.0)
+    assert w.shape == (9999,)
+    for j in (0, 1234, 5000, 9998):
+        sigma = sigma_of(torch.tensor([j / 9999], dtype=torch.float64), NOISE).item()
+        assert w[j].item() == pytest.approx(math.exp(-((math.log(sigma) + 1.1) ** 2) / 8), rel=1e-5)
+
+
+def test_distribution_of_t():
+    """As measured on the released code: a normal about -1.1 + 4/7, truncated (no bin width divided out)."""
+    t = sample_t2(400_000, NOISE, CONFIG, generator()).double()
+    assert t.min() >= 0
+    assert t.max() < 1
+    sigma = sigma_of(t, NOISE)
+    assert sigma.log().mean().item() == pytest.approx(-0.554, abs=0.015)
+    assert sigma.log().std().item() == pytest.approx(1.930, abs=0.01)
+    assert sigma.median().item() == pytest.approx(0.58, abs=0.015)
+    assert t.mean().item() == pytest.approx(0.376, abs=0.002)
+    assert (t < 0.1).double().mean().item() == pytest.approx(0.036, abs=0.002)
+    assert (sigma > 20).double().mean().item() == pytest.approx(0.032, abs=0.002)
+
+
+def test_t_is_jittered_within_its_cell():
+    cell = sample_t2(50_000, NOISE, CONFIG, generator()).double() * 9999 % 1
+    assert cell.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert cell.var().item() == pytest.approx(1 / 12, abs=0.003)
+
+
+def test_share_at_sigma_max():
+    t = sample_t2(20_000, NOISE, replace(CONFIG, sigma_max_share=0.25), generator())
+    assert (t == 1).float().mean().item() == pytest.approx(0.25, abs=0.015)
+
+
+def test_equal_seeds_equal_draws():
+    a, b, c = (sample_t2(20, NOISE, CONFIG, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+# ---------------------------------------------------------------- loss
+
+
+def test_pseudo_huber_anchor():
+    """c = 0.00054 sqrt(131072) = 0.195501 for an item of 2 x 1024 x 64."""
+    a = torch.zeros(3, 2, 1024, 64, dtype=torch.float64)
+    b = a.clone()
+    b[1, 0, 0, 0] = 0.195501
+    b[2] += 1
+    c = 0.195501
+    expected = [0, (math.sqrt(2) - 1) * c, math.sqrt(131072 + c**2) - c]
+    assert pseudo_huber(a, b, 0.00054).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_pseudo_huber_gradient_is_finite_at_zero_distance():
+    a = torch.zeros(1, 8, requires_grad=True)
+    pseudo_huber(a, torch.zeros(1, 8), 0.00054).backward()
+    assert torch.equal(a.grad, torch.zeros(1, 8))
+
+
+def test_pseudo_huber_keeps_small_distances():
+    """In single precision sqrt(d^2 + c^2) - c would be zero here."""
+    a, b = torch.zeros(1, 131072), torch.zeros(1, 131072)
+    b[0, 0] = 1e-5
+    assert pseudo_huber(a, b, 0.00054).item() == pytest.approx(1e-10 / (2 * 0.195501), rel=1e-3)
+
+
+def recording(denoiser):
+    """A consistency function that notes levels, and whether a graph is built."""
+    calls = []
+
+    def f(x, sigma, condition):
+        calls.append((x.detach(), sigma.detach(), torch.is_grad_enabled()))
+        return denoiser(x, sigma, condition)
+
+    return f, calls
+
+
+def test_loss_is_equation_4_by_hand():
+    target = randn(3, 2, 4, 5, seed=1).double()
+    slope = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    f, calls = recording(lambda x, sigma, condition: slope * x + condition)
+    loss = consistency_loss(f, target, 0.1, 0.05, NOISE, CONFIG, generator(4))
+    loss.backward()
+
+    again = generator(4)
+    t2 = sample_t2(3, NOISE, CONFIG, again).double()
+    eps = torch.randn(target.shape, generator=again, dtype=torch.float64)
+    sigma2, sigma1 = sigma_of(t2, NOISE), sigma_of((t2 - 0.05).clamp_min(0), NOISE)
+    total, by_slope = 0.0, 0.0
+    for i in range(3):
+        x2, x1 = (target[i] + s[i] * eps[i] for s in (sigma2, sigma1))
+        difference = 0.7 * (x2 - x1)
+        c = 0.00054 * math.sqrt(40)
+        root = math.sqrt((difference**2).sum() + c**2)
+        weight = 1 / (sigma2[i] - sigma1[i]).item() / 3
+        total += weight * (root - c)
+        by_slope += weight * ((difference * x2).sum() / root).item()  # the teacher gives no gradient
+    assert loss.item() == pytest.approx(total, rel=1e-9)
+    assert slope.grad.item() == pytest.approx(by_slope, rel=1e-9)
+    assert [graph for *_, graph in calls] == [False, True]
+    torch.testing.assert_close(calls[0][1], sigma1)
+    torch.testing.assert_close(calls[1][1], sigma2)
+
+
+def test_step_is_clamped_at_the_clean_signal():
+    f, calls = recording(lambda x, sigma, condition: x)
+    consistency_loss(f, randn(500, 2, 2, 2), None, 0.3, NOISE, CONFIG, generator(1))
+    assert calls[0][1].min().item() == pytest.approx(0.002)
+    assert (calls[0][1] <= calls[1][1]).all()
+
+
+def test_full_step_is_regression_on_the_clean_signal_without_a_teacher():
+    target = randn(4, 2, 3, 3)
+    f, calls = recording(lambda x, sigma, condition: torch.zeros_like(x))
+    config = replace(CONFIG, weight_exponent=0.0)
+    loss = consistency_loss(f, target, None, 1.0, NOISE, config, generator(1))
+    assert len(calls) == 1
+    # The teacher's answer is its own input at sigma_min, the target with 0.002 of noise.
+    expected = pseudo_huber(torch.zeros_like(target), target, config.huber_c).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
+
+
+def test_teacher_at_the_clean_signal_agrees_with_no_teacher():
+    """Delta t just under 1 runs the teacher at sigma_min, where f is the identity."""
+    f = precondition(lambda x, sigma, condition: x.tanh(), NOISE)
+    losses = [
+        consistency_loss(f, randn(4, 2, 3, 3), None, step, NOISE, CONFIG, generator(1))
+        for step in (1, 0.9999)
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_weight_exponent(exponent):
+    target = randn(1, 2, 3, 3)
+    f = precondition(lambda x, sigma, condition: x.tanh(), NOISE)
+    plain, weighted = (
+        consistency_loss(f, target, None, 0.1, NOISE, replace(CONFIG, weight_exponent=p), generator(1)).item()
+        for p in (0.0, exponent)
+    )
+    t2 = sample_t2(1, NOISE, CONFIG, generator(1))
+    gap = (sigma_of(t2, NOISE) - sigma_of((t2 - 0.1).clamp_min(0), NOISE)).item()
+    assert weighted == pytest.approx(plain / gap**exponent, rel=1e-5)
+
+
+@pytest.mark.parametrize(("progress", "step"), [(0, 0.1), (0.5, 10**-1.5), (1, 0.01)])
+def test_step_anchors(progress, step):
+    """0.1 ** (1 + k / K)."""
+    assert step_size(progress, CONFIG) == pytest.approx(step)
+
+
+def test_step_of_a_curriculum():
+    config = ConsistencyConfig(step_start=1.0, step_end=0.01, step_hold=0.5)
+    assert [step_size(p, config) for p in (0, 0.25, 0.5)] == [1.0, 1.0, 1.0]
+    assert step_size(0.75, config) == pytest.approx(0.1)
+    assert step_size(1.0, config) == pytest.approx(0.01)
+
+
+# ---------------------------------------------------------------- sampler
+
+
+@pytest.mark.parametrize(
+    ("steps", "levels"),
+    [(1, [80]), (2, [80, 2.51522]), (3, [80, 9.72320, 0.46998]), (4, [80, 17.52783, 2.51522, 0.16975])],
+)
+def test_sampler_levels(steps, levels):
+    f, calls = recording(lambda x, sigma, condition: x)
+    noises = [randn(2, 3, seed=k) for k in range(steps)]
+    sample(f, None, noises, steps, NOISE)
+    assert [sigma[0].item() for _, sigma, _ in calls] == pytest.approx(levels, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_perfect_denoiser_decodes_its_condition(steps):
+    """f of the optimal denoiser of a point mass is that point at every level, in any number of steps."""
+
+    def denoiser(x, sigma, condition):
+        c_skip, c_out, c_in = (c[:, None] for c in coefficients(sigma, NOISE))
+        return (condition - c_skip * x / c_in) / c_out
+
+    point = 3 * randn(4, 6).double()
+    noises = (randn(4, 6, seed=k).double() for k in range(steps))
+    decoded = sample(precondition(denoiser, NOISE), point, noises, steps, NOISE)
+    torch.testing.assert_close(decoded, point)
+
+
+def test_sampler_by_hand():
+    """f(x, sigma) = condition + x / (1 + sigma), two steps, at a sigma_min that matters in the re-noising."""
+    f = lambda x, sigma, condition: condition + x / (1 + sigma[:, None])  # noqa: E731
+    noise = NoiseConfig(sigma_min=1.0)
+    first, second = randn(2, 3, seed=1).double(), randn(2, 3, seed=2).double()
+    sigma = (0.5 + 0.5 * 80 ** (1 / 7)) ** 7
+    x = 5.0 + 80 * first / 81
+    x = 5.0 + (x + math.sqrt(sigma**2 - 1) * second) / (1 + sigma)
+    torch.testing.assert_close(sample(f, 5.0, [first, second], 2, noise), x)
+
+
+def test_sampler_takes_no_more_noise_than_it_needs():
+    noises = iter([randn(1, 2, seed=k) for k in range(5)])
+    sample(lambda x, sigma, condition: x, None, noises, 3, NOISE)
+    assert len(list(noises)) == 2
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="at least one step, got 0"):
+        sample(lambda x, sigma, condition: x, None, [], 0, NOISE)
+    for changes in ({"sigma_min": 0.0}, {"sigma_min": 90.0}, {"rho": 0.0}, {"sigma_data": -1.0}):
+        with pytest.raises(ValueError, match="sigma_min < sigma_max"):
+            NoiseConfig(**changes)
+    for changes, match in (
+        ({"step_end": 0.0}, "step_end <= step_start"),
+        ({"step_start": 0.001}, "step_end <= step_start"),
+        ({"step_start": 1.5}, "step_end <= step_start"),
+        ({"step_hold": 1.0}, "step_hold < 1"),
+        ({"sigma_max_share": -0.1}, "sigma_max_share <= 1"),
+        ({"log_sigma_std": 0.0}, "log_sigma_std > 0"),
+        ({"huber_c": 0.0}, "huber_c > 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            ConsistencyConfig(**changes)

@@ -1,0 +1,317 @@
+"""The contribution on toy encoders: what each variant conditions on, and how gains and mixtures are drawn."""
+
+import ast
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lincae import linearity
+from lincae.linearity import (
+    LIN_CAE,
+    VARIANTS,
+    AugmentedBatch,
+    LinearityConfig,
+    augment,
+    cap_gains,
+    gain_range,
+    implicit_conditioning,
+    mix,
+    premix,
+    sample_gains,
+    sample_mixture_weights,
+    scale,
+)
+
+B, T = 5, 12
+RANDOM = replace(LIN_CAE, mixture_weights="random")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def audio(n: int = B, peak: float = 0.9) -> torch.Tensor:
+    x = torch.rand(n, T, generator=generator(7)) * 2 - 1
+    return peak * x / x.abs().amax(-1, keepdim=True)
+
+
+class Linear:
+    """x -> M x as `(n, 3, 2)`; counts what it sees."""
+
+    def __init__(self):
+        self.matrix = torch.randn(T, 6, generator=generator(1))
+        self.seen = 0
+
+    def __call__(self, x):
+        self.seen += len(x)
+        return (x @ self.matrix).unflatten(-1, (3, 2))
+
+
+class Curved(Linear):
+    """Neither homogeneous nor additive."""
+
+    def __call__(self, x):
+        return torch.tanh(super().__call__(x)) + 0.3
+
+
+# ---------------------------------------------------------------- conditioning
+
+
+@pytest.mark.parametrize("encoder", [Linear, Curved])
+@pytest.mark.parametrize("variant", [*VARIANTS, "no-homogeneity as released", "m2l as released"])
+def test_conditioning_is_the_formula(variant, encoder):
+    name, _, released = variant.partition(" as ")
+    config = replace(VARIANTS[name], mixture_weights="random", plain_gains=not released)
+    batch = augment(audio(), 0.0, config, generator(3))
+    encode = encoder()
+    z = implicit_conditioning(encode, batch, config)
+    seen = encode.seen
+
+    x, w, a = batch.audio, batch.weights.tolist(), batch.gains.tolist()
+    expected = []
+    for v in range(2 * B):
+        i, j = v % B, (v - 1) % B  # a mixture's parts
+        one = lambda items: encode(items[None])[0]  # noqa: E731
+        if v < B:
+            latent = a[v] * one(x[v]) if config.homogeneity else one(a[v] * x[v])
+        elif config.homogeneity and config.additivity:
+            latent = a[v] * (w[i] * one(x[i]) + (1 - w[i]) * one(x[j]))
+        elif config.homogeneity:
+            latent = a[v] * one(w[i] * x[i] + (1 - w[i]) * x[j])
+        elif config.additivity:
+            latent = w[i] * one(a[v] * x[i]) + (1 - w[i]) * one(a[v] * x[j])
+        else:
+            latent = one(a[v] * (w[i] * x[i] + (1 - w[i]) * x[j]))
+        expected.append(latent)
+    torch.testing.assert_close(z, torch.stack(expected))
+    originals_alone = config.additivity and (config.homogeneity or released)
+    three_times = config.additivity and not originals_alone
+    assert seen == (B if originals_alone else 3 * B if three_times else 2 * B)
+
+
+def test_variants_differ_for_a_nonlinear_encoder_and_agree_for_a_linear_one():
+    """A linear encoder satisfies both properties: there is nothing left to teach it."""
+    batch = augment(audio(), 0.0, LIN_CAE, generator(3))
+    flags = [(True, True), (True, False), (False, True), (False, False)]
+    configs = [replace(LIN_CAE, homogeneity=h, additivity=a) for h, a in flags]
+    linear, curved = ([implicit_conditioning(f(), batch, c) for c in configs] for f in (Linear, Curved))
+    for k in range(1, 4):
+        torch.testing.assert_close(linear[0], linear[k])
+        for j in range(k):
+            assert (curved[j] - curved[k]).abs().max() > 0.01
+
+
+def test_gradients_flow_into_both_parts():
+    config = replace(LIN_CAE, gain_probability=0.0)
+    batch = augment(audio(), 0.0, config, generator(3))
+    x = batch.audio[:B].clone().requires_grad_()
+    batch = AugmentedBatch(torch.cat((x, batch.audio[B:])), batch.weights, batch.gains)
+    implicit_conditioning(Curved(), batch, config)[B + 2].sum().backward()  # the mixture of items 2 and 1
+    assert [bool(g.any()) for g in x.grad] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("preset", [LIN_CAE, RANDOM])
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_every_variant_sees_the_same_waveforms(preset, progress):
+    """At a common schedule; lin-cae-2 differs from lin-cae by its schedule alone."""
+    batches = {}
+    for name, variant in VARIANTS.items():
+        config = replace(preset, homogeneity=variant.homogeneity, additivity=variant.additivity)
+        batches[name] = augment(audio(), progress, config, generator(5))
+    reference = batches["lin-cae"]
+    for batch in batches.values():
+        assert torch.equal(batch.audio, reference.audio)
+        assert torch.equal(batch.weights, reference.weights)
+        assert torch.equal(batch.gains, reference.gains)
+        assert torch.equal(batch.target(), reference.target())
+    assert replace(VARIANTS["lin-cae-2"], anneal=True) == VARIANTS["lin-cae"]
+    before = augment(audio(), 0.1, VARIANTS["lin-cae-2"], generator(5))
+    assert torch.equal(before.gains, augment(audio(), 0.1, VARIANTS["lin-cae"], generator(5)).gains)
+
+
+@pytest.mark.parametrize("name", ["no-homogeneity", "m2l"])
+def test_released_code_computes_gains_and_does_not_use_them(name):
+    config = replace(VARIANTS[name], plain_gains=False)
+    batch = augment(2 * audio(), 0.0, config, generator(5))
+    assert torch.equal(batch.gains, torch.ones(2 * B))
+    assert torch.equal(batch.target(), batch.audio)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_batch_holds_originals_then_mixtures_then_scales():
+    x = audio()
+    batch = augment(x, 0.0, RANDOM, generator(2))
+    assert torch.equal(batch.audio[:B], x)
+    for i in range(B):
+        w = batch.weights[i]
+        torch.testing.assert_close(batch.audio[B + i], w * x[i] + (1 - w) * x[i - 1])
+    torch.testing.assert_close(batch.target(), batch.gains[:, None] * batch.audio)
+    assert len(set(batch.gains.tolist())) > 2
+
+
+def test_equal_seeds_equal_batches_other_seeds_others():
+    first, again, other = (augment(audio(), 0.3, RANDOM, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.gains, again.gains)
+    assert torch.equal(first.weights, again.weights)
+    assert not torch.equal(first.gains, other.gains)
+    assert not torch.equal(first.weights, other.weights)
+
+
+def test_dtype_follows_the_audio():
+    batch = augment(audio().double(), 0.0, RANDOM, generator())
+    assert {batch.audio.dtype, batch.weights.dtype, batch.gains.dtype} == {torch.float64}
+
+
+def test_mix_is_with_the_previous_item():
+    items = torch.eye(4)
+    expected = torch.tensor([[0.7, 0, 0, 0.3], [0.4, 0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0.5, 0.5]])
+    torch.testing.assert_close(mix(items, torch.tensor([0.7, 0.6, 1.0, 0.5])), expected)
+
+
+def test_mixture_weights():
+    assert torch.equal(sample_mixture_weights(3, "equal", generator()), torch.full((3,), 0.5))
+    w = sample_mixture_weights(10_000, "random", generator())
+    assert 0.5 <= w.min() < 0.501
+    assert 0.999 < w.max() <= 1
+    assert w.mean().item() == pytest.approx(0.75, abs=0.006)  # four standard errors
+
+
+def test_premix_averages_the_chosen_share():
+    n = 4000
+    x = torch.randn(n, 3, generator=generator(1))
+    mixed = premix(x, 0.5, generator(2))
+    changed = (mixed != x).any(-1)
+    assert changed.float().mean().item() == pytest.approx(0.5, abs=0.035)
+    partner = 2 * mixed[changed] - x[changed]  # m = (x + p) / 2, and p is another original
+    assert torch.cdist(partner, x, compute_mode="donot_use_mm_for_euclid_dist").amin(-1).max() < 1e-3
+    assert torch.equal(premix(x, 0.0, generator(2)), x)
+    batch = augment(audio(), 0.0, replace(LIN_CAE, premix_probability=1.0), generator(2))
+    assert not torch.equal(batch.audio[:B], audio())
+
+
+# ---------------------------------------------------------------- gains
+
+
+def test_gains_are_uniform_with_their_probability_else_one():
+    n = 40_000
+    gains = sample_gains(n, 0.0, 3.0, replace(LIN_CAE, zero_below=0.0), generator())
+    one = gains == 1
+    assert one.float().mean().item() == pytest.approx(0.2, abs=0.008)
+    drawn = gains[~one]
+    assert 0 <= drawn.min() < 0.001
+    assert 2.999 < drawn.max() < 3
+    histogram = torch.histc(drawn, 10, 0, 3) / len(drawn)
+    torch.testing.assert_close(histogram, torch.full((10,), 0.1), atol=0.007, rtol=0)
+
+
+def test_small_gains_are_exact_zeros():
+    """0.8 * 0.05 / 3 = 1.3 % of all, as spec and paper have it."""
+    gains = sample_gains(100_000, 0.0, 3.0, LIN_CAE, generator())
+    assert (gains == 0).float().mean().item() == pytest.approx(0.8 * 0.05 / 3, abs=0.0015)
+    assert gains[gains > 0].min() >= 0.05
+    signed = sample_gains(100_000, -1.0, 1.0, LIN_CAE, generator())
+    assert signed[signed != 0].abs().min() >= 0.05
+    assert signed.min() < -0.99
+
+
+@pytest.mark.parametrize(("probability", "share_of_ones"), [(0.0, 1.0), (1.0, 0.0)])
+def test_gain_probability_at_its_ends(probability, share_of_ones):
+    gains = sample_gains(1000, 1.5, 3.0, replace(LIN_CAE, gain_probability=probability), generator())
+    assert (gains == 1).float().mean() == share_of_ones
+
+
+def test_gains_are_capped_at_the_peak_and_keep_their_sign():
+    x = torch.tensor([[0.5, -0.2], [0.1, 0.4], [-2.0, 1.0], [0.5, 0.5], [0.0, 0.0]])
+    capped = cap_gains(torch.tensor([3.0, 2.0, 1.0, -3.0, 2.0]), x, 1.0)
+    torch.testing.assert_close(capped, torch.tensor([2.0, 2.0, 0.5, -2.0, 2.0]), rtol=0, atol=1e-5)
+    assert scale(x, capped).abs().max() <= 1
+    torch.testing.assert_close(
+        cap_gains(torch.tensor([9.0]), x[:1], 2.0), torch.tensor([4.0]), rtol=0, atol=1e-5
+    )
+
+
+def test_no_target_exceeds_the_peak():
+    for seed in range(20):
+        assert augment(audio(peak=1.5), 0.0, LIN_CAE, generator(seed)).target().abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("step", "low", "high"),
+    [
+        (0, 0, 3),
+        (160_000, 0, 3),
+        (300_000, 0.146, 2.707),
+        (440_000, 0.5, 2.0),
+        (600_000, 0.891, 1.218),
+        (720_000, 1, 1),
+        (800_000, 1, 1),
+    ],
+)
+def test_gain_range_anchors(step, low, high):
+    assert gain_range(step / 800_000, LIN_CAE) == pytest.approx((low, high), abs=6e-4)
+    assert gain_range(step / 800_000, VARIANTS["lin-cae-2"]) == (0, 3)
+
+
+def test_gain_range_narrows_steadily_and_serves_other_ranges():
+    ranges = [gain_range(k / 100, LIN_CAE) for k in range(101)]
+    assert ranges == sorted(ranges, key=lambda r: (r[0], -r[1]))
+    signed = replace(LIN_CAE, gain_min=-2.0, gain_max=2.0, anneal_from=0.0, anneal_to=1.0)
+    assert gain_range(0.5, signed) == pytest.approx((-0.5, 1.5))
+
+
+def test_annealed_gains_are_all_one():
+    batch = augment(audio(), 0.95, LIN_CAE, generator())
+    torch.testing.assert_close(batch.gains, torch.ones(2 * B))
+
+
+# ---------------------------------------------------------------- the file, and bad input
+
+
+def test_linearity_imports_torch_and_the_standard_library_alone():
+    tree = ast.parse(Path(linearity.__file__).read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found.add(node.module.split(".")[0])
+    assert "torch" in found
+    assert found <= {"torch", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"gain_min": 2.0, "gain_max": 1.0}, "gain_min 2.0 is above gain_max 1.0"),
+        ({"gain_probability": 1.5}, "probabilities lie in"),
+        ({"premix_probability": -0.1}, "probabilities lie in"),
+        ({"anneal_from": 0.9, "anneal_to": 0.9}, "anneal_from < anneal_to"),
+        ({"anneal_to": 1.1}, "anneal_from < anneal_to"),
+        ({"peak": 0.0}, "peak > 0"),
+        ({"zero_below": -1.0}, "zero_below >= 0"),
+        ({"mixture_weights": "even"}, "'equal' or 'random', got 'even'"),
+    ],
+)
+def test_bad_configuration(changes, match):
+    with pytest.raises(ValueError, match=match):
+        LinearityConfig(**changes)
+
+
+@pytest.mark.parametrize("shape", [(T,), (1, T), (2, 1, T)])
+def test_bad_audio(shape):
+    with pytest.raises(ValueError, match="at least two items"):
+        augment(torch.zeros(shape), 0.0, LIN_CAE, generator())
+
+
+def test_cosine_is_the_papers():
+    """A third of the way through the annealing the cosine is 1 / 2."""
+    third = LIN_CAE.anneal_from + (LIN_CAE.anneal_to - LIN_CAE.anneal_from) / 3
+    c = 0.5 * (1 + math.cos(math.pi / 3))
+    assert gain_range(third, LIN_CAE) == pytest.approx((1 - c, 1 + 2 * c))

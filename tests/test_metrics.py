@@ -1,0 +1,205 @@
+"""Metrics against values derived by hand, their limits, and the libraries that the papers used."""
+
+import auraloss
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.audio import (
+    scale_invariant_signal_distortion_ratio,
+    signal_noise_ratio,
+)
+
+from lincae.audio import generator
+from lincae.metrics import (
+    N_MELS,
+    SILENCE_DBFS,
+    WINDOWS_MS,
+    _mel_filters,
+    _resolution,
+    is_silent,
+    mss,
+    relative_l2,
+    si_sdr_db,
+    snr_db,
+)
+
+RATE = 44100
+
+
+def noise(*shape, seed=0, rms=0.1):
+    return rms * torch.randn(shape, generator=generator(seed))
+
+
+# ---------------------------------------------------------------- values by hand
+
+
+def test_snr_by_hand():
+    reference = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    prediction = torch.tensor([[3.0, 4.5], [0.0, 0.0]])
+    # |r|^2 = 25, |p - r|^2 = 0.25: a ratio of 100. Predicting nothing: 1
+    torch.testing.assert_close(
+        snr_db(prediction, reference), torch.tensor([20.0, 0.0]).double(), atol=1e-5, rtol=0
+    )
+
+
+def test_si_sdr_by_hand():
+    reference = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    prediction = torch.tensor([[1.0, 0.1], [7.0, 0.7], [0.0, 1.0]])
+    # the part along r is ten times the other: 20 dB at any gain; orthogonal: 10 log10(1e-8) = -80 dB
+    torch.testing.assert_close(
+        si_sdr_db(prediction, reference), torch.tensor([20.0, 20.0, -80.0]).double(), atol=1e-4, rtol=0
+    )
+
+
+def test_relative_l2_by_hand():
+    reference = torch.tensor([[[3.0], [4.0]], [[1.0], [0.0]]])
+    prediction = torch.tensor([[[3.0], [3.0]], [[-1.0], [0.0]]])
+    torch.testing.assert_close(relative_l2(prediction, reference), torch.tensor([0.2, 2.0]).double())
+
+
+@given(st.floats(0.01, 100), st.integers(0, 99))
+def test_a_gain_has_a_known_error(gain, seed):
+    reference = noise(2, 500, seed=seed)
+    expected = torch.full((2,), abs(gain - 1), dtype=torch.float64)
+    torch.testing.assert_close(relative_l2(gain * reference, reference), expected, rtol=1e-4, atol=1e-6)
+    # all that remains is the epsilon of 1e-8 beside the energy gain^2 * 500 * 0.1^2
+    assert si_sdr_db(gain * reference, reference).min() > 45
+    if abs(gain - 1) > 0.01:
+        torch.testing.assert_close(
+            snr_db(gain * reference, reference), -20 * expected.log10(), rtol=0, atol=1e-2
+        )
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.floats(0.1, 10), st.booleans())
+def test_mss_of_a_gain_is_its_logarithm_and_its_distance(gain, spectral_convergence):
+    reference = noise(2, 5000)
+    expected = abs(torch.tensor(gain).log()) + spectral_convergence * abs(gain - 1)
+    value = mss(gain * reference, reference, RATE, spectral_convergence)
+    torch.testing.assert_close(value, expected.expand(2), rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_identical_inputs_score_the_limit():
+    x = noise(3, 5000)
+    limit = 10 * (x.double().square().sum(1) / 1e-8).log10()
+    torch.testing.assert_close(snr_db(x, x), limit)
+    assert (si_sdr_db(x, x) > 90).all()
+    assert relative_l2(x, x).tolist() == mss(x, x, RATE).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
+def test_silent_reference_is_nan_and_touches_no_other_item(metric):
+    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2)
+    alone = metric(prediction[:1], reference[:1])
+    reference[1] = 0
+    values = metric(prediction, reference)
+    assert values.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(values[:1], alone)
+
+
+def test_silence_is_a_level_of_rms():
+    dbfs = torch.tensor([SILENCE_DBFS - 0.1, SILENCE_DBFS + 0.1, 0.0])
+    square_wave = torch.ones(3, 100)
+    square_wave[:, ::2] = -1
+    assert is_silent(10 ** (dbfs[:, None] / 20) * square_wave).tolist() == [True, False, False]
+
+
+def test_a_quiet_item_is_measured_as_a_loud_one():
+    prediction, reference = noise(1, RATE, seed=1, rms=1e-5), noise(1, RATE, seed=2, rms=1e-4 * 1.1)
+    expected = snr_db(1000 * (reference + prediction), 1000 * reference)
+    torch.testing.assert_close(snr_db(reference + prediction, reference), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
+def test_items_are_independent(metric):
+    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2, rms=0.3)
+    values = metric(prediction, reference)
+    assert values.shape == (3,)
+    for i in range(3):
+        torch.testing.assert_close(metric(prediction[i : i + 1], reference[i : i + 1])[0], values[i])
+
+
+@pytest.mark.parametrize("metric", [snr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
+def test_the_reference_is_the_second_argument(metric):
+    quiet, loud = noise(1, 5000, seed=1), noise(1, 5000, seed=2, rms=0.3)
+    assert (metric(quiet, loud) - metric(loud, quiet)).abs() > 0.5
+
+
+# ---------------------------------------------------------------- libraries
+
+
+def test_snr_and_si_sdr_agree_with_torchmetrics():
+    reference = noise(4, 20000, seed=3) + 0.05
+    prediction = reference + noise(4, 20000, seed=4) * torch.tensor([[0.01], [0.1], [1.0], [3.0]])
+    p, r = prediction.double(), reference.double()
+    torch.testing.assert_close(
+        snr_db(prediction, reference), signal_noise_ratio(p, r, zero_mean=False), rtol=0, atol=1e-4
+    )
+    expected = scale_invariant_signal_distortion_ratio(p, r, zero_mean=False)
+    torch.testing.assert_close(si_sdr_db(prediction, reference), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("spectral_convergence", [False, True])
+def test_mss_agrees_with_auraloss_item_by_item(spectral_convergence):
+    peer = auraloss.freq.MultiResolutionSTFTLoss(
+        [512, 2048, 4096],
+        [220, 551, 1102],
+        [441, 1102, 2205],
+        w_sc=float(spectral_convergence),
+        scale="mel",
+        n_bins=80,
+        sample_rate=RATE,
+    )
+    reference = noise(4, 30000, seed=5)
+    prediction = reference + noise(4, 30000, seed=6)
+    prediction[1], reference[2], prediction[3] = 0, 0.1 * reference[2], reference[3].roll(1)
+    expected = torch.stack(
+        [peer(p[None, None], r[None, None]) for p, r in zip(prediction, reference, strict=True)]
+    )
+    torch.testing.assert_close(
+        mss(prediction, reference, RATE, spectral_convergence), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (16000, [(160, 256), (400, 512), (800, 1024)]),
+        (44100, [(441, 512), (1102, 2048), (2205, 4096)]),
+        (22050, [(220, 512), (551, 1024), (1102, 2048)]),
+    ],
+)
+def test_resolutions(rate, expected):
+    assert [_resolution(rate, window_ms) for window_ms in WINDOWS_MS] == expected
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 32000, 44100, 48000])
+def test_no_mel_filter_is_empty(rate):
+    for window_ms in WINDOWS_MS:
+        bank = _mel_filters(rate, _resolution(rate, window_ms)[1])
+        assert len(bank) == N_MELS
+        assert (bank.amax(1) > 0).all()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
+@pytest.mark.parametrize(
+    "shapes", [((2, 5000), (2, 4999)), ((1, 5000), (2, 5000)), ((5000,), (5000,)), ((0, 9), (0, 9))]
+)
+def test_shapes_must_be_equal_batches(metric, shapes):
+    with pytest.raises(ValueError, match="equal shape"):
+        metric(*map(torch.ones, shapes))
+
+
+def test_mss_needs_audio_longer_than_half_an_fft():
+    assert mss(noise(1, 2049), noise(1, 2049, seed=1), RATE).isfinite().all()
+    with pytest.raises(ValueError, match="needs 2049 samples or more, got 2048"):
+        mss(noise(1, 2048), noise(1, 2048), RATE)
+    with pytest.raises(ValueError, match=r"\(B, T\)"):
+        mss(noise(1, 2, 5000), noise(1, 2, 5000), RATE)

@@ -1,0 +1,167 @@
+"""Sizes, shapes and configuration of the network; that it computes the right thing is in test_parity."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
+
+TEST = MODEL_PRESETS["test"]
+
+
+def n_parameters(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def network(preset: str) -> Network:
+    config = MODEL_PRESETS[preset]
+    with torch.device("meta"):
+        return Network(config.network, config.transform.n_bins)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("preset", "least", "most"),
+    [
+        ("paper", 58_185_026, 58_185_026),
+        ("official", 58_185_026, 58_185_026),
+        ("small", 1_500_000, 5_000_000),
+        ("desk", 100_000, 1_500_000),
+        ("test", 10_000, 99_999),
+    ],
+)
+def test_size_of_every_preset(preset, least, most):
+    assert least <= n_parameters(network(preset)) <= most
+
+
+def test_size_of_every_part():
+    paper = network("paper")
+    assert n_parameters(paper.encoder) == 16_261_568
+    assert n_parameters(paper.pyramid) == 17_286_464
+    assert n_parameters(paper.denoiser) == 24_636_994
+    assert n_parameters(paper.denoiser.down_levels) == 11_854_720
+    assert n_parameters(paper.denoiser.up_levels) == 11_854_528
+    assert n_parameters(paper.denoiser.noise_mlp) == 131_584
+    assert n_parameters(paper.denoiser.gain_in) == n_parameters(paper.denoiser.gain_out) == 394_752
+    assert n_parameters(paper.denoiser.conv_out) == 1_154
+    assert len(paper.state_dict()) == 583
+
+
+def test_unused_projections_are_not_trained_and_can_be_left_out():
+    paper = MODEL_PRESETS["paper"]
+    frozen = {k: p for k, p in network("paper").named_parameters() if not p.requires_grad}
+    assert len(frozen) == 8
+    assert sum(p.numel() for p in frozen.values()) == 526_336
+    with torch.device("meta"):
+        lean = Network(replace(paper.network, unused_projections=False), paper.transform.n_bins)
+    assert n_parameters(lean) == 58_185_026 - 526_336
+    assert all(p.requires_grad for p in lean.parameters())
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 3, 7, 8, 31])
+@torch.no_grad()
+def test_shapes_for_odd_lengths(n_frames):
+    net = Network(TEST.network, TEST.transform.n_bins)
+    z = net.encoder(randn(3, 2, TEST.transform.n_bins, n_frames))
+    n_latents = -(-n_frames // TEST.network.time_factor)
+    assert z.shape == (3, TEST.network.latent_channels, n_latents)
+    assert z.abs().max() < 1
+    maps = net.pyramid(z)
+    n_bins, n = TEST.transform.n_bins, n_latents * TEST.network.time_factor
+    for level, m in enumerate(maps):
+        assert m.shape == (3, TEST.network.channels[level], n_bins, n)
+        if level < len(maps) - 1:
+            kind = TEST.network.downsampling[level]
+            n_bins, n = (n_bins // 4, n) if kind == FREQUENCY else (n_bins // 2, n // 2)
+    x = randn(3, 2, TEST.transform.n_bins, n_latents * TEST.network.time_factor)
+    assert net.denoiser(x, torch.tensor([0.1, 1.0, 10.0]), net.condition(z)).shape == x.shape
+
+
+def randomised(seed: int = 0) -> Network:
+    net = Network(TEST.network, TEST.transform.n_bins).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+@torch.no_grad()
+def test_items_of_a_batch_do_not_see_each_other():
+    net = randomised()
+    x = randn(3, 2, TEST.transform.n_bins, 8)
+    torch.testing.assert_close(net.encoder(x)[1:2], net.encoder(x[1:2]))
+    z, sigma = randn(3, TEST.network.latent_channels, 4), torch.tensor([0.1, 1.0, 10.0])
+    together = net.denoiser(x, sigma, net.condition(z))
+    torch.testing.assert_close(together[1:2], net.denoiser(x[1:2], sigma[1:2], net.condition(z[1:2])))
+
+
+@torch.no_grad()
+def test_denoiser_depends_on_all_that_it_is_given():
+    net = randomised()
+    x, z = randn(1, 2, TEST.transform.n_bins, 8), randn(1, TEST.network.latent_channels, 4)
+    out = net.denoiser(x, torch.tensor([1.0]), net.condition(z))
+    others = (
+        net.denoiser(-x, torch.tensor([1.0]), net.condition(z)),
+        net.denoiser(x, torch.tensor([2.0]), net.condition(z)),
+        net.denoiser(x, torch.tensor([1.0]), net.condition(-z)),
+    )
+    assert all((out - other).abs().max() > 1e-3 for other in others)
+
+
+def test_every_trained_parameter_gets_a_gradient():
+    net = randomised().train()
+    x = randn(2, 2, TEST.transform.n_bins, 8)
+    condition = net.condition(net.encoder(x))
+    net.denoiser(x, torch.tensor([0.5, 5.0]), condition).square().sum().backward()
+    without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_a_new_network_starts_from_its_skip():
+    """The last convolution is zero, as in the released code: f(x) = c_skip x."""
+    net = Network(TEST.network, TEST.transform.n_bins)
+    x, z = randn(1, 2, TEST.transform.n_bins, 8), randn(1, TEST.network.latent_channels, 4)
+    assert not net.denoiser(x, torch.tensor([1.0]), net.condition(z)).any()
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"multipliers": (1, 2)}, "need 2 entries per level and 1 for downsampling"),
+        ({"downsampling": (BOTH,)}, "need 5 entries per level and 4 for downsampling"),
+        ({"downsampling": (BOTH, BOTH, BOTH, "time")}, r"'frequency' or 'both', got \['time'\]"),
+        ({"base_channels": 35}, "35 channels do not split into 8 groups"),
+        ({"bottleneck_channels": 500}, "500 channels do not split into 32 groups"),
+        ({"heads": 3}, "256 channels at level 2 do not split into 3 heads"),
+    ],
+)
+def test_bad_configuration(changes, match):
+    with pytest.raises(ValueError, match=match):
+        NetworkConfig(**changes)
+
+
+def test_bins_that_do_not_divide():
+    with pytest.raises(ValueError, match="100 bins do not divide by 32"):
+        Network(NetworkConfig(base_channels=8), 100)
+
+
+def test_lists_from_json_are_tuples():
+    config = NetworkConfig(multipliers=[1, 2, 4, 4, 4], downsampling=[FREQUENCY, BOTH, BOTH, BOTH])
+    assert config == NetworkConfig()
+    assert hash(config) == hash(NetworkConfig())
+
+
+def test_every_preset_encodes_and_decodes():
+    for preset in ("test", "desk"):
+        model = Autoencoder(MODEL_PRESETS[preset]).eval()
+        audio = 0.1 * randn(1, 3000)
+        assert model.decode(model.encode(audio), length=3000).shape == (1, 3000)

@@ -1,0 +1,353 @@
+"""Names and layouts of released checkpoints, made here with random weights; see also test_parity."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from official import arguments, build, randn
+
+from lincae import pretrained
+from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
+from lincae.network import BOTH, FREQUENCY, NetworkConfig
+from lincae.pretrained import export_official, key_map, load, names, network_config, official_files
+from lincae.transform import TransformConfig
+
+CONFIG = AutoencoderConfig(
+    transform=TransformConfig(hop=16),
+    network=NetworkConfig(
+        base_channels=8,
+        multipliers=(1, 2, 3),
+        attention=(False, True, True),
+        encoder_blocks=(1, 2, 1),
+        unet_blocks=(2, 1, 1),
+        downsampling=(FREQUENCY, BOTH),
+        bottleneck_channels=16,
+        bottleneck_blocks=2,
+        latent_channels=4,
+        noise_channels=8,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def official():
+    return build(CONFIG)
+
+
+def write(folder: Path, state: dict, checkpoint: str | None = "last", **changes: dict) -> Path:
+    """The four official files; `changes` are keys to change in the arguments of a kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, *texts = official_files(checkpoint)
+    torch.save(state, folder / weights)
+    for name, (kind, values) in zip(texts, arguments(CONFIG).items(), strict=True):
+        (folder / name).write_text(yaml.safe_dump(values | changes.get(kind, {})))
+    return folder
+
+
+def assert_same_weights(model: Autoencoder, official) -> None:
+    theirs = official.generator.state_dict()
+    for ours, key in key_map(model.config.network).items():
+        assert torch.equal(model.network.state_dict()[ours], theirs[key]), ours
+
+
+# ---------------------------------------------------------------- layouts
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best", None])
+def test_folder_in_every_naming(official, tmp_path, checkpoint):
+    folder = write(tmp_path, official.state_dict(), checkpoint)
+    model = load(str(folder), "cpu", checkpoint=checkpoint or "last")
+    assert_same_weights(model, official)
+    assert model.config == replace(CONFIG, latent_scale=1.0)
+    assert not model.training
+    assert not model.config.pad_edges
+    assert str(folder) in json.dumps(model.metadata)
+
+
+def test_state_dict_after_an_encode_carries_aliases(tmp_path):
+    official = build(CONFIG)
+    n_before = len(official.state_dict())
+    official.encode(randn(1, 4000, seed=0))
+    state = official.state_dict()
+    assert any(key.startswith("encoder.") for key in state)
+    assert len(state) > n_before
+    assert_same_weights(load(write(tmp_path, state), "cpu"), official)
+    state |= {key: torch.zeros_like(value) for key, value in state.items() if key.startswith("encoder.")}
+    assert_same_weights(load(write(tmp_path, state), "cpu"), official)
+
+
+def test_lightning_checkpoint_gives_its_ema_weights(official, tmp_path):
+    wrapped = official.state_dict()
+    twice = wrapped | {f"autoencoder_inference_model.{key}": value for key, value in wrapped.items()}
+    raw = {key: torch.zeros_like(v) if "generator." in key else v for key, v in twice.items()}
+    shadow = list(official.generator.parameters())
+    ema = {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow, "collected_params": None}
+    torch.save({"state_dict": raw, "ema_state_dict": ema, "global_step": 30}, tmp_path / "last.ckpt")
+    assert_same_weights(load(tmp_path / "last.ckpt", "cpu"), official)
+    torch.save({"state_dict": twice}, tmp_path / "plain.ckpt")
+    assert_same_weights(load(tmp_path / "plain.ckpt", "cpu"), official)
+    torch.save(
+        {"state_dict": raw, "ema_state_dict": ema | {"shadow_params": shadow[1:]}}, tmp_path / "short.ckpt"
+    )
+    with pytest.raises(ValueError, match=r"short\.ckpt: \d+ EMA tensors for"):
+        load(tmp_path / "short.ckpt", "cpu")
+
+
+def test_file_of_music2latent(official, tmp_path):
+    torch.save({"gen_state_dict": official.generator.state_dict()}, tmp_path / "music2latent.pt")
+    model = load(tmp_path / "music2latent.pt", "cpu")
+    assert_same_weights(model, official)
+    assert model.config.latent_scale == pytest.approx(1 / 0.06)
+    assert load(tmp_path / "music2latent.pt", "cpu", latent_scale=2.0).config.latent_scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "scale"),
+    [("lin-cae", "0a3afbec", 33.0), ("lin-cae-2", "2f4c6d21", 40.0), ("m2l", "1511f18a", 15.0)],
+)
+def test_hub_names(official, tmp_path, monkeypatch, name, folder, scale):
+    write(
+        tmp_path / "BernardoTorres/linear_consistency_autoencoders" / f"{folder}_weights",
+        official.state_dict(),
+    )
+    fetch = lambda repo_id, filename: str(tmp_path / repo_id / filename)  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    model = load(name, "cpu")
+    assert_same_weights(model, official)
+    assert (model.name, model.config.latent_scale) == (name, scale)
+    assert folder in model.metadata["source"]
+
+
+def test_hub_name_of_music2latent(official, tmp_path, monkeypatch):
+    (tmp_path / "SonyCSLParis").mkdir()
+    file = tmp_path / "SonyCSLParis" / "music2latent.pt"
+    torch.save({"gen_state_dict": official.generator.state_dict()}, file)
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda repo_id, filename: str(file.with_name(filename))
+    )
+    model = load("music2latent", "cpu")
+    assert_same_weights(model, official)
+    assert "SonyCSLParis/music2latent" in model.metadata["source"]
+    assert model.config.latent_scale == pytest.approx(1 / 0.06)
+
+
+def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
+    model = Autoencoder(MODEL_PRESETS["test"], "mine", {"step": 3})
+    model.save(tmp_path / "desk" / "lin-cae")
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
+    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", "desk/lin-cae"]
+    for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):
+        loaded = load(source, "cpu")
+        assert loaded.metadata == {"step": 3}
+        for key, value in loaded.network.state_dict().items():
+            assert torch.equal(value, model.network.state_dict()[key])
+    with pytest.raises(ValueError, match="holds its own latent scale"):
+        load("desk/lin-cae", "cpu", latent_scale=2.0)
+
+
+# ---------------------------------------------------------------- both ways
+
+
+def test_export_is_what_the_official_class_loads(tmp_path):
+    """Networks without the unused projections get zeros there, which changes nothing."""
+    import linear_cae
+
+    lean = replace(CONFIG, network=replace(CONFIG.network, unused_projections=False))
+    model = Autoencoder(lean).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    export_official(model, tmp_path, "best")
+    weights, *texts = [tmp_path / name for name in official_files("best")]
+    official = linear_cae.Autoencoder(*(yaml.safe_load(text.read_text()) for text in texts)).eval()
+    official.load_state_dict(torch.load(weights, weights_only=True))  # strict
+    audio = randn(1, model.transform.n_samples(12), seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(official.encode(audio), model.encode(audio), rtol=0, atol=1e-6)
+
+    back = load(tmp_path, "cpu", checkpoint="best")
+    assert back.config == CONFIG
+    for key, value in model.network.state_dict().items():
+        assert torch.equal(back.network.state_dict()[key], value)
+    unused = set(back.network.state_dict()) - set(model.network.state_dict())
+    assert unused
+    assert all(not back.network.state_dict()[key].any() for key in unused)
+
+
+def test_export_of_loaded_weights_is_the_file_again(official, tmp_path):
+    write(tmp_path / "a", official.state_dict())
+    export_official(load(tmp_path / "a", "cpu"), tmp_path / "b")
+    first, second = (torch.load(tmp_path / k / official_files("last")[0]) for k in "ab")
+    assert set(first) == set(second)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_export_refuses_other_heads(tmp_path):
+    model = Autoencoder(replace(CONFIG, network=replace(CONFIG.network, heads=2)), "two-headed")
+    with pytest.raises(ValueError, match="4 attention heads, two-headed has 2"):
+        export_official(model, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("preset", MODEL_PRESETS)
+def test_key_map_of_every_preset_is_a_bijection(preset):
+    config = MODEL_PRESETS[preset].network
+    keys = key_map(config)
+    assert len(set(keys.values())) == len(keys)
+    assert key_map(replace(config, unused_projections=True)).items() >= keys.items()
+
+
+def test_configuration_from_shapes(official):
+    assert network_config(official.generator.state_dict(), 8) == CONFIG.network
+    # What multiplies what cannot be seen: the channels are the same.
+    wide = replace(CONFIG.network, base_channels=4, multipliers=(2, 4, 6))
+    state = build(replace(CONFIG, network=wide)).generator.state_dict()
+    assert network_config(state) == CONFIG.network
+    assert network_config(state, 4) == wide
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(
+        ValueError, match="unknown model 'lin-ae': choose from lin-cae, lin-cae-2, m2l, music2latent"
+    ):
+        load("lin-ae", "cpu")
+
+
+def test_missing_files(official, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"autoencoder_inference_model_last\.pth nor autoencoder\.pth"
+    ):
+        load(tmp_path, "cpu")
+    write(tmp_path, official.state_dict())
+    (tmp_path / "diffusion_kwargs_last.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks diffusion_kwargs_last\.yaml"):
+        load(tmp_path, "cpu")
+    with pytest.raises(FileNotFoundError, match=r"autoencoder_inference_model_best\.pth"):
+        load(tmp_path, "cpu", checkpoint="best")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "needed"),
+    [
+        ("generator", "dropout_rate", 0.1, "needs 0.0"),
+        ("generator", "padding_mode", "reflect", "needs 'zeros'"),
+        ("generator", "use_fourier", True, "needs False"),
+        ("generator", "normalization", False, "needs True"),
+        ("generator", "pre_normalize_2d_to_1d", False, "needs True"),
+        ("generator", "heads", 2, "needs 4"),
+        ("generator", "data_channels", 1, "needs 2"),
+        ("generator", "layers_list", [1, 1, 1], r"needs \[2, 1, 1\]"),
+        ("generator", "attention_list_encoder", [0, 0, 1], r"needs \[0, 1, 1\]"),
+        ("generator", "hop", 32, "needs 16"),
+        ("generator", "sigma_max", 40.0, "needs 80.0"),
+        ("generator", "flash", True, "is not known"),
+        ("frontend", "n_fft_factor", 8, "needs 4"),
+        ("frontend", "hop_size", 32, "needs 16"),
+    ],
+)
+def test_unsupported_settings_are_named(official, tmp_path, kind, key, value, needed):
+    write(tmp_path, official.state_dict(), **{kind: {key: value}})
+    with pytest.raises(ValueError, match=rf"{kind}_kwargs_last\.yaml: {key} is .*{needed}"):
+        load(tmp_path, "cpu")
+
+
+def test_settings_without_effect_are_ignored(official, tmp_path):
+    write(tmp_path, official.state_dict(), generator={"init_as_zero": False}, diffusion={"p_mean": 0.0})
+    assert_same_weights(load(tmp_path, "cpu"), official)
+
+
+def test_arguments_that_are_not_arguments(official, tmp_path):
+    write(tmp_path, official.state_dict())
+    file = tmp_path / "generator_kwargs_last.yaml"
+    for text, match in (
+        ("- 1\n- 2\n", "list"),
+        ("a: [", "not plain YAML"),
+        ("a: !!python/name:os.system", "YAML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"generator_kwargs_last\.yaml.*{match}"):
+            load(tmp_path, "cpu")
+    write(tmp_path, official.state_dict())
+    (tmp_path / "frontend_kwargs_last.yaml").write_text("hop_size: 16\n")
+    with pytest.raises(ValueError, match="sample_rate"):
+        load(tmp_path, "cpu")
+
+
+def test_tensors_that_do_not_fit(official, tmp_path):
+    state = official.state_dict()
+    key = "generator.encoder.conv_out.weight"
+    for changed, match in (
+        ({k: v for k, v in state.items() if k != key}, "1 missing .encoder.conv_out.weight"),
+        (state | {"generator.extra.weight": torch.zeros(1)}, "1 unknown .extra.weight"),
+        (state | {"extra": torch.zeros(1)}, "1 unknown .extra"),
+        (state | {"conv_out.bias": torch.zeros(2)}, "1 unknown .conv_out.bias"),
+        (state | {key: torch.zeros(5, 16, 1)}, "misshapen .encoder.conv_out.weight"),
+        (state | {"frontend.window": torch.ones(64)}, "not the Hann window of 64"),
+        (state | {"frontend.window": torch.hann_window(32)}, "not the Hann window of 64"),
+        ({"weights": torch.zeros(3)}, "does not describe a network"),
+    ):
+        write(tmp_path, changed)
+        with pytest.raises(ValueError, match=match):
+            load(tmp_path, "cpu")
+
+
+class Trap:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickles_run_no_code(official, tmp_path):
+    touched, file = tmp_path / "touched", tmp_path / "music2latent.pt"
+    torch.save({"gen_state_dict": official.generator.state_dict(), "x": Trap(touched)}, file)
+    with pytest.raises(ValueError, match=r"music2latent\.pt holds .*: files with such objects can run code"):
+        load(file, "cpu")
+    assert not touched.exists()
+
+
+def test_damaged_files(official, tmp_path):
+    file = tmp_path / "music2latent.pt"
+    torch.save({"gen_state_dict": official.generator.state_dict()}, file)
+    whole = file.read_bytes()
+    for content in (b"", b"hello world", whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"music2latent\.pt"):
+            load(file, "cpu")
+    torch.save([torch.zeros(3)], file)
+    with pytest.raises(ValueError, match="does not describe a network"):
+        load(file, "cpu")
+
+
+def test_missing_yaml_package_is_named(official, tmp_path, monkeypatch):
+    write(tmp_path, official.state_dict())
+    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
+    with pytest.raises(ImportError, match="pip install pyyaml"):
+        load(tmp_path, "cpu")
+
+
+def test_full_disk_leaves_the_previous_export_whole(official, tmp_path, monkeypatch):
+    write(tmp_path / "a", official.state_dict())
+    model = load(tmp_path / "a", "cpu")
+    export_official(model, tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / "before")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_official(model, tmp_path / "b")
+    for file in (tmp_path / "before").iterdir():
+        assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+    assert len(list((tmp_path / "b").iterdir())) == 4

@@ -1,0 +1,131 @@
+"""Schedules of the trainer at the numbers of the specification, preset `paper`."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from lincae.consistency import step_size
+from lincae.linearity import gain_range
+from lincae.recipes import PRESETS, TrainingConfig, recipe
+from lincae.training import learning_rate, update_ema
+
+PAPER = TrainingConfig()
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        (0, 0),
+        (1, 1e-8),
+        (5_000, 5e-5),
+        (9_999, 9.999e-5),
+        (10_000, 1e-4),
+        (405_000, 5.05e-5),
+        (800_000, 1e-6),
+    ],
+)
+def test_learning_rate_anchors(step, rate):
+    assert learning_rate(step, PAPER) == pytest.approx(rate, rel=1e-9, abs=1e-15)
+
+
+def test_learning_rate_rises_then_falls():
+    rates = [learning_rate(step, PAPER) for step in range(0, 800_001, 1000)]
+    peak = rates.index(max(rates))
+    assert peak == 10
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+def test_learning_rate_without_warm_up_and_in_a_short_run():
+    assert learning_rate(0, replace(PAPER, warmup_steps=0)) == 1e-4
+    short = replace(PAPER, steps=100, warmup_steps=10)
+    assert learning_rate(55, short) == pytest.approx(5.05e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "delta", "low", "high"),
+    [
+        (0, 0.1, 0, 3),
+        (300_000, 0.1**1.375, 0.146, 2.707),
+        (440_000, 0.1**1.55, 0.5, 2),
+        (800_000, 0.01, 1, 1),
+    ],
+)
+def test_schedules_run_over_the_whole_training(step, delta, low, high):
+    assert step_size(step / PAPER.steps, PAPER.consistency) == pytest.approx(delta)
+    assert gain_range(step / PAPER.steps, PAPER.linearity) == pytest.approx((low, high), abs=6e-4)
+
+
+# ---------------------------------------------------------------- EMA
+
+
+def scalar(value: float) -> nn.Module:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.tensor([value], dtype=torch.float64))
+    return module
+
+
+@pytest.mark.parametrize(("n", "decay"), [(1, 2 / 11), (10, 11 / 20), (990, 991 / 1000), (89_991, 0.9999)])
+def test_ema_decay(n, decay):
+    """(1 + n) / (10 + n), which reaches 0.9999 at n = 89,990: after the 80,000 updates of a training."""
+    ema = scalar(0.0)
+    update_ema(ema, scalar(1.0), n, 0.9999)
+    assert ema.weight.item() == pytest.approx(1 - decay, rel=1e-12)
+    assert (1 + 89_989) / (10 + 89_989) < 0.9999 <= (1 + 89_990) / (10 + 89_990)
+
+
+def test_ema_is_capped():
+    ema = scalar(0.0)
+    update_ema(ema, scalar(1.0), 1_000_000, 0.9999)
+    assert ema.weight.item() == pytest.approx(1e-4)
+
+
+def test_ema_is_a_power_law_average():
+    """Weights of update k grow as k ** 8: the mean age is a tenth of the run, the start is forgotten."""
+    ema, n = scalar(1.0), 4000
+    for k in range(1, n + 1):
+        update_ema(ema, scalar(0.0), k, 0.9999)
+    assert 0 <= ema.weight.item() < 1e-20
+    ema = scalar(0.0)
+    for k in range(1, n + 1):
+        update_ema(ema, scalar(k / n), k, 0.9999)
+    assert ema.weight.item() == pytest.approx(0.9, abs=1e-3)
+
+
+def test_ema_updates_every_parameter_and_no_other():
+    model = nn.Sequential(nn.Linear(3, 2), nn.GroupNorm(1, 2))
+    ema = copy.deepcopy(model).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    after = copy.deepcopy(model.state_dict())
+    update_ema(ema, model, 1, 0.9999)
+    for key, value in ema.state_dict().items():
+        torch.testing.assert_close(value, before[key] + 9 / 11)
+        assert torch.equal(model.state_dict()[key], after[key])
+
+
+# ---------------------------------------------------------------- presets
+
+
+def test_paper_and_released_code_differ_where_the_docstring_says():
+    paper, official = PRESETS["paper"], PRESETS["official"]
+    assert (paper.crop_frames, official.crop_frames) == (168, 64)
+    assert paper.crop_samples / 44100 == pytest.approx(2, abs=0.02)
+    assert official.crop_samples == 34304
+    assert (paper.linearity.mixture_weights, official.linearity.mixture_weights) == ("equal", "random")
+    assert replace(official, crop_frames=168, linearity=paper.linearity) == paper
+    assert recipe("official", "m2l").linearity.premix_probability == 0.5
+    assert recipe("paper", "m2l").linearity.premix_probability == 0
+
+
+def test_paper_training():
+    assert (PAPER.batch_size, PAPER.steps, PAPER.ema_every) == (20, 800_000, 10)
+    linearity, consistency = PAPER.linearity, PAPER.consistency
+    assert (linearity.gain_min, linearity.gain_max, linearity.gain_probability) == (0, 3, 0.8)
+    assert (linearity.zero_below, linearity.peak) == (0.05, 1)
+    assert (consistency.step_start, consistency.step_end, consistency.huber_c) == (0.1, 0.01, 5.4e-4)

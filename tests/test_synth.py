@@ -1,0 +1,174 @@
+"""The synthesizer: deterministic, independent of the sample rate, varied, and free of clicks and offsets."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.signal import resample_poly
+
+from lincae.synth import STEMS, Note, _instrument, render_song
+
+RATE = 16_000
+SEEDS = range(10)
+DRUMS, BASS, OTHER, VOCALS = range(4)
+
+
+@functools.cache
+def song(seed, seconds=20.0, sample_rate=RATE):
+    return render_song(seed, seconds, sample_rate)
+
+
+def sounding(stem):
+    """The renderings of one stem, without the songs in which it is absent."""
+    return [song(seed)[stem] for seed in SEEDS if song(seed)[stem].any()]
+
+
+def power_spectrum(audio):
+    return np.fft.rfftfreq(len(audio), 1 / RATE), np.abs(np.fft.rfft(audio)) ** 2
+
+
+def centroid_hz(audio):
+    hz, power = power_spectrum(audio)
+    return (hz * np.sqrt(power)).sum() / np.sqrt(power).sum()
+
+
+def frame_rms(audio, frame):
+    return np.sqrt(np.square(audio[: len(audio) // frame * frame].reshape(-1, frame)).mean(axis=1))
+
+
+def test_is_deterministic_bit_for_bit():
+    assert np.array_equal(render_song(3, 4.0, RATE), render_song(3, 4.0, RATE))
+
+
+def test_seeds_differ():
+    assert abs(np.corrcoef(song(0).sum(axis=0), song(1).sum(axis=0))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sample_rate"), [(20.0, RATE), (1.2345, 22_050), (0.3, 8000), (0.01, 11_025)]
+)
+def test_shape_and_dtype(seconds, sample_rate):
+    audio = song(0, seconds, sample_rate)
+    assert audio.shape == (len(STEMS), round(seconds * sample_rate))
+    assert audio.dtype == np.float32
+    assert np.isfinite(audio).all()
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_music_does_not_depend_on_the_sample_rate(seed):
+    fast = resample_poly(song(seed, 10.0, 44_100).astype(float), 160, 441, axis=1)
+    for name, slow, reference in zip(STEMS, song(seed, 10.0), fast, strict=True):
+        assert slow.any() == reference.any(), name
+        if slow.any():
+            envelopes = frame_rms(slow, 160), frame_rms(reference[: len(slow)], 160)
+            assert np.corrcoef(*envelopes)[0, 1] > 0.99, name
+            assert abs(20 * np.log10(slow.std() / reference.std())) < 2, name
+
+
+def test_tones_do_not_alias():
+    """Of a tone with all harmonics equally strong, next to nothing lies between the harmonics."""
+    plain = _instrument(np.random.default_rng(0), "sub")
+    buzz = replace(
+        plain,
+        spectrum=lambda k, hz, t_s: np.ones_like(hz),
+        bend_cents=np.zeros(2048),
+        detune_cents=(0.0,),
+        noise=(0.0, 0.01, 0.0),
+    )
+    tone = buzz.tone(Note(0.0, 1.5, 81.2, 81.2, 1.0), RATE)[2000:18_000]
+    power = np.abs(np.fft.rfft(tone * np.blackman(len(tone)))) ** 2  # bins of one hertz
+    f0_hz = 440 * 2 ** ((81.2 - 69) / 12)
+    distance_hz = np.abs((np.arange(len(power)) + f0_hz / 2) % f0_hz - f0_hz / 2)
+    assert power[distance_hz > 10].sum() < 1e-3 * power.sum()
+    assert power[int(0.35 * RATE) :].sum() > 0.1 * power.sum()
+
+
+def test_mixture_peak_is_bounded_and_varies():
+    peaks = np.array([np.abs(song(seed).sum(axis=0)).max() for seed in SEEDS])
+    assert peaks.min() > 0.299
+    assert peaks.max() < 0.951
+    assert np.ptp(peaks) > 0.2
+
+
+def test_no_offset():
+    for seed in SEEDS:
+        for audio in song(seed):
+            assert abs(audio.mean()) <= 1e-3 * max(audio.std(), 1e-9)
+
+
+def test_every_song_sounds_and_stems_rest():
+    silent = np.array([[np.mean(frame_rms(audio, 1600) < 1e-4) for audio in song(seed)] for seed in SEEDS])
+    assert (silent.min(axis=1) < 0.5).all(), "each song has a stem that sounds most of the time"
+    assert ((silent > 0.1) & (silent < 0.9)).any(axis=0).all(), "each stem somewhere rests for a section"
+    assert (silent == 1).any(), "some stems are absent from a whole song"
+    assert (silent.mean(axis=0) < 0.6).all(), "no stem is mostly silence"
+
+
+def test_stems_have_their_registers():
+    bass, other, drums = (np.median([centroid_hz(a) for a in sounding(s)]) for s in (BASS, OTHER, DRUMS))
+    assert 1.3 * bass < other < drums
+    for audio in sounding(BASS):
+        hz, power = power_spectrum(audio)
+        assert power[hz < 500].sum() > 0.5 * power.sum()
+
+
+def test_vocals_are_harmonic():
+    """Half of the loud frames repeat after one period of 70-1000 Hz: noise would not."""
+    strengths = []
+    for audio in sounding(VOCALS):
+        frames = audio[: len(audio) // 800 * 800].reshape(-1, 800)
+        level = frame_rms(audio, 800)
+        frames = frames[level > 0.5 * level.max()]
+        correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, 1600)) ** 2)[:, 16:229]
+        strengths.append(np.median(correlation.max(axis=1) / np.square(frames).sum(axis=1)))
+    assert np.median(strengths) > 0.6
+
+
+FAMILIES = ("plucked", "modulated", "struck", "organ", "bowed", "analogue", "sub")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tones_start_and_end_without_a_click(family):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        silent_onset = replace(_instrument(rng, family), noise=(0.0, 0.01, 0.0))
+        tone = silent_onset.tone(Note(0.0, 0.2, 52.0, 55.0, 1.0), RATE)
+        edges = np.abs(np.concatenate([tone[:8], tone[-8:]]))
+        assert 0 < np.abs(tone).max() < 8
+        assert edges.max() < 0.15 * np.abs(tone).max()
+        assert max(edges[0], edges[-1]) < 1e-4
+
+
+def test_tones_do_not_click_in_the_stem():
+    """A click is a jump far above the jumps of its 25 ms neighbourhood; a cut note reaches 10 to 14 here."""
+    for stem in (BASS, VOCALS):
+        for audio in sounding(stem):
+            jumps = np.abs(np.diff(audio, 2))
+            around = np.sqrt(np.convolve(jumps**2, np.ones(401) / 401, mode="same"))
+            audible = jumps > 0.02 * np.abs(audio).max()
+            assert (jumps / np.maximum(around, 1e-9))[audible].max(initial=0) < 9
+
+
+def test_songs_differ_in_spectrum():
+    bands = np.geomspace(50, 8000, 25)
+    for stem in range(len(STEMS)):
+        profiles = []
+        for audio in sounding(stem):
+            hz, power = power_spectrum(audio)
+            profiles.append(10 * np.log10(np.histogram(hz, bands, weights=power)[0] / power.sum() + 1e-8))
+        assert np.std(profiles, axis=0).mean() > 2.5, STEMS[stem]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seconds": 0}, "seconds is 0"),
+        ({"seconds": -1.0}, "seconds is -1"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"sample_rate": 4000}, "sample_rate is 4000"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        render_song(0, **arguments)

@@ -1,0 +1,69 @@
+"""The stand-in for torchaudio's extension, each time in a fresh interpreter."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TORCHAUDIO = importlib.util.find_spec("torchaudio")
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def extension_loads():
+    try:
+        for library in (Path(TORCHAUDIO.origin).parent / "lib").glob("_torchaudio*.*"):
+            torch.ops.load_library(str(library))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(TORCHAUDIO is None, reason="torchaudio is not installed")
+def test_torchaudio_works_after_lincae_and_the_stub_is_there_only_when_needed():
+    code = (
+        "import lincae, sys\n"
+        "assert 'torchaudio' not in sys.modules, 'lincae imports torchaudio'\n"
+        "stubbed = 'torchaudio._extension' in sys.modules\n"
+        "import torch, torchaudio\n"
+        "from torchaudio.functional import melscale_fbanks, resample\n"
+        "assert resample(torch.ones(1, 441), 441, 160).shape == (1, 160)\n"
+        "assert melscale_fbanks(257, 0, 22050, 80, 44100, 'slaney', 'slaney').shape == (257, 80)\n"
+        "print(stubbed, torchaudio._extension._IS_TORCHAUDIO_EXT_AVAILABLE)\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == (["False", "True"] if extension_loads() else ["True", "False"])
+
+
+@pytest.mark.skipif(TORCHAUDIO is None, reason="torchaudio is not installed")
+def test_whatever_needs_the_extension_says_so():
+    code = (
+        "import torch\n"
+        "def refuse(path): raise OSError('libcudart.so.13: cannot open shared object file')\n"
+        "torch.ops.load_library = refuse\n"
+        "import lincae, importlib.util\n"
+        "assert importlib.util.find_spec('torchaudio._extension') is not None\n"
+        "from torchaudio.functional import forced_align\n"
+        "forced_align(torch.zeros(1, 2, 2), torch.zeros(1, 1))\n"
+    )
+    done = run(code)
+    assert "RuntimeError: forced_align needs torchaudio's compiled extension" in done.stderr
+
+
+def test_without_torchaudio_lincae_imports_and_says_so():
+    code = (
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'torchaudio' else find(name, *rest)\n"
+        "import lincae, sys\n"
+        "from lincae._torchaudio import ensure_torchaudio\n"
+        "assert ensure_torchaudio() is False and 'torchaudio._extension' not in sys.modules\n"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,266 @@
+"""The trainer: it learns, resumes to the bit, stops in order, and refuses with reasons."""
+
+import csv
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lincae.autoencoder import Autoencoder
+from lincae.data import StemBank
+from lincae.linearity import VARIANTS
+from lincae.recipes import PRESETS, TrainingConfig, recipe
+from lincae.training import LOG_COLUMNS, NonFiniteError, main, train, validate
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return StemBank.from_synth(6, 4.0, 16000, split="train")
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    songs = StemBank.from_synth(4, 4.0, 16000, split="test")
+    return songs.crops(range(16), PRESETS["test"].crop_samples, 0)
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(path.open())]
+
+
+def run(config, bank, folder, **options):
+    return train(config, bank, folder, device="cpu", progress=False, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sixty_steps_lower_the_held_out_loss(variant, bank, held_out, tmp_path):
+    config = recipe("test", variant)
+    torch.manual_seed(config.seed)
+    before = validate(Autoencoder(config.autoencoder).eval(), held_out)
+    model = run(config, bank, tmp_path, validation=held_out)
+    after = validate(model, held_out)
+    assert after["rec_rel_l2"] < before["rec_rel_l2"] - 0.01
+    assert after["swap_rel_l2"] > after["rec_rel_l2"] + 0.01  # it listens to its latent
+    last = rows(tmp_path / "validation.csv")[-1]
+    assert last == pytest.approx({"step": 60, **after}, rel=1e-4, abs=1e-5)
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    stored = torch.load(folder / "last.ckpt", weights_only=True)
+    tensors = {f"{part}.{key}": value for part in ("model", "ema") for key, value in stored[part].items()}
+    for index, values in stored["optimizer"]["state"].items():
+        tensors |= {f"{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    return tensors
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_is_exact(bank, tmp_path, workers):
+    config = recipe("test", steps=20)
+    whole = run(config, bank, tmp_path / "whole")
+    run(config, bank, tmp_path / "parts", stop_at=10, workers=workers)
+    parts = run(config, bank, tmp_path / "parts", workers=workers)
+    expected, got = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert whole.config == parts.config  # the latent scale included
+    for column in set(LOG_COLUMNS) - {"items_per_s"}:
+        assert [r[column] for r in rows(tmp_path / "whole/log.csv")] == [
+            r[column] for r in rows(tmp_path / "parts/log.csv")
+        ]
+
+
+def test_resume_drops_log_rows_after_the_checkpoint(bank, tmp_path):
+    config = recipe("test", steps=20, checkpoint_every=10, log_every=2)
+    run(config, bank, tmp_path, stop_at=10)
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write(
+            "12" + ",0" * (len(LOG_COLUMNS) - 1) + "\n"
+        )  # of a step whose checkpoint was never written
+    run(config, bank, tmp_path)
+    assert [row["step"] for row in rows(tmp_path / "log.csv")] == list(range(2, 21, 2))
+    assert min(row["loss"] for row in rows(tmp_path / "log.csv")) > 0
+
+
+def test_a_finished_run_is_loaded_not_repeated(bank, tmp_path):
+    config = recipe("test", steps=4)
+    run(config, bank, tmp_path)
+    before = (tmp_path / "last.ckpt").stat().st_mtime_ns
+    again = run(config, bank, tmp_path)
+    assert (tmp_path / "last.ckpt").stat().st_mtime_ns == before
+    assert again.metadata["step"] == 4
+
+
+def test_checkpoint_describes_itself(bank, tmp_path):
+    model = run(recipe("test", "m2l", steps=4), bank, tmp_path / "mine")
+    assert model.name == "mine"
+    assert model.metadata["data"] == bank.description
+    assert model.metadata["training"]["linearity"]["homogeneity"] is False
+    assert len(model.metadata["commit"]) == 40 or model.metadata["commit"] == "unknown"
+    assert json.loads((tmp_path / "mine/config.json").read_text())["metadata"]["step"] == 4
+
+
+def test_public_latents_have_unit_deviation(bank, tmp_path):
+    config = recipe("test", steps=30)
+    model = run(config, bank, tmp_path)
+    z = model.encode(bank.crops(range(64), config.crop_samples, 99))
+    assert 0.8 < z.std() < 1.25
+    assert model.config.latent_scale > 1
+
+
+def test_variants_see_the_same_waveforms(bank, tmp_path, monkeypatch):
+    from lincae import training
+
+    augment, seen = training.augment, []
+
+    def spy(*arguments):
+        batch = augment(*arguments)
+        seen.append(batch.target())
+        return batch
+
+    monkeypatch.setattr(training, "augment", spy)
+    targets = {}
+    for variant in set(VARIANTS) - {"lin-cae-2"}:  # whose gains are not annealed, and differ by definition
+        run(recipe("test", variant, steps=3), bank, tmp_path / variant)
+        targets[variant], seen = torch.stack(seen), []
+    assert all(torch.equal(batches, targets["lin-cae"]) for batches in targets.values())
+
+
+# ---------------------------------------------------------------- stopping and refusing
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_signals_write_a_checkpoint_first(tmp_path, number, status):
+    code = (
+        "import torch; from lincae.recipes import recipe; from lincae.training import train\n"
+        "class Noise:\n    description = 'noise'\n"
+        "    def crops(self, indices, n, seed): return torch.full((len(indices), n), 0.1)\n"
+        "train(recipe('test', steps=100000), Noise(), 'run', device='cpu', progress=False)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    log = tmp_path / "run" / "log.csv"
+    while not log.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (status, -number), errors
+    stored = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert stored["step"] >= 5
+    assert Autoencoder.load(tmp_path / "run", "cpu").metadata["step"] == stored["step"]
+    if number == signal.SIGINT:
+        assert "a checkpoint was written" in errors
+
+
+class Poisoned:
+    """Loud enough to overflow from item 40 on."""
+
+    description = "poisoned"
+
+    def crops(self, indices, n_samples, seed):
+        audio = 0.1 * torch.randn(
+            len(indices), n_samples, generator=torch.Generator().manual_seed(indices[0])
+        )
+        return audio if indices[0] < 40 else audio * float("nan")
+
+
+def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
+    config = recipe("test", batch_size=4, checkpoint_every=4)
+    with pytest.raises(NonFiniteError, match=rf"not finite at step 10 \(lr .*\): .*{tmp_path} at step 8"):
+        run(config, Poisoned(), tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 8
+    assert all(torch.isfinite(p).all() for p in Autoencoder.load(tmp_path, "cpu").parameters())
+
+
+def test_full_disk_leaves_the_previous_training_state(bank, tmp_path, monkeypatch):
+    config = recipe("test", steps=8)
+    run(config, bank, tmp_path, stop_at=4)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".ckpt", ".safetensors")}
+
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lincae.audio.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run(config, bank, tmp_path)
+    monkeypatch.undo()
+    assert {
+        p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".ckpt", ".safetensors")
+    } == before
+    assert run(config, bank, tmp_path).metadata["step"] == 8
+
+
+def test_resume_of_another_configuration_shows_the_difference(bank, tmp_path):
+    run(recipe("test", steps=4), bank, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"another configuration \(learning_rate: .* -> 0.5; linearity.gain_max"
+    ):
+        run(recipe("test", steps=4, learning_rate=0.5, **{"linearity.gain_max": 2.0}), bank, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"preset": "huge"}, "unknown preset 'huge'; choose from paper, official, small, desk, test"),
+        ({"variant": "lin"}, "unknown variant 'lin'; choose from lin-cae, lin-cae-2, no-additivity"),
+        ({"stpes": 3}, "TrainingConfig has no 'stpes'; it has .*steps"),
+        ({"linearity.gain": 3}, "LinearityConfig has no 'gain'; it has .*gain_max"),
+        ({"batch_size": 1}, "batch_size >= 2, got 1"),
+        ({"preset": "paper", "crop_frames": 169}, "multiple of 8, got 169"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
+def test_recipe_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(**arguments)
+
+
+def test_presets_and_variants_compose():
+    for preset in PRESETS:
+        for variant in VARIANTS:
+            config = recipe(preset, variant)
+            assert isinstance(config, TrainingConfig)
+            assert config.crop_samples == (config.crop_frames + 3) * config.autoencoder.transform.hop
+    paper, official = recipe("paper"), recipe("official")
+    assert (paper.crop_samples, official.crop_samples) == (87552, 34304)
+    assert (paper.linearity.mixture_weights, official.linearity.mixture_weights) == ("equal", "random")
+    assert recipe("official", "m2l").linearity.premix_probability == 0.5
+    differing = {"crop_frames", "linearity"}  # every other field of the two presets agrees
+    assert {
+        f.name for f in dataclasses.fields(paper) if getattr(paper, f.name) != getattr(official, f.name)
+    } == differing
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    from lincae.audio import write_audio
+
+    corpus = tmp_path / "corpus"
+    for i in range(3):
+        tone = 0.3 * torch.sin(2 * torch.pi * 220 * (i + 1) * torch.arange(16000) / 16000)
+        corpus.mkdir(exist_ok=True)
+        write_audio(corpus / f"{i}.wav", tone, 16000)
+    monkeypatch.chdir(tmp_path)
+    common = ["--preset", "test", "--device", "cpu", "--set", "steps=6", "linearity.gain_max=2"]
+    main(["--variant", "m2l", "--data", f"{corpus}=1", *common])
+    stored = Autoencoder.load(tmp_path / "runs" / "test-m2l", "cpu").metadata
+    assert (stored["step"], stored["training"]["linearity"]["gain_max"]) == (6, 2)
+    for bad, message in (
+        (["--data", "nowhere=1"], "nowhere"),
+        (["--set", "steps"], "--set takes FIELD=VALUE"),
+        (["--set", "colour=3"], "has no 'colour'"),
+        (["--data", f"{corpus}=1", "--device", "tpu"], "unknown device 'tpu'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*common, *bad])

@@ -1,0 +1,165 @@
+"""T and its inverse at the numbers of the specification."""
+
+import math
+
+import pytest
+import torch
+
+from lincae.autoencoder import PAPER
+from lincae.transform import Transform, TransformConfig
+
+T = Transform(TransformConfig())
+SMALL = Transform(TransformConfig(hop=16))
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "n_frames", "n_latents", "n_decoded"),
+    [
+        (2048, 1, 1, 5632),
+        (34304, 64, 8, 34304),
+        (34816, 65, 9, 38400),
+        (88200, 169, 22, 91648),
+        (441000, 858, 108, 443904),
+    ],
+)
+def test_length_anchors(n_samples, n_frames, n_latents, n_decoded):
+    assert T.n_frames(n_samples) == n_frames
+    assert -(-n_frames // PAPER.network.time_factor) == n_latents
+    assert T.n_samples(n_latents * PAPER.network.time_factor) == n_decoded
+
+
+def test_lengths_are_those_of_the_tensors():
+    for n_samples in (64, 65, 79, 80, 200, 1000):
+        spectrogram = SMALL(randn(2, n_samples))
+        assert spectrogram.shape == (2, 2, 32, SMALL.n_frames(n_samples))
+        assert SMALL.inverse(spectrogram).shape == (2, SMALL.n_samples(spectrogram.shape[-1]))
+    assert SMALL.n_frames(63) == 0
+    assert SMALL.n_frames(0) == 0
+
+
+def test_latent_rate_and_compression():
+    assert 44100 / PAPER.hop == pytest.approx(10.77, abs=0.005)
+    assert PAPER.hop / PAPER.network.latent_channels == 64
+
+
+def test_squared_windows_sum_to_three_halves():
+    sums = T.analysis_window.square().reshape(4, 512).sum(0)
+    torch.testing.assert_close(sums, torch.full((512,), 1.5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(T.synthesis_window, T.analysis_window / 1.5, rtol=0, atol=1e-6)
+
+
+def test_window_is_the_periodic_hann():
+    n = torch.arange(2048, dtype=torch.float64)
+    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * n / 2048)
+    torch.testing.assert_close(T.analysis_window.double(), hann, rtol=0, atol=1e-6)
+
+
+def low_passed(n_samples: int) -> torch.Tensor:
+    """Noise without the Nyquist bin's neighbourhood, which the transform drops."""
+    bins = torch.fft.rfft(randn(1, n_samples))
+    bins[:, int(0.9 * bins.shape[-1]) :] = 0
+    return 0.2 * torch.fft.irfft(bins, n=n_samples)
+
+
+def test_edges_are_ramped_and_the_interior_comes_back():
+    x = low_passed(20 * 512)
+    y = T.inverse(T(x))
+    assert y.shape == x.shape
+    torch.testing.assert_close(y[:, 1536:-1536], x[:, 1536:-1536], rtol=0, atol=2e-5)
+    squared = T.analysis_window.square().tolist()
+    for n, known in ((0, 0), (100, None), (512, 1 / 6), (1000, None), (1024, 5 / 6), (1535, 1)):
+        ramp = sum(squared[n - 512 * k] for k in range(n // 512 + 1)) / 1.5  # windows that cover n
+        if known is not None:
+            assert ramp == pytest.approx(known, abs=1e-4)
+        assert y[0, n].item() == pytest.approx(ramp * x[0, n].item(), abs=2e-5)
+        ramp = sum(squared[2047 - n + 512 * k] for k in range(n // 512 + 1)) / 1.5
+        assert y[0, -1 - n].item() == pytest.approx(ramp * x[0, -1 - n].item(), abs=2e-5)
+
+
+@pytest.mark.parametrize(("n_samples", "ceiling_db"), [(34304, 14.2), (88200, 18.7)])
+def test_ceiling_of_a_perfect_network(n_samples, ceiling_db):
+    """Without padded edges, on white noise."""
+    x = randn(1, n_samples)
+    y = T.inverse(T(x))
+    x = x[:, : y.shape[-1]]
+    snr_db = 10 * math.log10((x**2).sum() / ((y - x) ** 2).sum())
+    assert snr_db == pytest.approx(ceiling_db, abs=0.4)
+
+
+def test_lost_nyquist_bin_is_all_that_the_interior_loses():
+    x = randn(1, 40 * 512)
+    y = T.inverse(T(x))
+    inner = slice(1536, -1536)
+    assert 0.008 < (y - x)[:, inner].norm() / x[:, inner].norm() < 0.02
+
+
+def test_warp_is_the_formula():
+    """Amp(c) = beta |c|**alpha exp(i angle(c)), DC kept and Nyquist dropped."""
+    x = 0.3 * randn(2, 100)
+    frames = x.double().unfold(-1, 64, 16) * torch.hann_window(64, dtype=torch.float64)
+    bins = torch.fft.rfft(frames).transpose(-1, -2)[:, :32]
+    warped = 0.34 * bins.abs() ** 0.65 * torch.exp(1j * bins.angle())
+    expected = torch.stack((warped.real, warped.imag), dim=1)
+    torch.testing.assert_close(SMALL(x).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gain", [2.0, 0.1, -0.5, 1e-3, 0.0])
+def test_warp_is_positively_homogeneous(gain):
+    x = 0.2 * randn(2, 4096)
+    gains = torch.tensor([gain, 1.0])
+    expected = T.scale(T(x), gains)
+    torch.testing.assert_close(T(gains[:, None] * x), expected, rtol=0, atol=3e-6)
+    sign = math.copysign(abs(gain) ** 0.65, gain)
+    torch.testing.assert_close(expected[0], sign * T(x)[0], rtol=1e-5, atol=0)
+
+
+def test_values_are_not_bounded_by_one():
+    n = torch.arange(88200)
+    sine = torch.sin(2 * math.pi * 1000 * n / 44100)[None]
+    assert T(sine).abs().max().item() == pytest.approx(18.06, abs=0.02)
+    centred = torch.cos(2 * math.pi * 100 * n / 2048)[None]
+    modulus = T(centred).square().sum(1).sqrt().max().item()
+    assert modulus == pytest.approx(0.34 * 512**0.65, abs=1e-3)
+    assert modulus == pytest.approx(19.6, abs=0.05)
+
+
+def test_inverse_does_not_clamp():
+    x = 5 * low_passed(20 * 512)
+    assert x.abs().max() > 2
+    torch.testing.assert_close(T.inverse(T(x))[:, 1536:-1536], x[:, 1536:-1536], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-30, 1e-9, 1.0])
+def test_gradients_are_finite_down_to_silence(level):
+    x = (level * randn(1, 256)).requires_grad_()
+    SMALL(x).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    spectrogram = (level * randn(1, 2, 32, 12)).requires_grad_()
+    SMALL.inverse(spectrogram).sum().backward()
+    assert torch.isfinite(spectrogram.grad).all()
+
+
+def test_silence_is_zero_both_ways():
+    assert not SMALL(torch.zeros(1, 256)).any()
+    assert not SMALL.inverse(torch.zeros(1, 2, 32, 12)).any()
+
+
+def test_partly_silent_audio_has_finite_gradients():
+    x = randn(1, 512)
+    x[:, 100:400] = 0
+    x.requires_grad_()
+    SMALL.inverse(SMALL(x)).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert x.grad.any()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"at least one window of 64 samples, got \(1, 63\)"):
+        SMALL(torch.zeros(1, 63))
+    for changes in ({"hop": 0}, {"alpha": 0.0}, {"alpha": 1.5}, {"beta": 0.0}):
+        with pytest.raises(ValueError, match="hop >= 1, 0 < alpha <= 1 and beta > 0"):
+            TransformConfig(**changes)
