@@ -74,8 +74,7 @@ SMALL = AutoencoderConfig(
     ),
     pad_edges=True,
 )
-# Short windows and a quick latent (125 Hz, 16x) learn in minutes what the paper's grid learns in days: after 300
-# steps 4.9 dB of reconstruction SNR, against 2.4 dB with twice the hop.
+# Short windows and a fast latent (125 Hz, 16x) are what a CPU can train: benchmarks/desk_trials.csv.
 DESK = AutoencoderConfig(
     sample_rate=16000,
     transform=TransformConfig(hop=64),

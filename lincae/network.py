@@ -297,8 +297,8 @@ class Network(nn.Module):
         """Start with signals that keep their variance from spectrogram to latent to the denoiser's blocks.
 
         PyTorch's default weights divide the power of a signal by three at each layer without normalisation:
-        behind the pyramid the latent is lost in the noise that decoding starts from (measured at desk size: 0.01
-        against 0.6), and a small budget is spent on finding it. Here the noise starts quiet instead.
+        behind the pyramid the latent is lost in the noise that decoding starts from, and a small budget is
+        spent on finding it (benchmarks/desk_trials.csv). Here the noise starts quiet instead.
         """
         encoder, pyramid, denoiser = self.encoder, self.pyramid, self.denoiser
         path = [

@@ -64,7 +64,7 @@ def spectrogram_grid(
     sample_rate: int,
     notes: Mapping[tuple[str, str], str] | None = None,
 ) -> Figure:
-    """Rows of columns of `(T,)` audio, on one dB scale so that levels compare; `notes[row, column]` in a corner."""
+    """Rows of columns of `(T,)` audio on one dB scale, levels comparable; `notes[row, column]` on top."""
     rows, columns = list(panels), list(next(iter(panels.values())))
     images = {(r, c): spectrogram_db(panels[r][c], sample_rate) for r in rows for c in panels[r]}
     top = max(image.max() for image, _ in images.values())

@@ -1,0 +1,65 @@
+"""Short trials behind the desk preset: what a few hundred CPU steps reach with one choice changed at a time.
+
+    python benchmarks/desk_trials.py     # about three minutes a trial on one core -> benchmarks/desk_trials.csv
+
+Every trial sees the same synthetic audio, seeds and number of steps; scores are of held-out songs, EMA
+weights, one-step decode (columns as in `lincae.training.validate`).
+"""
+
+import csv
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import lincae
+from lincae.autoencoder import DESK
+from lincae.consistency import ConsistencyConfig
+from lincae.data import training_data
+from lincae.training import train, validate
+
+STEPS = 300
+DEEPER = {"multipliers": (1, 2, 3, 4), "attention": (False, False, False, True), "latent_channels": 16}
+DEEPER |= {"encoder_blocks": (1,) * 4, "unet_blocks": (1,) * 4, "downsampling": ("frequency", "both", "both")}
+TRIALS = {
+    "desk": {},
+    "PyTorch's initialisation": {"autoencoder.network.unit_variance_init": False},
+    "hop 128, same compression": {
+        "autoencoder.transform.hop": 128,
+        "autoencoder.network.latent_channels": 16,
+        "crop_frames": 32,
+    },
+    "one more level, same compression": {"autoencoder.network": replace(DESK.network, **DEEPER)},
+    "compression 64x": {"autoencoder.network.latent_channels": 2},
+    "regression only": {"consistency.step_end": 1.0},
+    "consistency down to 0.05": {"consistency.step_end": 0.05},
+    "paper's consistency schedule": {"consistency": ConsistencyConfig()},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    rows = []
+    for name, changes in TRIALS.items():
+        config = lincae.recipe("desk", "lin-cae", steps=STEPS, checkpoint_every=STEPS, **changes)
+        rate = config.autoencoder.sample_rate
+        held_out = training_data("synthetic", rate, split="test").crops(range(32), config.crop_samples, 0)
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            model = train(config, training_data("synthetic", rate), folder, device="cpu", progress=False)
+        seconds = time.perf_counter() - start
+        size = sum(p.numel() for p in model.network.parameters())
+        scores = {key: f"{value:.4f}" for key, value in validate(model, held_out).items()}
+        rows.append({"trial": name, "steps": STEPS, "seconds": round(seconds), "parameters": size, **scores})
+        print(rows[-1], flush=True)
+        with (Path(__file__).parent / "desk_trials.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
