@@ -7,7 +7,7 @@
     vocals = model.decode(z_mix - z_accompaniment)
 
 Axis legend, used in every docstring: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L`
-latent frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)` float32 mono, latents `(B, C, L)`.
+latent frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)` mono, latents are `(B, C, L)`.
 """
 
 from lincae._torchaudio import ensure_torchaudio

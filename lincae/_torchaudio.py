@@ -9,7 +9,7 @@ import torch
 
 
 def ensure_torchaudio() -> bool:
-    """Make ``import torchaudio`` work beside any torch; return whether torchaudio is installed.
+    """Make `import torchaudio` work beside any torch; return whether torchaudio is installed.
 
     Must run before the first import of torchaudio, transformers or diffusers; imports none of them.
     """

@@ -1,7 +1,7 @@
 """Audio in and out, devices, seeds and overlap-add windows.
 
-Axis legend: ``B`` batch, ``S`` source (stem), ``T`` samples, ``C`` latent channels, ``L`` latent frames,
-``F`` frequency bins, ``N`` spectrogram frames. Audio is (B, T) float32 mono; stereo is two items of a batch.
+Axis legend: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L` latent frames,
+`F` frequency bins, `N` spectrogram frames. Audio is (B, T) float32 mono; stereo is two items of a batch.
 Nothing here clamps or normalises: gain is the experiment.
 
 soundfile, soxr and torchaudio are imported where they are used: training on synthetic audio needs none.
@@ -48,11 +48,11 @@ class AutoencoderLike(Protocol):
         """Audio (B, T) to latents (B, C, L)."""
 
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
-        """Latents (B, C, L) to audio (B, T), T = ``length`` where given; equal seeds, equal noise."""
+        """Latents (B, C, L) to audio (B, T), T = `length` where given; equal seeds, equal noise."""
 
 
 def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
-    """Return ``audio`` as it is, if it is a finite, non-empty, floating-point (B, T) tensor.
+    """Return `audio` as it is, if it is a finite, non-empty, floating-point (B, T) tensor.
 
     Raises TypeError for another type or dtype, ValueError for another shape and for NaN or inf.
     """
@@ -89,8 +89,8 @@ def read_audio(
 ) -> tuple[Tensor, int]:
     """Read a file that libsndfile knows, or a part of it; return float32 audio and its sample rate.
 
-    ``sample_rate`` resamples (None keeps the file's); ``seconds`` is the most to read from ``start_s`` on
-    (None: to the end). ``channels``: "mono" expects a mono file, "mean" averages the channels, both give
+    `sample_rate` resamples (None keeps the file's); `seconds` is the most to read from `start_s` on
+    (None: to the end). `channels`: "mono" expects a mono file, "mean" averages the channels, both give
     (T,); "all" gives (channels, T).
 
     Raises FileNotFoundError; AudioFileError for an unreadable, empty, truncated or non-finite file
@@ -185,7 +185,7 @@ def write_audio(path: str | Path, audio: Tensor, sample_rate: int) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of ``path`` once it is whole; else ``path`` stays as it was."""
+    """A binary file that takes the place of `path` once it is whole; else `path` stays as it was."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -249,7 +249,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator that is a pure function of its integer ``keys``, such as (seed, step) or (seed, item).
+    """A generator that is a pure function of its integer `keys`, such as (seed, step) or (seed, item).
 
     Different tuples give different streams. Raises ValueError for keys outside [0, 2**64), and for none.
     """
@@ -262,7 +262,7 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
 
 
 def window_starts(n_samples: int, window_samples: int, overlap_samples: int) -> list[int]:
-    """Start of every window of a signal, ``overlap_samples`` shared by neighbours.
+    """Start of every window of a signal, `overlap_samples` shared by neighbours.
 
     The last window is moved back to end with the signal, so that all are whole; a signal shorter than one
     window has one start, 0. Raises ValueError unless 0 <= overlap <= window / 2 and n_samples >= 1.
@@ -279,7 +279,7 @@ def window_starts(n_samples: int, window_samples: int, overlap_samples: int) -> 
 def overlap_add(
     chunks: Sequence[Tensor], starts: Sequence[int], n_samples: int, overlap_samples: int
 ) -> Tensor:
-    """Join windows (..., T) into (..., n_samples), each fading in linearly over ``overlap_samples``.
+    """Join windows (..., T) into (..., n_samples), each fading in linearly over `overlap_samples`.
 
     The weights sum to one at every sample. Raises ValueError where chunks leave a gap or end elsewhere.
     """

@@ -283,7 +283,7 @@ class Autoencoder(nn.Module):
     # -------- checkpoints
 
     def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
-        """Write `model.safetensors` and `config.json` into `folder`; returns the folder.
+        """Write `model.safetensors`, `config.json` and a model card into `folder`; returns the folder.
 
         The configuration also stands in the header of the weights file, which is what `load` reads: one file,
         replaced atomically, so that a crash or a full disk leaves the previous checkpoint whole. Raises
@@ -303,8 +303,9 @@ class Autoencoder(nn.Module):
         }
         with atomic_write(folder / WEIGHTS) as file:
             file.write(to_safetensors(tensors, metadata={"config": text}))
-        with atomic_write(folder / CONFIG) as file:
-            file.write(text.encode())
+        for name, content in ((CONFIG, text), (CARD, self.card())):
+            with atomic_write(folder / name) as file:
+                file.write(content.encode())
         return folder
 
     @classmethod
@@ -354,7 +355,6 @@ class Autoencoder(nn.Module):
         address = api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             self.save(folder, dtype)
-            (Path(folder) / CARD).write_text(self.card())
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"lincae: {self.name}")
         return str(address)
 
@@ -369,7 +369,7 @@ class Autoencoder(nn.Module):
             **{key: json.dumps(value) for key, value in self.metadata.items()},
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-        usage = f'model = lincae.Autoencoder.load("{self.name}")  # or the address of this repository'
+        usage = 'model = lincae.Autoencoder.load("...")  # this folder, or the id of its repository'
         return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\nimport lincae\n\n{usage}\n```\n"
 
 

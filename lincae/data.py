@@ -2,7 +2,7 @@
 
 A mixture is the sum of the stems, by definition. Item i of training crops is a pure function of (seed, i),
 so that neither resuming nor several processes need loader state.
-Axis legend: ``B`` batch, ``S`` source (stem), ``T`` samples.
+Axis legend: `B` batch, `S` source (stem), `T` samples.
 """
 
 import importlib.util
@@ -55,7 +55,7 @@ class Track:
     def stems(
         self, sample_rate: int | None = None, start_s: float = 0, seconds: float | None = None
     ) -> Tensor:
-        """Stems (S, T), mono (channel mean), float32; at most ``seconds`` from ``start_s`` on.
+        """Stems (S, T), mono (channel mean), float32; at most `seconds` from `start_s` on.
 
         Raises AudioFileError or FileNotFoundError, naming the file; ValueError for a start beyond the end.
         """
@@ -69,12 +69,12 @@ class Track:
 def tracks(
     dataset: str, split: str = "test", n_tracks: int | None = None, root: str | Path | None = None
 ) -> list[Track]:
-    """The first ``n_tracks`` (at most; None: all) of a dataset, in order of name.
+    """The first `n_tracks` (at most; None: all) of a dataset, in order of name.
 
-    - "synthetic": songs of `lincae.synth` in ``root`` (default ``$LINCAE_DATA/synthetic``, or
-      ``data/synthetic``), rendered on first use.
+    - "synthetic": songs of `lincae.synth` in `root` (default `$LINCAE_DATA/synthetic`, or
+      `data/synthetic`), rendered on first use.
     - "clip": the real four-stem track that the stempeg package carries (CC BY-NC-SA 3.0), for testing only.
-    - "musdb": MUSDB18-HQ, or MUSDB18 in STEMS form, in ``root`` (default ``$MUSDB_PATH``), with the official
+    - "musdb": MUSDB18-HQ, or MUSDB18 in STEMS form, in `root` (default `$MUSDB_PATH`), with the official
       splits: "train" leaves out the 14 songs of "valid".
 
     Raises ValueError for an unknown dataset or split, FileNotFoundError for a missing root or one without
@@ -217,10 +217,10 @@ def write_synthetic(
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Render songs into ``root``, shaped as MUSDB18-HQ: train/ and test/, a folder a song, 16-bit mono WAV.
+    """Render songs into `root`, shaped as MUSDB18-HQ: train/ and test/, a folder a song, 16-bit mono WAV.
 
-    A later call continues an interrupted one, and leaves complete songs as they are. ``workers`` processes
-    (None: one a core). Raises ValueError where ``root`` has songs of other parameters, or something else.
+    A later call continues an interrupted one, and leaves complete songs as they are. `workers` processes
+    (None: one a core). Raises ValueError where `root` has songs of other parameters, or something else.
     """
     root = Path(root)
     songs, audio = {"n_train": n_train, "n_test": n_test}, {"seconds": seconds, "sample_rate": sample_rate}
@@ -262,7 +262,7 @@ def _write_song(folder: Path, seed: int, seconds: float, sample_rate: int) -> No
 
 
 def _parallel(function: Callable, jobs: Sequence[tuple], workers: int | None = None) -> Iterator:
-    """Results of ``function(*job)`` in order of ``jobs``, from ``workers`` processes, with a progress bar."""
+    """Results of `function(*job)` in order of `jobs`, from `workers` processes, with a progress bar."""
     if not jobs:
         return
     # fork, where it is safe (no torch in the children): spawned ones would run unguarded scripts again
@@ -276,7 +276,7 @@ class StemBank:
     """Stems of songs in memory. An item is a random stretch of a random song: a stem, or the mixture."""
 
     def __init__(self, stems: Iterable[Tensor], sample_rate: int, description: str, solo_share: float = 0.5):
-        """``stems``: (S, T) for each song; ``solo_share``: the probability that an item is a single stem."""
+        """`stems`: (S, T) for each song; `solo_share`: the probability that an item is a single stem."""
         self.stems = [song.to("cpu", torch.float32) for song in stems]
         self.sample_rate, self.description, self.solo_share = sample_rate, description, solo_share
         if not self.stems or any(song.ndim != 2 or song.numel() == 0 for song in self.stems):
@@ -294,7 +294,7 @@ class StemBank:
     def from_synth(
         cls, n_songs: int, seconds: float, sample_rate: int, seed: int = 0, split: str = "train"
     ) -> "StemBank":
-        """The first songs that `write_synthetic` would write, rendered at ``sample_rate``, in memory."""
+        """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory."""
         if split not in SPLITS["synthetic"]:
             raise ValueError(f"dataset 'synthetic' has no split {split!r}: use one of {SPLITS['synthetic']}")
         jobs = [(song_seed(split, index, seed), seconds, sample_rate) for index in range(n_songs)]
@@ -302,7 +302,7 @@ class StemBank:
         return cls(stems, sample_rate, f"{n_songs} synthetic {split} songs of {seconds:g} s, seed {seed}")
 
     def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
-        """Items ``indices`` (B, T) float32. ValueError naming a song that is too short or silent."""
+        """Items `indices` (B, T) float32. ValueError naming a song that is too short or silent."""
         return torch.from_numpy(np.stack([self._draw(generator(seed, i), n_samples) for i in indices]))
 
     def _draw(self, rng: torch.Generator, n_samples: int) -> np.ndarray:
@@ -325,11 +325,11 @@ class Corpora:
     """Weighted folders of audio files (paper 4.1): a folder by weight, then a file, then a stretch of it.
 
     A file that is too short, or cannot be read, is drawn again within its folder, so that weights hold; it is
-    logged once and kept, with the reason, in ``skipped``.
+    logged once and kept, with the reason, in `skipped`.
     """
 
     def __init__(self, folders: Mapping[str | Path, float], sample_rate: int, min_rms: float = MIN_RMS):
-        """``folders``: folder -> weight; searched recursively for AUDIO_EXTENSIONS."""
+        """`folders`: folder -> weight; searched recursively for AUDIO_EXTENSIONS."""
         weights = list(folders.values())
         if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
             raise ValueError(f"weights must be >= 0 with a positive sum, got {dict(folders)}")
@@ -343,7 +343,7 @@ class Corpora:
         self.description = ", ".join(f"{folder.name}={weight:g} ({n} files)" for folder, weight, n in counts)
 
     def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
-        """Items ``indices`` (B, T) float32. ValueError naming a folder where no draw gave a crop."""
+        """Items `indices` (B, T) float32. ValueError naming a folder where no draw gave a crop."""
         with ThreadPoolExecutor(min(8, len(indices))) as pool:
             return torch.stack(list(pool.map(lambda i: self._draw(generator(seed, i), n_samples), indices)))
 

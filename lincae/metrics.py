@@ -4,7 +4,7 @@ Argument order is prediction, reference. A value is NaN where the reference is s
 nothing there: callers count these items and leave them out. No mean is removed and no gain is matched, unless
 the metric's name says so.
 
-Axis legend: ``B`` batch, ``T`` samples, ``F`` frequency bins, ``N`` spectrogram frames.
+Axis legend: `B` batch, `T` samples, `F` frequency bins, `N` spectrogram frames.
 """
 
 import functools
@@ -29,7 +29,7 @@ def is_silent(audio: Tensor) -> Tensor:
 def snr_db(prediction: Tensor, reference: Tensor) -> Tensor:
     """Signal-to-noise ratio of (B, ...) as (B,) float64, in dB.
 
-    ``10 log10(|r|^2 / (|p - r|^2 + 1e-8) + 1e-8)``: finite for p = r. NaN where r is silent.
+    `10 log10(|r|^2 / (|p - r|^2 + 1e-8) + 1e-8)`: finite for p = r. NaN where r is silent.
     """
     p, r = _pair(prediction, reference)
     return _masked(_ratio_db(_energy(r), _energy(p - r)), is_silent(reference))
@@ -46,7 +46,7 @@ def si_sdr_db(prediction: Tensor, reference: Tensor) -> Tensor:
 
 
 def relative_l2(prediction: Tensor, reference: Tensor) -> Tensor:
-    """``|p - r| / (|r| + 1e-8)`` of (B, ...), audio or latents, as (B,) float64. NaN where r is all zero."""
+    """`|p - r| / (|r| + 1e-8)` of (B, ...), audio or latents, as (B,) float64. NaN where r is all zero."""
     p, r = _pair(prediction, reference)
     norm = r.norm(dim=1)
     return _masked((p - r).norm(dim=1) / (norm + EPS), norm == 0)
@@ -55,8 +55,8 @@ def relative_l2(prediction: Tensor, reference: Tensor) -> Tensor:
 def mss(prediction: Tensor, reference: Tensor, sample_rate: int, spectral_convergence: bool = True) -> Tensor:
     """Multi-scale spectral distance of (B, T) audio as (B,): mean of windows of 10, 25 and 50 ms.
 
-    Of mel magnitudes P and R: ``|R - P|_F / |R|_F + mean |ln P - ln R|``; the second term alone without
-    ``spectral_convergence``. Equals auraloss 0.4.0 item by item; its batches share one Frobenius ratio.
+    Of mel magnitudes P and R: `|R - P|_F / |R|_F + mean |ln P - ln R|`; the second term alone without
+    `spectral_convergence`. Equals auraloss 0.4.0 item by item; its batches share one Frobenius ratio.
     NaN where the reference is silent. Raises ValueError for audio shorter than half the longest FFT.
     """
     _check(prediction, reference)

@@ -4,6 +4,7 @@ Axis legend: `T` samples, `S` source (stem). Figures are matplotlib's; every one
 numbers in it (`save`).
 """
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,11 @@ STYLE = {
 }
 
 
+def use_style() -> None:
+    """The house's figure style for the running notebook or script."""
+    plt.rcParams.update(STYLE)
+
+
 def save(figure: Figure, numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
     """Write `name`.png and, with the numbers that the figure shows, `name`.csv."""
     out_dir = Path(out_dir)
@@ -68,7 +74,7 @@ def spectrogram_grid(
     rows, columns = list(panels), list(next(iter(panels.values())))
     images = {(r, c): spectrogram_db(panels[r][c], sample_rate) for r in rows for c in panels[r]}
     top = max(image.max() for image, _ in images.values())
-    size = (2.6 * len(columns) + 0.8, 1.5 * len(rows) + 0.5)
+    size = (min(3.6 * len(columns), 9) + 1, 1.45 * len(rows) + 0.5)
     figure, axes = plt.subplots(
         len(rows), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False
     )
@@ -98,9 +104,10 @@ def spectrogram_grid(
                 fontsize="small",
             )
     for row, axis in zip(rows, axes[:, 0], strict=True):
-        axis.set_ylabel(f"{row}\nkHz")
+        axis.set_ylabel(textwrap.fill(row, 16) + "\nkHz")
     for column, axis in zip(columns, axes[0], strict=True):
         axis.set_title(column)
+    figure.align_ylabels(axes[:, 0])
     for axis in axes[-1]:
         axis.set_xlabel("s")
     figure.colorbar(shown, ax=axes, label="dB re full-scale sine", shrink=0.6, pad=0.01)

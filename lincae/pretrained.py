@@ -9,9 +9,11 @@ exact translation, in both directions. Files of others are read with `weights_on
 tensor may be missing, left over or misshapen.
 """
 
+import json
 import math
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, count
 from pathlib import Path
@@ -39,6 +41,16 @@ def names() -> list[str]:
     """What `load` knows by name: the released models, then the checkpoints bundled with the repository."""
     bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
     return [*LIN_CAE, MUSIC2LATENT, *bundled]
+
+
+def listed(models: str | Sequence[str]) -> list[str]:
+    """The models that a notebook's parameter names: a list, one name, or a JSON list as `papermill -p` passes
+    it. Raises ValueError for none."""
+    if isinstance(models, str):
+        models = json.loads(models) if models.startswith("[") else [models]
+    if not models:
+        raise ValueError(f"models names none; choose from {', '.join(names())}, or give paths of checkpoints")
+    return list(models)
 
 
 def load(

@@ -103,8 +103,9 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Commit of the source that is running; "unknown" outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Commit of the running source, with "-dirty" where it was changed; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -38,6 +38,7 @@ class TrainingData(Protocol):
     """Item i is a pure function of (seed, i); see `lincae.data`."""
 
     description: str
+    sample_rate: int
 
     def crops(self, indices: range, n_samples: int, seed: int) -> Tensor: ...
 
@@ -148,6 +149,9 @@ def train(
     learning rate and the last good checkpoint.
     """
     run_dir, device_ = Path(run_dir), resolve_device(device)
+    if data.sample_rate != config.autoencoder.sample_rate:
+        rates = f"{data.sample_rate} Hz, the model works at {config.autoencoder.sample_rate} Hz"
+        raise ValueError(f"the data ({data.description}) is at {rates}: load it at the model's rate")
     run_dir.mkdir(parents=True, exist_ok=True)
     precision = config.precision
     if precision == "auto":

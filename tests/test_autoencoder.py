@@ -229,7 +229,7 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(model, tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         random_model(seed=1).save(tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG, autoencoder.CARD])
 
 
 def test_hub_round_trip(model, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from official import arguments, build, randn
 from lincae import pretrained
 from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
-from lincae.pretrained import export_official, key_map, load, names, network_config, official_files
+from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
 from lincae.transform import TransformConfig
 
 CONFIG = AutoencoderConfig(
@@ -351,3 +351,11 @@ def test_full_disk_leaves_the_previous_export_whole(official, tmp_path, monkeypa
     for file in (tmp_path / "before").iterdir():
         assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
     assert len(list((tmp_path / "b").iterdir())) == 4
+
+
+@pytest.mark.parametrize("models", [["a/b", "c"], ("a/b", "c"), '["a/b", "c"]'])
+def test_models_of_a_notebook(models):
+    assert listed(models) == ["a/b", "c"]
+    assert listed("runs/x") == ["runs/x"]
+    with pytest.raises(ValueError, match="models names none; choose from lin-cae"):
+        listed([])

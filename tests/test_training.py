@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_checkpoint_describes_itself(bank, tmp_path):
     assert model.name == "mine"
     assert model.metadata["data"] == bank.description
     assert model.metadata["training"]["linearity"]["homogeneity"] is False
-    assert len(model.metadata["commit"]) == 40 or model.metadata["commit"] == "unknown"
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", model.metadata["commit"])
     assert json.loads((tmp_path / "mine/config.json").read_text())["metadata"]["step"] == 4
 
 
@@ -140,7 +141,7 @@ def test_variants_see_the_same_waveforms(bank, tmp_path, monkeypatch):
 def test_signals_write_a_checkpoint_first(tmp_path, number, status):
     code = (
         "import torch; from lincae.recipes import recipe; from lincae.training import train\n"
-        "class Noise:\n    description = 'noise'\n"
+        "class Noise:\n    description = 'noise'; sample_rate = 16000\n"
         "    def crops(self, indices, n, seed): return torch.full((len(indices), n), 0.1)\n"
         "train(recipe('test', steps=100000), Noise(), 'run', device='cpu', progress=False)\n"
     )
@@ -168,6 +169,7 @@ class Poisoned:
     """Loud enough to overflow from item 40 on."""
 
     description = "poisoned"
+    sample_rate = 16000
 
     def crops(self, indices, n_samples, seed):
         audio = 0.1 * torch.randn(
@@ -202,6 +204,12 @@ def test_full_disk_leaves_the_previous_training_state(bank, tmp_path, monkeypatc
         p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".ckpt", ".safetensors")
     } == before
     assert run(config, bank, tmp_path).metadata["step"] == 8
+
+
+def test_data_at_another_rate_is_refused(tmp_path):
+    bank = StemBank([torch.zeros(4, 48000)], 44100, "CD songs")
+    with pytest.raises(ValueError, match=r"CD songs\) is at 44100 Hz, the model works at 16000 Hz"):
+        run(recipe("test"), bank, tmp_path)
 
 
 def test_resume_of_another_configuration_shows_the_difference(bank, tmp_path):

@@ -1,0 +1,28 @@
+"""The README's measured table is the committed CSV, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_measured_table_is_the_csv():
+    expected = pd.read_csv(ROOT / "figures" / "00_quickstart.csv")
+    number = r"(-?[\d.]+)"
+    rows = re.findall(rf"^\| (\w+) \| ([^|]+) \| {number} \| {number} \| {number} \|$", README, re.MULTILINE)
+    assert len(rows) == len(expected)
+    for (comparison, operation, *values), row in zip(rows, expected.itertuples(), strict=True):
+        assert (comparison, operation.strip()) == (row.comparison, row.operation)
+        measured = (row.snr_db, row.si_sdr_db, row.mss)
+        for text, value in zip(values, measured, strict=True):
+            assert float(text) == pytest.approx(value, abs=0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9)
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
