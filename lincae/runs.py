@@ -66,6 +66,11 @@ class Interruption:
             raise SystemExit(128 + self.signal)
 
 
+def leave_interrupts(_worker: int) -> None:
+    """For data workers: Ctrl-C reaches the whole process group, but it is the trainer that ends a run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 # ---------------------------------------------------------------- training state
 
 

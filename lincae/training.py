@@ -28,7 +28,7 @@ from .autoencoder import Autoencoder
 from .consistency import consistency_loss, precondition, step_size
 from .linearity import VARIANTS, AugmentedBatch, augment, gain_range, implicit_conditioning
 from .recipes import PRESETS, TrainingConfig, recipe
-from .runs import Interruption, Log, commit, restore, store
+from .runs import Interruption, Log, commit, leave_interrupts, restore, store
 
 STATE, LOG, VALIDATION = "last.ckpt", "log.csv", "validation.csv"
 LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
@@ -189,7 +189,13 @@ def train(
             store(state, dataclasses.asdict(config), step, run_dir / STATE)
 
     batches = StepBatches(config, data, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(batches, batch_size=None, sampler=range(first, stop), num_workers=workers)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, stop),
+        num_workers=workers,
+        worker_init_fn=leave_interrupts,
+    )
     bar = tqdm(
         loader, initial=first, total=stop, unit="step", disable=not (progress and fabric.is_global_zero)
     )

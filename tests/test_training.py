@@ -143,19 +143,23 @@ def test_signals_write_a_checkpoint_first(tmp_path, number, status):
         "import torch; from lincae.recipes import recipe; from lincae.training import train\n"
         "class Noise:\n    description = 'noise'; sample_rate = 16000\n"
         "    def crops(self, indices, n, seed): return torch.full((len(indices), n), 0.1)\n"
-        "train(recipe('test', steps=100000), Noise(), 'run', device='cpu', progress=False)\n"
+        "train(recipe('test', steps=100000), Noise(), 'run', device='cpu', progress=False, workers=1)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
     log = tmp_path / "run" / "log.csv"
     while not log.exists() and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(number)
+    if number == signal.SIGINT:  # as a terminal does it: to the data workers too
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (status, -number), errors
     stored = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
