@@ -19,7 +19,13 @@ class TrainingConfig:
     168 frames, 1.985 s, the nearest length that the U-Net takes); mixture weights random in [0.5, 1]
     instead of 0.5; gains computed but not applied without homogeneity; half of m2l's originals averaged
     with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16, which
-    needs none.
+    needs none. `small`, `desk` and `test` pad the edges and start with another initialisation.
+
+    Where the paper is silent or short, both presets do as the code does: the Pseudo-Huber constant and the
+    density of noise levels (`ConsistencyConfig`); the cap on every gain, drawn or not (`LinearityConfig`);
+    RAdam's default betas, no gradient clipping, a first learning rate of 0, the EMA's warm-up; in the
+    network, the noise level reaches only the U-Net's blocks and two gains over frequency, the encoder alone
+    normalises before its downsampling, and tanh bounds its latents.
 
     `crop_frames`: spectrogram frames of a crop. `batch_size`: originals per process, doubled by mixtures.
     `warmup_steps` of `learning_rate` (the first is 0), then a cosine down to `final_learning_rate`.
