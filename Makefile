@@ -11,6 +11,9 @@ TORCH ?= torch==2.13.0
 DEVICE ?= auto
 VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l
 
+# Threads that wait by spinning cost a busy machine several times their share.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 BIN := .venv/bin
 READY := .venv/ready
 PACKAGE := $(wildcard lincae/*.py)
