@@ -1,6 +1,7 @@
 # make reproduce  set-up, then every notebook with its committed defaults -> figures/
 # make test       set-up, lint, tests
 # make train      the desk study (resumable): one run per variant under runs/
+# make bundle     the run of desk/lin-cae into data/checkpoints/
 # make lab        JupyterLab
 # make publish    executed notebooks of the last `make reproduce` back into notebooks/
 # make clean      everything that is generated and not tracked, .venv included
@@ -20,7 +21,7 @@ PACKAGE := $(wildcard lincae/*.py)
 NOTEBOOKS := $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 EXECUTED := $(addprefix runs/notebooks/,$(NOTEBOOKS))
 
-.PHONY: reproduce test train lab publish clean
+.PHONY: reproduce test train bundle lab publish clean
 .DELETE_ON_ERROR:
 
 reproduce: $(EXECUTED)
@@ -44,6 +45,11 @@ test: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest
+
+# The checkpoint that ships: the EMA weights of the run in half precision.
+bundle: $(READY)
+	$(BIN)/python -c "import torch, lincae; m = lincae.load('runs/desk-lin-cae', 'cpu'); \
+	  m.name = 'desk/lin-cae'; m.save('data/checkpoints/desk/lin-cae', torch.float16)"
 
 train: $(READY)
 	for variant in $(VARIANTS); do \

@@ -27,6 +27,10 @@ TRIALS = {
         "autoencoder.network.latent_channels": 16,
         "crop_frames": 32,
     },
+    "t uniform, consistency down to 0.5": {
+        "consistency.step_end": 0.5,
+        "consistency.log_sigma_std": 100.0,
+    },
     "consistency down to 0.05": {"consistency.step_end": 0.05},
     "paper's consistency schedule": {"consistency": ConsistencyConfig()},
 }
@@ -34,8 +38,12 @@ TRIALS = {
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = []
+    table = Path(__file__).parent / "desk_trials.csv"
+    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    measured = [row["trial"] for row in rows]  # kept: delete the file to measure all again
     for name, changes in TRIALS.items():
+        if name in measured:
+            continue
         config = lincae.recipe("desk", "lin-cae", steps=STEPS, checkpoint_every=STEPS, **changes)
         rate = config.autoencoder.sample_rate
         held_out = training_data("synthetic", rate, split="test").crops(range(32), config.crop_samples, 0)
@@ -47,7 +55,7 @@ def main() -> None:
         scores = {key: f"{value:.4f}" for key, value in validate(model, held_out).items()}
         rows.append({"trial": name, "steps": STEPS, "seconds": round(seconds), "parameters": size, **scores})
         print(rows[-1], flush=True)
-        with (Path(__file__).parent / "desk_trials.csv").open("w", newline="") as file:
+        with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

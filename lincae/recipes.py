@@ -72,6 +72,8 @@ class TrainingConfig:
 CURRICULUM = ConsistencyConfig(
     step_start=1.0, step_end=0.2, step_hold=0.6, sigma_max_share=0.5, weight_exponent=0.0
 )
+# In some hundred steps only large steps pay, and teachers at every noise level: t uniform (a wide normal).
+BRIEF = replace(CURRICULUM, step_end=0.5, log_sigma_std=100.0)
 PRESETS = {
     "paper": TrainingConfig(),
     "official": TrainingConfig(
@@ -101,9 +103,22 @@ PRESETS = {
         validate_every=100,
         checkpoint_every=100,
     ),
+    "brief": TrainingConfig(
+        autoencoder=MODEL_PRESETS["desk"],
+        consistency=BRIEF,
+        crop_frames=64,
+        batch_size=8,
+        steps=400,
+        learning_rate=5e-3,
+        warmup_steps=50,
+        ema_every=1,
+        log_every=10,
+        validate_every=50,
+        checkpoint_every=50,
+    ),
     "test": TrainingConfig(
         autoencoder=MODEL_PRESETS["test"],
-        consistency=CURRICULUM,
+        consistency=BRIEF,
         crop_frames=32,
         batch_size=4,
         steps=60,

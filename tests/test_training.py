@@ -227,7 +227,7 @@ def test_resume_of_another_configuration_shows_the_difference(bank, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "huge"}, "unknown preset 'huge'; choose from paper, official, small, desk, test"),
+        ({"preset": "huge"}, "unknown preset 'huge'; choose from paper, official, small, desk, brief, test"),
         ({"variant": "lin"}, "unknown variant 'lin'; choose from lin-cae, lin-cae-2, no-additivity"),
         ({"stpes": 3}, "TrainingConfig has no 'stpes'; it has .*steps"),
         ({"linearity.gain": 3}, "LinearityConfig has no 'gain'; it has .*gain_max"),
