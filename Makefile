@@ -9,7 +9,7 @@
 PYTHON ?= python3
 # Asked for by version: a range would let pip take the newest build, which the other pins were not tested with.
 TORCH ?= torch==2.13.0
-DEVICE ?= auto
+DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
 VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l
 
 # Threads that wait by spinning cost a busy machine several times their share.
@@ -39,7 +39,7 @@ $(READY): pyproject.toml
 runs/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) | $(READY)
 	mkdir -p $(@D)
 	cd notebooks && ../$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output \
-	  -p device $(DEVICE) $*.ipynb ../$@
+	  $(if $(DEVICE),-p device $(DEVICE)) $*.ipynb ../$@
 
 test: $(READY)
 	$(BIN)/python -m ruff check .
@@ -53,7 +53,7 @@ bundle: $(READY)
 
 train: $(READY)
 	for variant in $(VARIANTS); do \
-	  $(BIN)/python -m lincae.training --preset desk --variant $$variant --device $(DEVICE) || exit; \
+	  $(BIN)/python -m lincae.training --preset desk --variant $$variant $(if $(DEVICE),--device $(DEVICE)) || exit; \
 	done
 
 lab: $(READY)
@@ -61,7 +61,7 @@ lab: $(READY)
 
 publish: $(EXECUTED)
 	cp $(EXECUTED) notebooks/
-	$(BIN)/python -m nbstripout --keep-output \
+	$(BIN)/python -m nbstripout --keep-output --keep-count \
 	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets" notebooks/*.ipynb
 
 clean:

@@ -1,6 +1,7 @@
 """The committed notebooks, executed with small values: the same cells as `make reproduce` runs."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -66,6 +67,17 @@ def test_every_figure_has_its_numbers(path):
     for figure in figures:
         assert not pd.read_csv(figure.with_suffix(".csv")).empty
         assert imread(figure).std() > 0.01, f"{figure.name} is blank"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_decibels_in_the_text_are_measured(path):
+    """Every "x.y dB" of the prose is a number of the notebook's CSVs, to the digits given."""
+    tables = [pd.read_csv(csv) for csv in (ROOT / "figures").glob(f"{path.stem[:2]}_*.csv")]
+    measured = {f"{value:.1f}" for t in tables for value in t.select_dtypes("number").to_numpy().ravel()}
+    prose = " ".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    claimed = re.findall(r"(-?\d+\.\d) dB", prose)
+    assert claimed
+    assert set(claimed) <= measured
 
 
 def test_quickstart(tmp_path):
