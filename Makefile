@@ -46,10 +46,11 @@ test: $(READY)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest
 
-# The checkpoint that ships: the EMA weights of the run in half precision.
+# The checkpoint that ships: the EMA weights of the run in half precision, with the run's logs.
 bundle: $(READY)
 	$(BIN)/python -c "import torch, lincae; m = lincae.load('runs/desk-lin-cae', 'cpu'); \
 	  m.name = 'desk/lin-cae'; m.save('data/checkpoints/desk/lin-cae', torch.float16)"
+	cp runs/desk-lin-cae/*.csv data/checkpoints/desk/lin-cae/
 
 train: $(READY)
 	for variant in $(VARIANTS); do \
