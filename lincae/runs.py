@@ -20,7 +20,8 @@ class Log:
     def __init__(self, path: Path, first: int):
         self.path = path
         rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-        kept = [row for row in rows if int(row["step"]) <= first]
+        # A crash may have cut the last row short, also within its step.
+        kept = [row for row in rows if None not in row.values() and int(row["step"]) <= first]
         self.columns = list(rows[0]) if rows else None
         if len(kept) < len(rows):
             with atomic_write(path) as file:

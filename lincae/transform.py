@@ -90,7 +90,3 @@ class Transform(nn.Module):
         for k in range(OVERLAP):
             audio[..., k : k + n_frames, :] += parts[..., k, :]
         return audio.flatten(-2)
-
-    def scale(self, spectrogram: Tensor, gains: Tensor) -> Tensor:
-        """`T(a x)` from `T(x)` `(B, 2, F, N)` and gains `a` `(B,)`, without a second STFT."""
-        return spectrogram * (gains.sign() * gains.abs() ** self.config.alpha).reshape(-1, 1, 1, 1)

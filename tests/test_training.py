@@ -82,9 +82,8 @@ def test_resume_drops_log_rows_after_the_checkpoint(bank, tmp_path):
     config = recipe("test", steps=20, checkpoint_every=10, log_every=2)
     run(config, bank, tmp_path, stop_at=10)
     with (tmp_path / "log.csv").open("a") as file:
-        file.write(
-            "12" + ",0" * (len(LOG_COLUMNS) - 1) + "\n"
-        )  # of a step whose checkpoint was never written
+        # A step whose checkpoint was never written, and one whose row, too, was cut short within its step.
+        file.write("12" + ",0" * (len(LOG_COLUMNS) - 1) + "\n" + "1")
     run(config, bank, tmp_path)
     assert [row["step"] for row in rows(tmp_path / "log.csv")] == list(range(2, 21, 2))
     assert min(row["loss"] for row in rows(tmp_path / "log.csv")) > 0
