@@ -72,8 +72,31 @@ class TrainingConfig:
 CURRICULUM = ConsistencyConfig(
     step_start=1.0, step_end=0.2, step_hold=0.6, sigma_max_share=0.5, weight_exponent=0.0
 )
-# In some hundred steps only large steps pay, and teachers at every noise level: t uniform (a wide normal).
-BRIEF = replace(CURRICULUM, step_end=0.5, log_sigma_std=100.0)
+DESK = TrainingConfig(
+    autoencoder=MODEL_PRESETS["desk"],
+    consistency=CURRICULUM,
+    crop_frames=64,
+    batch_size=8,
+    steps=4_000,
+    learning_rate=3e-3,
+    final_learning_rate=1e-5,
+    warmup_steps=100,
+    ema_every=1,
+    validate_every=100,
+    checkpoint_every=100,
+)
+# Some hundred steps: a gentler end, and t uniform (a wide normal), for teachers at every noise level.
+BRIEF = replace(
+    DESK,
+    consistency=replace(CURRICULUM, step_end=0.5, log_sigma_std=100.0),
+    steps=400,
+    learning_rate=5e-3,
+    final_learning_rate=1e-6,
+    warmup_steps=50,
+    log_every=10,
+    validate_every=50,
+    checkpoint_every=50,
+)
 PRESETS = {
     "paper": TrainingConfig(),
     "official": TrainingConfig(
@@ -90,35 +113,11 @@ PRESETS = {
         validate_every=1_000,
         checkpoint_every=1_000,
     ),
-    "desk": TrainingConfig(
-        autoencoder=MODEL_PRESETS["desk"],
-        consistency=CURRICULUM,
-        crop_frames=64,
-        batch_size=8,
-        steps=4_000,
-        learning_rate=3e-3,
-        final_learning_rate=1e-5,
-        warmup_steps=100,
-        ema_every=1,
-        validate_every=100,
-        checkpoint_every=100,
-    ),
-    "brief": TrainingConfig(
-        autoencoder=MODEL_PRESETS["desk"],
-        consistency=BRIEF,
-        crop_frames=64,
-        batch_size=8,
-        steps=400,
-        learning_rate=5e-3,
-        warmup_steps=50,
-        ema_every=1,
-        log_every=10,
-        validate_every=50,
-        checkpoint_every=50,
-    ),
+    "desk": DESK,
+    "brief": BRIEF,
     "test": TrainingConfig(
         autoencoder=MODEL_PRESETS["test"],
-        consistency=BRIEF,
+        consistency=BRIEF.consistency,
         crop_frames=32,
         batch_size=4,
         steps=60,
