@@ -27,8 +27,6 @@ _WRITERS = {
     ".flac": ("FLAC", "PCM_24", False),
     ".mp3": ("MP3", "MPEG_LAYER_III", False),
 }
-# after a seek libsndfile decodes MP3 frames wrongly until the bit reservoir is full; 20 frames are enough
-_MP3_LEAD_IN = 20 * 1152
 
 
 class AudioFileError(ValueError):
@@ -110,7 +108,7 @@ def read_audio(
             )
         if channels == "mono" and file.channels > 1:
             raise ValueError(f'{path}: has {file.channels} channels, not one: use channels="mean"')
-        lead_in = min(start, _MP3_LEAD_IN) if file.format == "MP3" else 0
+        lead_in = min(start, _lead_in(file, start + wanted))
         file.seek(start - lead_in)
         block = file.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
     if len(block) < wanted:
@@ -121,6 +119,20 @@ def read_audio(
     audio = torch.from_numpy(np.ascontiguousarray(block.T))
     audio = audio if channels == "all" else audio.mean(0)
     return (audio, rate) if sample_rate is None else (resample(audio, rate, sample_rate), sample_rate)
+
+
+def _lead_in(file, stop: int) -> int:
+    """Frames to decode and drop before a stretch that ends at `stop`, so that it is the same part of the
+    whole.
+
+    After a seek libsndfile 1.2 decodes wrongly: MP3 until the bit reservoir is full (20 frames suffice), a
+    part of a Vorbis block, and all that follows a seek into the last page of an OGG file; pages were shorter
+    than 5 s even at 16 kbit/s.
+    """
+    if file.format == "OGG":
+        tail = 5 * file.samplerate
+        return tail if stop > file.frames - tail else 4096
+    return 20 * 1152 if file.format == "MP3" else 0
 
 
 def audio_header(path: str | Path) -> tuple[int, int]:
