@@ -4,12 +4,17 @@ Argument order is prediction, reference. A value is NaN where the reference is s
 nothing there: callers count these items and leave them out. No mean is removed and no gain is matched, unless
 the metric's name says so.
 
-Axis legend: `B` batch, `T` samples, `F` frequency bins, `N` spectrogram frames.
+The exception is KAD, which compares two sets of embeddings and is one number.
+
+Axis legend: `B` batch, `T` samples, `F` frequency bins, `N` spectrogram frames; for KAD `N` and `M` items of
+a set, `D` embedding dimensions.
 """
 
 import functools
+import itertools
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +24,7 @@ SILENCE_DBFS = -80.0
 WINDOWS_MS = (10, 25, 50)
 N_MELS = 80
 EPS = 1e-8
+BANDWIDTHS = ("reference", "evaluated")
 
 
 def is_silent(audio: Tensor) -> Tensor:
@@ -52,12 +58,39 @@ def relative_l2(prediction: Tensor, reference: Tensor) -> Tensor:
     return _masked((p - r).norm(dim=1) / (norm + EPS), norm == 0)
 
 
-def mss(prediction: Tensor, reference: Tensor, sample_rate: int, spectral_convergence: bool = True) -> Tensor:
-    """Multi-scale spectral distance of (B, T) audio as (B,): mean of windows of 10, 25 and 50 ms.
+def band_snr_db(prediction: Tensor, reference: Tensor, sample_rate: int, edges_hz: Sequence[float]) -> Tensor:
+    """SNR of (B, T) audio within each band between neighbouring `edges_hz`, as (B, bands) float64, in dB.
 
-    Of mel magnitudes P and R: `|R - P|_F / |R|_F + mean |ln P - ln R|`; the second term alone without
-    `spectral_convergence`. Equals auraloss 0.4.0 item by item; its batches share one Frobenius ratio.
-    NaN where the reference is silent. Raises ValueError for audio shorter than half the longest FFT.
+    Energies are sums over the bins of one Fourier transform of the whole, so those of adjoining bands add up
+    to those of `snr_db` (Parseval). NaN where the reference is silent in a band.
+    """
+    p, r = _pair(prediction, reference)
+    bins = torch.fft.rfftfreq(p.shape[1], 1 / sample_rate, device=p.device)
+    spectra = [torch.fft.rfft(x, norm="ortho") for x in (r, p - r)]
+    values = []
+    for low, high in itertools.pairwise(edges_hz):
+        inside = (bins >= low) & (bins < high)
+        signal, noise = (2 * spectrum[:, inside].abs().square().sum(1) for spectrum in spectra)
+        silent = (signal / p.shape[1]).sqrt() < 10 ** (SILENCE_DBFS / 20)
+        values.append(_masked(_ratio_db(signal, noise), silent))
+    return torch.stack(values, 1)
+
+
+def mss(prediction: Tensor, reference: Tensor, sample_rate: int, spectral_convergence: bool = True) -> Tensor:
+    """Multi-scale spectral distance of (B, T) audio as (B,): the sum of both `mss_terms`, or without
+    `spectral_convergence` the second alone. Equals auraloss 0.4.0 item by item. Raises as `mss_terms`.
+    """
+    convergence, log_mel = mss_terms(prediction, reference, sample_rate)
+    return convergence + log_mel if spectral_convergence else log_mel
+
+
+def mss_terms(prediction: Tensor, reference: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
+    """Both readings of the multi-scale spectral distance of (B, T) audio in one pass, each (B,).
+
+    Of mel magnitudes P and R the spectral convergence `|R - P|_F / |R|_F` and the log-mel distance
+    `mean |ln P - ln R|`, each the mean of windows of 10, 25 and 50 ms. The Frobenius norms are of one item
+    (auraloss takes them over its whole batch). NaN where the reference is silent. Raises ValueError for audio
+    shorter than half the longest FFT.
     """
     _check(prediction, reference)
     if reference.ndim != 2:
@@ -68,13 +101,52 @@ def mss(prediction: Tensor, reference: Tensor, sample_rate: int, spectral_conver
             f"mss at {sample_rate} Hz needs {n_needed} samples or more, got {reference.shape[1]}"
         )
     dtype = torch.promote_types(reference.dtype, torch.float32)
-    prediction, reference, total = prediction.to(dtype), reference.to(dtype), 0.0
+    prediction, reference, convergence, log_mel = prediction.to(dtype), reference.to(dtype), 0.0, 0.0
     for window_ms in WINDOWS_MS:
         p, r = (_mel_magnitudes(audio, sample_rate, window_ms) for audio in (prediction, reference))
-        total = total + (p.log() - r.log()).abs().mean((1, 2))
-        if spectral_convergence:
-            total = total + (r - p).norm(dim=(1, 2)) / r.norm(dim=(1, 2))
-    return _masked(total / len(WINDOWS_MS), is_silent(reference))
+        convergence = convergence + (r - p).norm(dim=(1, 2)) / r.norm(dim=(1, 2))
+        log_mel = log_mel + (p.log() - r.log()).abs().mean((1, 2))
+    silent = is_silent(reference)
+    return _masked(convergence / len(WINDOWS_MS), silent), _masked(log_mel / len(WINDOWS_MS), silent)
+
+
+def kad(reference: Tensor, evaluated: Tensor, bandwidth: str = "reference") -> float:
+    """Kernel Audio Distance (Chung et al., 2025) of embeddings (N, D) and (M, D), such as those of CLAP.
+
+    100 times the unbiased squared maximum mean discrepancy, so of two draws of one distribution it is 0 on
+    average and often negative, with the kernel `exp(-d^2 / (2 b^2 + 1e-8))` of the Euclidean distance d, in
+    float64. b is the median distance of pairs within the set that `bandwidth` names (the lower of two middle
+    ones): "reference" compares all models on one scale; "evaluated" is what kadtk 1.1.0 computes. Memory:
+    about 25 bytes times the square of the larger set.
+
+    Raises ValueError for sets of fewer than two items, other shapes, non-finite values and other bandwidths.
+    """
+    if bandwidth not in BANDWIDTHS:
+        raise ValueError(f"bandwidth must be one of {BANDWIDTHS}, got {bandwidth!r}")
+    x, y = _embeddings(reference, "reference"), _embeddings(evaluated, "evaluated")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"embeddings must be of one kind, got {x.shape[1]} and {y.shape[1]} dimensions")
+    scale_set = x if bandwidth == "reference" else y
+    distances = torch.cdist(scale_set, scale_set)
+    median = distances[torch.ones_like(distances, dtype=torch.bool).triu(1)].median()
+    scale = 2 * median.square() + EPS
+
+    def within(items: Tensor) -> Tensor:
+        kernel = (-torch.cdist(items, items).square() / scale).exp().fill_diagonal_(0)
+        return kernel.sum() / (len(items) * (len(items) - 1))
+
+    between = (-torch.cdist(x, y).square() / scale).exp().mean()
+    return 100 * (within(x) + within(y) - 2 * between).item()
+
+
+def _embeddings(items: Tensor, name: str) -> Tensor:
+    if items.ndim != 2 or items.shape[1] == 0:
+        raise ValueError(f"{name} embeddings must be (items, dimensions), got {tuple(items.shape)}")
+    if len(items) < 2:
+        raise ValueError(f"KAD needs two or more {name} embeddings, got {len(items)}")
+    if bad := (~torch.isfinite(items).all(1)).nonzero().flatten().tolist():
+        raise ValueError(f"{len(bad)} of the {name} embeddings are not finite, first item {bad[0]}")
+    return items.double()
 
 
 def _mel_magnitudes(audio: Tensor, sample_rate: int, window_ms: int) -> Tensor:

@@ -6,8 +6,9 @@ numbers in it (`save`).
 
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,6 +23,18 @@ from torch import Tensor
 # Okabe and Ito: distinguishable with every common colour vision, and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FLOOR_DB = -90.0  # of spectrograms, below the maximum of the figure
+LOWEST_HZ, N_ROWS = 50.0, 160  # of spectrograms
+TICKS_HZ = (100, 400, 1600, 6400)
+# One colour per kind of model, in every figure; what is not listed takes the next free one.
+MODEL_COLOURS = {
+    "lin-cae": COLOURS[0],
+    "m2l": COLOURS[1],
+    "no-additivity": COLOURS[2],
+    "no-homogeneity": COLOURS[3],
+    "lin-cae-2": COLOURS[5],
+    "stft": COLOURS[6],
+}
+GREY = "#999999"
 
 STYLE = {
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -51,34 +64,50 @@ def use_style() -> None:
 
 def save(figure: Figure, numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
     """Write `name`.png and, with the numbers that the figure shows, `name`.csv."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    save_numbers(numbers, name, out_dir)
     # Without the software's version in the file, an unchanged figure is an unchanged file.
-    figure.savefig(out_dir / f"{name}.png", metadata={"Software": None})
-    numbers.to_csv(out_dir / f"{name}.csv", index=False, float_format="%.6g")
+    figure.savefig(Path(out_dir) / f"{name}.png", metadata={"Software": None})
+
+
+def save_numbers(numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
+    """Write `name`.csv, to six digits."""
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    numbers.to_csv(Path(out_dir) / f"{name}.csv", index=False, float_format="%.6g")
 
 
 def spectrogram_db(audio: Tensor, sample_rate: int, window_s: float = 0.04) -> tuple[np.ndarray, list[float]]:
-    """Magnitudes in dB of `(T,)` audio, (frequencies, frames), and their extent (s, s, kHz, kHz) for imshow.
+    """Magnitudes in dB of `(T,)` audio, (N_ROWS, frames), and their extent for imshow: seconds, octaves.
 
-    0 dB is a full-scale sine. Signals shorter than a window are padded.
+    The frequency axis is logarithmic, LOWEST_HZ to half the sample rate, as hearing is: 0 is LOWEST_HZ, 1 an
+    octave above. 0 dB is a full-scale sine. Signals shorter than a window are padded.
     """
     window = hann(round(window_s * sample_rate), sym=False)
     stft = ShortTimeFFT(window, hop=len(window) // 4, fs=sample_rate)
     samples = np.asarray(audio.detach().cpu(), dtype=np.float64)
     samples = np.pad(samples, (0, max(0, len(window) - len(samples))))
     magnitude = np.abs(stft.stft(samples)) * 2 / window.sum()
-    return 20 * np.log10(magnitude + 1e-12), [0, len(samples) / sample_rate, 0, sample_rate / 2000]
+    octaves = np.log2(sample_rate / 2 / LOWEST_HZ)
+    rows = LOWEST_HZ * 2 ** np.linspace(0, octaves, N_ROWS) / stft.delta_f  # in bins
+    # the loudest bin of a row's band where it spans several, so that nothing falls between rows
+    edges = np.concatenate([[rows[0]], (rows[1:] + rows[:-1]) / 2, [rows[-1]]])
+    first = np.clip(np.round(edges[:-1]).astype(int), 0, len(magnitude) - 1)
+    last = np.clip(np.round(edges[1:]).astype(int), first + 1, len(magnitude))
+    image = np.stack([magnitude[i:j].max(0) for i, j in zip(first, last, strict=True)])
+    return 20 * np.log10(image + 1e-12), [0, len(samples) / sample_rate, 0, octaves]
 
 
 def spectrogram_grid(
     panels: Mapping[str, Mapping[str, Tensor]],
-    sample_rate: int,
+    sample_rate: int | Mapping[str, int],
     notes: Mapping[tuple[str, str], str] | None = None,
 ) -> Figure:
-    """Rows of columns of `(T,)` audio on one dB scale, levels comparable; `notes[row, column]` on top."""
+    """Rows of columns of `(T,)` audio on one dB scale, levels comparable; `notes[row, column]` on top.
+
+    `sample_rate`: of all, or of each row.
+    """
     rows, columns = list(panels), list(next(iter(panels.values())))
-    images = {(r, c): spectrogram_db(panels[r][c], sample_rate) for r in rows for c in panels[r]}
+    rates = sample_rate if isinstance(sample_rate, Mapping) else dict.fromkeys(rows, sample_rate)
+    images = {(r, c): spectrogram_db(panels[r][c], rates[r]) for r in rows for c in panels[r]}
     top = max(image.max() for image, _ in images.values())
     size = (min(3.6 * len(columns), 9) + 1, 1.45 * len(rows) + 0.5)
     figure, axes = plt.subplots(
@@ -109,8 +138,10 @@ def spectrogram_grid(
                 transform=axis.transAxes,
                 fontsize="small",
             )
+    ticks = [hz for hz in TICKS_HZ if hz <= max(rates.values()) / 2]
     for row, axis in zip(rows, axes[:, 0], strict=True):
-        axis.set_ylabel(textwrap.fill(row, 16) + "\nkHz")
+        axis.set_ylabel(textwrap.fill(row, 16) + "\nHz")
+        axis.set_yticks([np.log2(hz / LOWEST_HZ) for hz in ticks], [str(hz) for hz in ticks])
     for column, axis in zip(columns, axes[0], strict=True):
         axis.set_title(column)
     figure.align_ylabels(axes[:, 0])
@@ -127,3 +158,52 @@ def lines(axis: Axes, table: pd.DataFrame, x: str, columns: Mapping[str, str], *
     axis.set(xlabel=labels.pop("xlabel", x), **labels)
     if len(columns) > 1:
         axis.legend()
+
+
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """A colour for each model: that of its kind ("desk/m2l", "runs/desk-m2l"), or the next free one."""
+    kinds = sorted(MODEL_COLOURS, key=len, reverse=True)
+    found = {}
+    for model in models:
+        colour = next((MODEL_COLOURS[kind] for kind in kinds if model.endswith(kind)), None)
+        found[model] = None if colour in found.values() else colour
+    free = iter([c for c in COLOURS if c not in found.values()] + [GREY] * len(found))
+    return {model: colour or next(free) for model, colour in found.items()}
+
+
+def curves(
+    axis: Axes, table: pd.DataFrame, x: str, style: str = "-", legend: str = "{}", **labels: Any
+) -> None:
+    """A line a model over `x`, with its 95 % band, from `tables.judged`; what does not count is a hollow dot,
+    and a model of which nothing counts is grey. `legend`: of the model's name; `labels`: of the axis."""
+    colours = model_colours(list(dict.fromkeys(table.model)))
+    for model, line in table.groupby("model", sort=False):
+        line = line.sort_values(x)
+        colour = colours[model] if line.counts.any() else GREY
+        axis.plot(line[x], line["mean"], color=colour, linestyle=style, label=legend.format(model))
+        for counts, face in ((True, colour), (False, "white")):
+            dots = line[line.counts == counts]
+            axis.plot(dots[x], dots["mean"], "o", color=colour, markerfacecolor=face, markersize=4)
+        axis.fill_between(line[x], line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+    axis.set(**{"xlabel": x, **labels})
+
+
+def strips(axis: Axes, table: pd.DataFrame, groups: str, metric: str, **labels: Any) -> None:
+    """Every value of `metric` as a dot, models side by side within each of `groups`, their means as bars.
+
+    Rows whose `counts` is False are grey, where `table` has that column.
+    """
+    models, names = list(dict.fromkeys(table.model)), list(dict.fromkeys(table[groups]))
+    colours, width = model_colours(models), 0.8 / len(models)
+    for (model, name), rows in table.groupby(["model", groups], sort=False):
+        values = rows[metric].dropna().to_numpy()
+        place = names.index(name) + (models.index(model) - (len(models) - 1) / 2) * width
+        colour = GREY if "counts" in rows and not rows.counts.all() else colours[model]
+        spread = width * 0.5 * (np.arange(len(values)) / max(len(values) - 1, 1) - 0.5)
+        axis.plot(place + spread, values, "o", color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
+        if len(values):
+            axis.hlines(values.mean(), place - width * 0.4, place + width * 0.4, colour, linewidth=2)
+    for model in models:
+        axis.plot([], [], color=colours[model], linewidth=2, label=model)
+    axis.set_xticks(range(len(names)), names)
+    axis.set(**labels)

@@ -1,4 +1,4 @@
-"""Models by name: own checkpoints, and the released weights of Lin-CAE and Music2Latent.
+"""Models by name: own checkpoints, released weights of Lin-CAE and Music2Latent, baselines.
 
     model = load("desk/lin-cae")       # bundled with the repository
     model = load("runs/desk-lin-cae")  # a folder of `Autoencoder.save`, or of the official training script
@@ -11,21 +11,20 @@ tensor may be missing, left over or misshapen.
 
 import json
 import math
-import pickle
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import atomic_write, resolve_device
+from .audio import AutoencoderLike, atomic_write, resolve_device
 from .autoencoder import WEIGHTS, Autoencoder, AutoencoderConfig, load_strictly
+from .baselines import BASELINES, load_baseline
 from .consistency import NoiseConfig
+from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
 from .transform import OVERLAP, TransformConfig
 
@@ -38,9 +37,9 @@ KINDS = ("frontend", "generator", "diffusion")  # of official constructor argume
 
 
 def names() -> list[str]:
-    """What `load` knows by name: the released models, then the checkpoints bundled with the repository."""
+    """What `load` knows by name: released models, baselines, then the repository's own checkpoints."""
     bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
-    return [*LIN_CAE, MUSIC2LATENT, *bundled]
+    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *bundled]
 
 
 def listed(models: str | Sequence[str]) -> list[str]:
@@ -58,8 +57,9 @@ def load(
     device: str = "auto",
     checkpoint: str = "last",
     latent_scale: float | None = None,
-) -> Autoencoder:
-    """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`.
+) -> AutoencoderLike:
+    """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
+    `Autoencoder`, but for "stable-audio-vae", "stft" and "tanh", which `lincae.baselines` describes.
 
     Folders: what `Autoencoder.save` writes, or the four official files, named as on the hub
     (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`, ...) or as the
@@ -71,7 +71,7 @@ def load(
     official files do not hold it, so for a folder or file of Lin-CAE None is 1, as in the official code.
 
     Raises ValueError for an unknown name (listing the known ones), settings that this network does not have
-    and tensors that do not fit; FileNotFoundError for missing files; ImportError without pyyaml.
+    and tensors that do not fit; FileNotFoundError for missing files; ImportError without pyyaml or diffusers.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in LIN_CAE:
@@ -82,6 +82,8 @@ def load(
     elif name == MUSIC2LATENT:
         files = [_fetch(MUSIC2LATENT_HUB, "music2latent.pt")]
         model = _foreign(name, f"hub: {MUSIC2LATENT_HUB}", files, latent_scale)
+    elif name in BASELINES and latent_scale is None:
+        return load_baseline(name, device)
     elif path.is_file():
         model = _foreign(path.stem, str(path), [path], latent_scale)
     elif (path / WEIGHTS).is_file() or name in names():
@@ -357,26 +359,9 @@ def _read_arguments(path: Path) -> dict[str, Any]:
     return arguments
 
 
-# NumPy numbers, which training loops leave beside their weights, are as harmless as tensors.
-_SCALAR = np.float64(0).__reduce__()[0]
-HARMLESS = [(_SCALAR, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
-HARMLESS += [np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?"))]
-
-
 def _read_state(path: Path) -> tuple[dict[str, Tensor], Tensor | None, float]:
     """Tensors of the official `UNet`, the window beside them, and the latent scale of the format."""
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = ", ".join(re.findall(r"GLOBAL (\S+)", str(error))) or "more than tensors"
-        raise ValueError(
-            f"{path} holds {found}: files with such objects can run code and are not loaded."
-            " If you trust it, save its state dict anew, alone"
-        ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is not a whole file of torch.save: {error}") from error
-    content = content if isinstance(content, dict) else {}
+    content = read_pickle(path)
     if "gen_state_dict" in content:
         return content["gen_state_dict"], None, MUSIC2LATENT_SCALE
     tensors = dict(content.get("state_dict", content))

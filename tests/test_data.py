@@ -1,9 +1,5 @@
-"""Tracks with stems, the synthetic folder, and training crops."""
+"""Training crops: stems in memory, weighted folders, and what a command line names."""
 
-import importlib.util
-import json
-import os
-import shutil
 import subprocess
 import sys
 
@@ -15,271 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lincae import data
-from lincae.audio import AudioFileError, generator, resample
-from lincae.data import Corpora, StemBank, song_seed, tracks, training_data, write_synthetic
-from lincae.synth import STEMS, render_song
+from lincae.audio import generator
+from lincae.data import Corpora, StemBank, training_data
+from lincae.tracks import tracks, write_synthetic
 
 RATE = 16000
-SMALL = {"n_train": 2, "n_test": 1, "seconds": 2.0, "sample_rate": RATE, "seed": 3}
-needs_ffmpeg = pytest.mark.skipif(
-    not (shutil.which("ffmpeg") and shutil.which("ffprobe")) and os.environ.get("CI") != "true",
-    reason="ffmpeg and ffprobe are not on PATH",
-)
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory):
-    return write_synthetic(tmp_path_factory.mktemp("data") / "synthetic", **SMALL)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tracks("clip")[0]
-
-
-def write_song(folder, n_samples=1000, channels=2, seed=0):
-    stems = 0.1 * np.random.default_rng(seed).normal(size=(len(STEMS), n_samples, channels))
-    folder.mkdir(parents=True)
-    for name, samples in [*zip(STEMS, stems, strict=True), ("mixture", stems.sum(0))]:
-        soundfile.write(folder / f"{name}.wav", samples, RATE, subtype="FLOAT")
-    return torch.tensor(stems.mean(-1), dtype=torch.float32)
-
-
-# ---------------------------------------------------------------- synthetic songs
-
-
-def test_synthetic_tracks_are_the_rendered_songs(synthetic):
-    (track,) = tracks("synthetic", root=synthetic)
-    rendered = torch.from_numpy(render_song(song_seed("test", 0, SMALL["seed"]), 2.0, RATE))
-    assert (track.dataset, track.stem_names, track.sample_rate, track.duration_s) == (
-        "synthetic",
-        STEMS,
-        RATE,
-        2,
-    )
-    torch.testing.assert_close(track.stems(), rendered, rtol=0, atol=0.51 / 2**15)
-
-
-def test_mixture_file_is_exactly_the_sum_of_the_stem_files(synthetic):
-    for folder in (synthetic / "train").iterdir():
-        stems = [soundfile.read(folder / f"{stem}.wav", dtype="int16")[0] for stem in STEMS]
-        mixture = soundfile.read(folder / "mixture.wav", dtype="int16")[0]
-        np.testing.assert_array_equal(sum(stems), mixture)
-        assert np.abs(mixture).max() > 1000
-
-
-def test_synthetic_folder_is_read_as_musdb_too(synthetic, monkeypatch):
-    monkeypatch.setenv("MUSDB_PATH", str(synthetic))
-    ours, theirs = tracks("synthetic", "train", root=synthetic), tracks("musdb", "train")
-    assert [track.name for track in ours] == [track.name for track in theirs] == ["train_000", "train_001"]
-    assert torch.equal(ours[1].stems(), theirs[1].stems())
-    assert theirs[1].dataset == "musdb"
-
-
-def test_no_two_songs_share_a_seed():
-    seeds = {song_seed(split, i, seed) for split in ("train", "test") for i in range(99) for seed in range(5)}
-    assert len(seeds) == 2 * 99 * 5
-
-
-def test_interrupted_rendering_is_continued_and_whole_songs_are_kept(synthetic, tmp_path):
-    root = tmp_path / "copy"
-    shutil.copytree(synthetic, root)
-    kept = root / "train" / "train_001" / "drums.wav"
-    before = kept.stat().st_mtime_ns
-    shutil.rmtree(root / "train" / "train_000")
-    (root / "train" / ".train_000.1").mkdir()
-    found = tracks("synthetic", "train", root=root)
-    assert [track.name for track in found] == ["train_000", "train_001"]
-    assert kept.stat().st_mtime_ns == before
-    for stem in STEMS:
-        path = f"train/train_000/{stem}.wav"
-        assert (root / path).read_bytes() == (synthetic / path).read_bytes()
-
-
-def test_other_parameters_and_other_folders_are_refused(synthetic, tmp_path):
-    with pytest.raises(ValueError, match=r"'seed': 3.*'seed': 4.*delete it, or use another root"):
-        write_synthetic(synthetic, **{**SMALL, "seed": 4})
-    (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(ValueError, match=r"not empty and has no synthetic\.json"):
-        write_synthetic(tmp_path, **SMALL)
-    assert os.listdir(tmp_path) == ["mine.txt"]
-
-
-def test_failed_rendering_leaves_no_half_song(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "render_song", lambda seed, seconds, rate: np.full((4, 100), 0.3, np.float32))
-    with pytest.raises(ValueError, match=r"peak 1\.200 of song 0 does not fit 16-bit"):
-        data._write_song(tmp_path / "train" / "train_000", 0, 1.0, RATE)
-    assert not (tmp_path / "train").exists()
-
-
-def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):
-    monkeypatch.setenv("LINCAE_DATA", str(tmp_path))
-    root = tmp_path / "synthetic"
-    root.mkdir()
-    (root / "synthetic.json").write_text(json.dumps({**SMALL, "n_train": 1}))
-    assert [track.name for track in tracks("synthetic")] == ["test_000"]
-    assert (root / "train" / "train_000" / "mixture.wav").is_file()
-
-
-# ---------------------------------------------------------------- tracks
-
-
-def test_stems_are_channel_means_and_parts_are_parts(tmp_path):
-    expected = write_song(tmp_path / "test" / "a")
-    (track,) = tracks("musdb", root=tmp_path)
-    torch.testing.assert_close(track.stems(), expected, rtol=0, atol=1e-7)
-    assert track.stems().dtype == torch.float32
-    part = track.stems(start_s=100 / RATE, seconds=300 / RATE)
-    torch.testing.assert_close(part, expected[:, 100:400], rtol=0, atol=1e-7)
-    torch.testing.assert_close(track.stems(8000), resample(track.stems(), RATE, 8000))
-
-
-def test_musdb_splits_are_the_official_ones(tmp_path):
-    for name in ("Alexander Ross - Goodbye Bolero", "Some - Other", "ANiMAL - Rockshow"):
-        write_song(tmp_path / "train" / name)
-    write_song(tmp_path / "test" / "b")
-    write_song(tmp_path / "test" / "a")
-    (tmp_path / "test" / "notes").mkdir()
-    names = {
-        split: [t.name for t in tracks("musdb", split, root=tmp_path)] for split in ("train", "valid", "test")
-    }
-    assert names["train"] == ["Some - Other"]
-    assert names["test"] == ["a", "b"]
-    assert names["valid"] == ["ANiMAL - Rockshow", "Alexander Ross - Goodbye Bolero"]
-    assert [t.name for t in tracks("musdb", n_tracks=1, root=tmp_path)] == ["a"]
-
-
-def test_clip_is_four_real_stems(clip):
-    stems = clip.stems()
-    assert stems.shape == (4, 268288)
-    assert stems.dtype == torch.float32
-    assert clip.sample_rate == 44100
-    assert clip.duration_s == pytest.approx(268288 / 44100)
-    assert clip.stem_names == STEMS
-    # kick drums hold most below 150 Hz and voices least; the bass holds most below 2 kHz
-    power = torch.fft.rfft(stems).abs().square()
-    low, middle = (power[:, : round(hz * 268288 / 44100)].sum(1) / power.sum(1) for hz in (150, 2000))
-    assert (low.argmax(), low.argmin(), middle.argmax()) == (0, 3, 1)
-    part = clip.stems(start_s=1.0, seconds=0.5)
-    assert torch.equal(part, stems[:, 44100 : 44100 + 22050])
-
-
-def test_clip_is_read_without_stempeg_and_ffmpeg():
-    code = (
-        "from lincae.data import tracks; tracks('clip')[0].stems()\n"
-        "import sys; assert not {'stempeg', 'musdb', 'ffmpeg'} & set(sys.modules)"
-    )
-    environment = {**os.environ, "PATH": os.path.dirname(sys.executable)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_synthetic_training_data_needs_no_audio_library():
-    code = (
-        "from lincae.data import StemBank; StemBank.from_synth(2, 2.0, 16000).crops(range(3), 9000, 0)\n"
-        "import sys; assert not {'soundfile', 'soxr', 'torchaudio', 'av', 'pandas'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
-@needs_ffmpeg
-def test_stems_form_is_read_through_musdb(tmp_path, clip):
-    source = importlib.util.find_spec("stempeg").submodule_search_locations[0]
-    for split, name in (("test", "song"), ("train", "ANiMAL - Rockshow"), ("train", "other")):
-        (tmp_path / split).mkdir(exist_ok=True)
-        shutil.copy(f"{source}/data/{clip.name}.stem.mp4", tmp_path / split / f"{name}.stem.mp4")
-    (track,) = tracks("musdb", root=tmp_path)
-    assert (track.name, track.dataset, track.stem_names, track.sample_rate) == ("song", "musdb", STEMS, 44100)
-    assert track.duration_s == pytest.approx(clip.duration_s, abs=0.01)
-    torch.testing.assert_close(track.stems(), clip.stems(), rtol=0, atol=1e-6)
-    part = track.stems(start_s=1.5, seconds=2.0)
-    torch.testing.assert_close(part, clip.stems(start_s=1.5, seconds=2.0), rtol=0, atol=1e-6)
-    assert [t.name for t in tracks("musdb", "train", root=tmp_path)] == ["other"]
-    assert [t.name for t in tracks("musdb", "valid", root=tmp_path)] == ["ANiMAL - Rockshow"]
-    (tmp_path / "test" / "song.stem.mp4").write_bytes(b"not a video")
-    with pytest.raises(AudioFileError, match=r"song\.stem\.mp4"):
-        track.stems()
-    with pytest.raises(AudioFileError, match=r"song\.stem\.mp4"):
-        tracks("musdb", root=tmp_path)
-
-
-# ---------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dataset": "jamendo"}, r"'jamendo'.*'synthetic', 'clip', 'musdb'"),
-        ({"dataset": "clip", "split": "train"}, r"'clip' has no split 'train'.*\('test',\)"),
-        ({"dataset": "synthetic", "split": "valid"}, r"no split 'valid'.*'train', 'test'"),
-        ({"dataset": "musdb", "n_tracks": 0}, "n_tracks must be at least 1.*got 0"),
-        ({"dataset": "clip", "root": "x"}, "takes no root"),
-    ],
-)
-def test_unknown_names_list_the_allowed(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        tracks(**arguments)
-
-
-def test_musdb_root_missing_or_without_tracks(tmp_path, monkeypatch):
-    monkeypatch.delenv("MUSDB_PATH", raising=False)
-    with pytest.raises(FileNotFoundError, match=r"root=.*MUSDB_PATH"):
-        tracks("musdb")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        tracks("musdb", root=tmp_path / "nowhere")
-    (tmp_path / "test" / "empty song").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"no test tracks.*mixture\.wav"):
-        tracks("musdb", root=tmp_path)
-    write_song(tmp_path / "train" / "a")
-    with pytest.raises(FileNotFoundError, match="no valid tracks"):
-        tracks("musdb", "valid", root=tmp_path)
-
-
-def test_missing_ffmpeg_says_what_to_install(tmp_path, monkeypatch):
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "a.stem.mp4").write_bytes(b"")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        RuntimeError, match="needs ffmpeg and ffprobe: apt install ffmpeg, or conda install -c conda-forge"
-    ):
-        tracks("musdb", root=tmp_path)
-
-
-@pytest.mark.parametrize(("dataset", "package"), [("clip", "stempeg"), ("musdb", "musdb")])
-def test_missing_package_says_what_to_install(tmp_path, monkeypatch, dataset, package):
-    write_song(tmp_path / "train" / "a")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    arguments = (
-        {"dataset": "clip"} if dataset == "clip" else {"dataset": "musdb", "split": "train", "root": tmp_path}
-    )
-    with pytest.raises(ImportError, match=f"pip install {package}"):
-        tracks(**arguments)
-
-
-def test_bad_files_of_a_track_are_named(tmp_path):
-    write_song(tmp_path / "test" / "a")
-    (track,) = tracks("musdb", root=tmp_path)
-    path = tmp_path / "test" / "a" / "bass.wav"
-    path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(AudioFileError, match=r"a/bass\.wav: truncated"):
-        track.stems()
-    with pytest.raises(AudioFileError, match=r"a/bass\.wav: truncated"):
-        tracks("musdb", root=tmp_path)
-    soundfile.write(path, np.zeros(999), RATE)
-    with pytest.raises(AudioFileError, match=r"test/a: .* differ in sample rate or length"):
-        tracks("musdb", root=tmp_path)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"bass\.wav"):
-        tracks("musdb", root=tmp_path)
-
-
-@pytest.mark.parametrize("request_", [{"start_s": 7.0}, {"start_s": -0.1}, {"seconds": 0.0}])
-def test_a_part_must_lie_in_the_track(clip, request_):
-    with pytest.raises(ValueError, match=r"Falcon 69' lasts 6\.084 s, nothing at start_s="):
-        clip.stems(**request_)
 
 
 # ---------------------------------------------------------------- StemBank
@@ -293,6 +29,15 @@ def ramps(n_songs=3, n_stems=4, n_samples=500):
 
 def bank(stems=None, **options):
     return StemBank(ramps() if stems is None else stems, RATE, "ramps", **options)
+
+
+def test_synthetic_training_data_needs_no_audio_library():
+    code = (
+        "from lincae.data import StemBank; StemBank.from_synth(2, 2.0, 16000).crops(range(3), 9000, 0)\n"
+        "import sys; assert not {'soundfile', 'soxr', 'torchaudio', 'av', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 CORPUS_FILES = {"a/one.wav": 16000, "a/deep/two.flac": 22050, "a/three.ogg": 44100, "b/four.mp3": 44100}
@@ -362,7 +107,7 @@ def test_nothing_but_silence_is_an_error_that_names_a_song():
         bank([torch.zeros(4, 400)]).crops([0], 100, 0)
 
 
-def test_bank_refuses(clip):
+def test_bank_refuses():
     with pytest.raises(ValueError, match="song 1 of ramps is shorter than 450 samples"):
         bank([torch.ones(4, 500), torch.ones(4, 400)]).crops([0], 450, 0)
     for stems in ([], [torch.ones(5)], [torch.ones(4, 0)]):
@@ -374,16 +119,17 @@ def test_bank_refuses(clip):
         StemBank.from_synth(1, 1.0, RATE, split="valid")
 
 
-def test_bank_from_tracks_and_from_synth_hold_the_same_songs(synthetic):
-    disk = StemBank.from_tracks(tracks("synthetic", "train", root=synthetic), RATE)
-    memory = StemBank.from_synth(2, 2.0, RATE, seed=SMALL["seed"])
+def test_bank_from_tracks_and_from_synth_hold_the_same_songs(tmp_path):
+    root = write_synthetic(tmp_path, n_train=2, n_test=1, seconds=2.0, sample_rate=RATE, seed=3)
+    disk = StemBank.from_tracks(tracks("synthetic", "train", root=root), RATE)
+    memory = StemBank.from_synth(2, 2.0, RATE, seed=3)
     for ours, theirs in zip(disk.stems, memory.stems, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.51 / 2**15)
     assert disk.description == "2 tracks of synthetic"
     assert memory.description == "2 synthetic train songs of 2 s, seed 3"
-    held_out = StemBank.from_synth(1, 2.0, RATE, seed=SMALL["seed"], split="test")
+    held_out = StemBank.from_synth(1, 2.0, RATE, seed=3, split="test")
     torch.testing.assert_close(
-        tracks("synthetic", root=synthetic)[0].stems(), held_out.stems[0], rtol=0, atol=0.51 / 2**15
+        tracks("synthetic", root=root)[0].stems(), held_out.stems[0], rtol=0, atol=0.51 / 2**15
     )
 
 

@@ -22,18 +22,26 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "network": {"layers"},
     "synth": set(),
     "metrics": set(),
+    "protocols": {"audio", "metrics"},
+    "evaluation": {"audio", "metrics", "protocols"},
+    "tables": set(),
+    "foreign": set(),
+    "clap": {"audio", "foreign"},
+    "baselines": {"audio"},
     "runs": {"audio"},
     "plots": {"audio"},
     "autoencoder": {"audio", "transform", "consistency", "network"},
     "recipes": {"autoencoder", "linearity", "consistency"},
-    "data": {"audio", "synth"},
+    "tracks": {"audio", "synth"},
+    "data": {"audio", "synth", "tracks"},
     "training": {"audio", "autoencoder", "consistency", "data", "linearity", "recipes", "runs"},
-    "pretrained": {"audio", "autoencoder", "consistency", "network", "transform"},
+    "pretrained": {"audio", "autoencoder", "baselines", "consistency", "foreign", "network", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
 TRAINING_PATH = (
     "synth",
     "audio",
+    "tracks",
     "data",
     "transform",
     "linearity",
@@ -76,6 +84,7 @@ def test_import_loads_nothing_optional():
     optional = (
         "soundfile soxr torchaudio pandas matplotlib musdb stempeg av huggingface_hub lightning IPython"
     )
+    optional += " transformers diffusers"
     code = f"import sys, lincae; print(sorted(set(sys.modules) & set({optional.split()!r})))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
@@ -96,7 +105,7 @@ def test_package_is_thin(room):
 
 def test_package_size():
     """Lines of code: what is left without blank lines, comments and docstrings."""
-    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 3000
+    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 4000
 
 
 def code_only(room: str) -> ast.Module:

@@ -1,5 +1,7 @@
 """Metrics against values derived by hand, their limits, and the libraries that the papers used."""
 
+import math
+
 import auraloss
 import pytest
 import torch
@@ -17,8 +19,11 @@ from lincae.metrics import (
     WINDOWS_MS,
     _mel_filters,
     _resolution,
+    band_snr_db,
     is_silent,
+    kad,
     mss,
+    mss_terms,
     relative_l2,
     si_sdr_db,
     snr_db,
@@ -80,6 +85,33 @@ def test_mss_of_a_gain_is_its_logarithm_and_its_distance(gain, spectral_converge
     torch.testing.assert_close(value, expected.expand(2), rtol=1e-3, atol=1e-4)
 
 
+def test_mss_is_made_of_its_terms():
+    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2, rms=0.3)
+    reference[1] = 0
+    convergence, log_mel = mss_terms(prediction, reference, RATE)
+    assert convergence.shape == log_mel.shape == (3,)
+    assert convergence.isnan().tolist() == log_mel.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(mss(prediction, reference, RATE, False), log_mel, equal_nan=True)
+    torch.testing.assert_close(mss(prediction, reference, RATE), convergence + log_mel, equal_nan=True)
+
+
+def test_band_snr_by_hand():
+    t = torch.arange(8000) / 8000
+    low, high = (torch.sin(2 * torch.pi * hz * t)[None] for hz in (100, 1000))
+    prediction = 1.1 * low + 0.5 * high
+    bands = band_snr_db(prediction, low + high, 8000, [50, 500, 2000, 4000])
+    # errors of a tenth and a half; nothing above 2 kHz
+    torch.testing.assert_close(bands[:, :2], torch.tensor([[20.0, 6.0206]]).double(), rtol=0, atol=1e-3)
+    assert bands[0, 2].isnan()
+
+
+def test_one_band_of_everything_is_the_snr():
+    p, r = noise(2, 4001, seed=1), noise(2, 4001, seed=2)
+    torch.testing.assert_close(
+        band_snr_db(p, r, RATE, [0, RATE])[:, 0], snr_db(p, r), rtol=0, atol=2e-2
+    )  # but for the one bin at 0 Hz, which has no twin
+
+
 # ---------------------------------------------------------------- limits
 
 
@@ -127,6 +159,55 @@ def test_items_are_independent(metric):
 def test_the_reference_is_the_second_argument(metric):
     quiet, loud = noise(1, 5000, seed=1), noise(1, 5000, seed=2, rms=0.3)
     assert (metric(quiet, loud) - metric(loud, quiet)).abs() > 0.5
+
+
+# ---------------------------------------------------------------- kernel audio distance
+
+
+def test_kad_by_hand():
+    # one pair in the reference, at distance 2: the kernel is exp(-d^2 / 8)
+    reference, evaluated = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [4.0]])
+    k1, k2, k4 = (math.exp(-d * d / 8) for d in (1, 2, 4))
+    expected = 100 * (k2 + k4 - 2 * (1 + k4 + k2 + k2) / 4)
+    assert kad(reference, evaluated) == pytest.approx(expected, rel=1e-7)
+    # ... and at distance 4 in the evaluated set: exp(-d^2 / 32)
+    expected = 100 * (k1 + k2 - 2 * (1 + k2 + k1 + k1) / 4)
+    assert kad(reference, evaluated, "evaluated") == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("bandwidth", ["reference", "evaluated"])
+def test_kad_is_a_double_loop(bandwidth):
+    x, y = noise(40, 5, seed=1).double(), noise(31, 5, seed=2, rms=0.2).double() + 0.1
+    scale_set = x if bandwidth == "reference" else y
+    scale = 2 * torch.pdist(scale_set).median() ** 2 + 1e-8
+
+    def mean_kernel(p, q):
+        values = [(-(a - b).square().sum() / scale).exp() for a in p for b in q if a is not b]
+        return sum(values) / len(values)
+
+    x_rows, y_rows = list(x), list(y)
+    expected = mean_kernel(x_rows, x_rows) + mean_kernel(y_rows, y_rows) - 2 * mean_kernel(x_rows, y_rows)
+    assert kad(x, y, bandwidth) == pytest.approx(100 * expected.item(), rel=1e-9)
+
+
+def test_kad_is_unbiased():
+    values = torch.tensor([kad(*noise(2, 60, 4, seed=seed)) for seed in range(200)])
+    assert (values < 0).float().mean() > 0.3
+    assert abs(values.mean()) < 3 * values.std() / 200**0.5
+    assert kad(noise(60, 4, seed=1), noise(60, 4, seed=2) + 0.1) > 5 * values.std()
+
+
+@given(st.integers(0, 99))
+def test_kad_does_not_know_the_order(seed):
+    x, y = noise(2, 20, 3, seed=seed)
+    shuffled = x[torch.randperm(20, generator=generator(seed))]
+    assert kad(shuffled, y) == pytest.approx(kad(x, y), rel=1e-9, abs=1e-9)
+    assert kad(x + 1000, y + 1000) == pytest.approx(kad(x, y), abs=1e-2)
+
+
+def test_kad_of_a_point_mass():
+    assert kad(torch.ones(3, 2), torch.ones(4, 2)) == pytest.approx(0, abs=1e-6)
+    assert kad(torch.ones(3, 2), torch.zeros(4, 2)) == pytest.approx(200, abs=1e-6)
 
 
 # ---------------------------------------------------------------- libraries
@@ -203,3 +284,34 @@ def test_mss_needs_audio_longer_than_half_an_fft():
         mss(noise(1, 2048), noise(1, 2048), RATE)
     with pytest.raises(ValueError, match=r"\(B, T\)"):
         mss(noise(1, 2, 5000), noise(1, 2, 5000), RATE)
+
+
+@pytest.mark.parametrize(
+    ("reference", "evaluated", "match"),
+    [
+        (torch.ones(1, 4), torch.ones(2, 4), "two or more reference embeddings, got 1"),
+        (torch.ones(2, 4), torch.ones(0, 4), "two or more evaluated embeddings, got 0"),
+        (torch.ones(4), torch.ones(2, 4), r"reference embeddings must be .items, dimensions., got \(4,\)"),
+        (torch.ones(2, 4), torch.ones(2, 3, 4), r"evaluated embeddings must be .*got \(2, 3, 4\)"),
+        (torch.ones(2, 0), torch.ones(2, 0), r"reference embeddings must be .*got \(2, 0\)"),
+        (torch.ones(2, 4), torch.ones(2, 5), "4 and 5 dimensions"),
+        (
+            torch.ones(2, 4),
+            torch.tensor([[0.0], [math.nan]]).expand(2, 4),
+            "1 of the evaluated .* first item 1",
+        ),
+        (
+            torch.tensor([[math.inf], [0.0]]).expand(2, 4),
+            torch.ones(2, 4),
+            "1 of the reference .* first item 0",
+        ),
+    ],
+)
+def test_kad_needs_two_finite_sets(reference, evaluated, match):
+    with pytest.raises(ValueError, match=match):
+        kad(reference, evaluated)
+
+
+def test_kad_knows_two_bandwidths():
+    with pytest.raises(ValueError, match=r"must be one of \('reference', 'evaluated'\), got 'both'"):
+        kad(torch.ones(2, 4), torch.ones(2, 4), "both")

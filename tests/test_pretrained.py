@@ -12,6 +12,7 @@ from official import arguments, build, randn
 
 from lincae import pretrained
 from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
+from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
 from lincae.transform import TransformConfig
@@ -139,7 +140,7 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
     model = Autoencoder(MODEL_PRESETS["test"], "mine", {"step": 3})
     model.save(tmp_path / "desk" / "lin-cae")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
-    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", "desk/lin-cae"]
+    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, "desk/lin-cae"]
     for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):
         loaded = load(source, "cpu")
         assert loaded.metadata == {"step": 3}
@@ -147,6 +148,16 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
             assert torch.equal(value, model.network.state_dict()[key])
     with pytest.raises(ValueError, match="holds its own latent scale"):
         load("desk/lin-cae", "cpu", latent_scale=2.0)
+
+
+def test_baselines_by_name(monkeypatch):
+    assert names()[4:7] == ["stable-audio-vae", "stft", "tanh"]
+    assert isinstance(load("stft", "cpu"), StftAutoencoder)
+    assert isinstance(load("tanh"), TanhToy)
+    monkeypatch.setattr(Oobleck, "load", lambda device: ("the VAE", device))
+    assert load("stable-audio-vae", "cpu") == ("the VAE", torch.device("cpu"))
+    with pytest.raises(ValueError, match="stft holds its own latent scale"):
+        load("stft", "cpu", latent_scale=2.0)
 
 
 # ---------------------------------------------------------------- both ways

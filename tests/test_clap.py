@@ -1,0 +1,263 @@
+"""CLAP embeddings with small random towers: formats, front end, windows. Their distances mean nothing."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lincae.audio import generator, resample
+from lincae.clap import ClapEmbedder
+from lincae.metrics import kad
+
+transformers = pytest.importorskip("transformers")
+
+AUDIO = {"spec_size": 256, "num_mel_bins": 64, "patch_embeds_hidden_size": 8, "depths": [1, 2, 1, 1]}
+AUDIO |= {
+    "num_attention_heads": [1, 2, 2, 4],
+    "hidden_size": 64,
+    "projection_dim": 16,
+    "enable_fusion": False,
+}
+TEXT = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+TEXT |= {"intermediate_size": 8, "max_position_embeddings": 8}
+RATE = 48000
+
+
+def noise(*shape, seed=0):
+    return 0.1 * torch.randn(shape, generator=generator(seed))
+
+
+@pytest.fixture(scope="module")
+def tower():
+    """A random tower, also in what a fresh one has as zeros and ones, which would hide swapped tensors."""
+    model = transformers.ClapAudioModelWithProjection(transformers.ClapAudioConfig(**AUDIO)).eval()
+    with torch.no_grad():
+        for k, parameter in enumerate(model.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(k)))
+        norm = model.audio_model.audio_encoder.batch_norm
+        norm.running_mean.copy_(noise(64, seed=1) - 40)
+        norm.running_var.copy_(100 + noise(64, seed=2))
+    return model
+
+
+@pytest.fixture(scope="module")
+def audio():
+    return noise(2, 12 * RATE)
+
+
+@pytest.fixture(scope="module")
+def expected(tower, audio):
+    return ClapEmbedder(tower, device="cpu").embed(audio, RATE, hop_s=10)
+
+
+def to_laion(state: dict) -> dict:
+    """A LAION checkpoint of these tensors, with the rest of what such files hold."""
+    renamed = {}
+    for key, value in state.items():
+        if ".self.key." in key or ".self.value." in key:
+            continue
+        if ".self.query." in key:
+            value = torch.cat([state[key.replace("query", part)] for part in ("query", "key", "value")])
+            key = key.replace("attention.self.query", "attn.qkv")
+        for ours, theirs in (
+            ("audio_model.audio_encoder.", "audio_branch."),
+            ("attention.self.", "attn."),
+            ("attention.output.dense.", "attn.proj."),
+            ("intermediate.dense.", "mlp.fc1."),
+            ("output.dense.", "mlp.fc2."),
+            ("layernorm_before.", "norm1."),
+            ("layernorm_after.", "norm2."),
+            ("batch_norm.", "bn0."),
+            ("linear1.", "0."),
+            ("linear2.", "2."),
+        ):
+            key = key.replace(ours, theirs)
+        renamed[f"module.{key}"] = value.clone()
+    for key in ("spectrogram_extractor.stft.conv_real.weight", "logmel_extractor.melW", "tscam_conv.weight"):
+        renamed[f"module.audio_branch.{key}"] = torch.zeros(3)
+    renamed["module.audio_branch.layers.0.blocks.1.attn_mask"] = torch.zeros(3)
+    renamed["module.audio_branch.head.bias"] = renamed["module.logit_scale_a"] = torch.zeros(3)
+    renamed["module.text_branch.embeddings.position_ids"] = torch.arange(3)
+    return renamed
+
+
+# ---------------------------------------------------------------- formats
+
+
+def test_folder_of_an_audio_tower(tower, audio, expected, tmp_path):
+    tower.save_pretrained(tmp_path)
+    embedder = ClapEmbedder.load(str(tmp_path), "cpu")
+    torch.testing.assert_close(embedder.embed(audio, RATE, hop_s=10), expected)
+    assert (embedder.dimensions, embedder.name) == (16, str(tmp_path))
+
+
+def test_folder_of_a_whole_clap(audio, tmp_path):
+    config = transformers.ClapConfig(text_config=TEXT, audio_config=AUDIO, projection_dim=16)
+    model = transformers.ClapModel(config).eval()
+    model.save_pretrained(tmp_path)
+    embedder = ClapEmbedder.load(tmp_path, "cpu")
+    windows = torch.cat([audio[:, : 10 * RATE], torch.zeros(2, 8 * RATE)], 1)[0].unfold(
+        0, 10 * RATE, 8 * RATE
+    )
+    with torch.no_grad():
+        theirs = model.get_audio_features(embedder._log_mel(windows)).pooler_output
+    torch.testing.assert_close(embedder.embed(audio[:1, : 10 * RATE], RATE, hop_s=8), theirs)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_file_of_laion(tower, audio, expected, tmp_path, wrapped):
+    state = to_laion(tower.state_dict())
+    rest = {"epoch": 15, "name": "x", "best": np.float64(0.9), "optimizer": {"param_groups": [{"lr": 0.1}]}}
+    torch.save({"state_dict": state} | rest if wrapped else state, tmp_path / "music.pt")
+    embedder = ClapEmbedder.load(tmp_path / "music.pt", "cpu")
+    assert embedder.name == "music.pt"
+    torch.testing.assert_close(embedder.embed(audio, RATE, hop_s=10), expected)
+
+
+@pytest.mark.parametrize(("patch", "depths"), [(96, [2, 2, 6, 2]), (128, [2, 2, 12, 2])])
+def test_tiny_and_base_are_told_apart(tmp_path, patch, depths):
+    from lincae.clap import _laion_config
+
+    sizes = {
+        "patch_embeds_hidden_size": patch,
+        "hidden_size": 8 * patch,
+        "depths": depths,
+        "projection_dim": 512,
+    }
+    config = transformers.ClapAudioConfig(**sizes, num_attention_heads=[4, 8, 16, 32], enable_fusion=False)
+    with torch.device("meta"):
+        state = transformers.ClapAudioModelWithProjection(config).state_dict()
+    assert _laion_config(state).to_dict() == config.to_dict()
+
+
+# ---------------------------------------------------------------- embeddings
+
+
+def test_front_end_is_the_feature_extractor(tower):
+    extractor = transformers.ClapFeatureExtractor(
+        frequency_min=50, truncation="rand_trunc", padding="repeatpad"
+    )
+    clip = noise(1, 10 * RATE, seed=3)
+    theirs = extractor(clip[0].numpy(), sampling_rate=RATE, return_tensors="pt")["input_features"]
+    ours = ClapEmbedder(tower, device="cpu")._log_mel(clip)
+    assert ours.shape == (1, 1, 1001, 64)
+    torch.testing.assert_close(ours, theirs.float(), rtol=0, atol=2e-3)
+
+
+def test_windows_are_those_of_kadtk(tower):
+    embedder, clip = ClapEmbedder(tower, device="cpu"), noise(2, int(11.5 * RATE), seed=4)
+    starts = range(0, clip.shape[1], RATE)
+    chunks = [clip[:, start : start + 10 * RATE] for start in starts]
+    chunks = [torch.nn.functional.pad(chunk, (0, 10 * RATE - chunk.shape[1])) for chunk in chunks]
+    alone = torch.stack([embedder.embed(chunk, RATE, hop_s=10) for chunk in chunks], 1).flatten(0, 1)
+    embeddings = embedder.embed(clip, RATE, batch_size=5)
+    assert embeddings.shape == (2 * 12, 16)
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(24))
+    torch.testing.assert_close(embeddings, alone)
+
+
+def test_short_audio_and_other_rates(tower):
+    embedder, clip = ClapEmbedder(tower, device="cpu"), noise(1, 100)
+    assert embedder.embed(clip, 44100).shape == (1, 16)
+    torch.testing.assert_close(embedder.embed(clip, 44100), embedder.embed(resample(clip, 44100, RATE), RATE))
+    assert embedder.embed(torch.zeros(1, 1), RATE).isfinite().all()
+
+
+def test_kad_of_embeddings(tower, audio):
+    embedder = ClapEmbedder(tower, device="cpu")
+    first, second = embedder.embed(audio, RATE, hop_s=4)[:3], embedder.embed(0.01 * audio, RATE, hop_s=4)[:3]
+    assert kad(first, second) > kad(first, first)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_input_is_checked(tower):
+    embedder = ClapEmbedder(tower, device="cpu")
+    with pytest.raises(ValueError, match=r"shape \(B, T\)"):
+        embedder.embed(torch.zeros(9), RATE)
+    with pytest.raises(ValueError, match="hop_s"):
+        embedder.embed(torch.zeros(1, 9), RATE, hop_s=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        embedder.embed(torch.zeros(1, 9), RATE, batch_size=0)
+
+
+def test_without_transformers(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'lincae\[clap\]'"):
+        ClapEmbedder.load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize("source", ["nothing/here/at/all", "./nothing", "checkpoints/music.pt"])
+def test_missing_sources(source):
+    with pytest.raises(FileNotFoundError, match=source):
+        ClapEmbedder.load(source, "cpu")
+
+
+def test_fusion_is_refused(tower, tmp_path):
+    tower.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"enable_fusion": True}))
+    with pytest.raises(ValueError, match=rf"{tmp_path}: CLAP with feature fusion is not supported"):
+        ClapEmbedder.load(tmp_path, "cpu")
+    state = to_laion(tower.state_dict()) | {"module.audio_branch.patch_embed.mel_conv2d.bias": torch.zeros(1)}
+    torch.save(state, tmp_path / "fusion.pt")
+    with pytest.raises(ValueError, match=r"fusion\.pt: CLAP with feature fusion is not supported"):
+        ClapEmbedder.load(tmp_path / "fusion.pt", "cpu")
+
+
+def test_folders_that_do_not_fit(tower, tmp_path):
+    tower.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    key = "audio_projection.linear1.weight"
+    for changed, match in (
+        ({k: v for k, v in state.items() if k != key}, rf"missing {key}"),
+        (state | {"extra": torch.zeros(1)}, "unknown extra"),
+        (state | {key: torch.zeros(2)}, "do not fit"),
+    ):
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=rf"{tmp_path}.*{match}"):
+            ClapEmbedder.load(tmp_path, "cpu")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{tmp_path}: the weights are damaged"):
+        ClapEmbedder.load(tmp_path, "cpu")
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}: holds a bert model, not a CLAP"):
+        ClapEmbedder.load(tmp_path, "cpu")
+
+
+def test_files_that_do_not_fit(tower, tmp_path):
+    file = tmp_path / "music.pt"
+    state = to_laion(tower.state_dict())
+    key = "module.audio_projection.2.weight"
+    for changed, match in (
+        (
+            {k: v for k, v in state.items() if k != key},
+            "does not fit.*Missing.*audio_projection.linear2.weight",
+        ),
+        (state | {"module.audio_branch.extra": torch.zeros(1)}, "does not fit.*Unexpected.*extra"),
+        (state | {key: torch.zeros(2, 2)}, "does not fit.*size mismatch.*linear2.weight"),
+        ({"module.audio_branch.conv_block1.conv1.weight": torch.zeros(1)}, "holds no HTSAT audio tower"),
+        ([torch.zeros(1)], "holds no HTSAT audio tower"),
+    ):
+        torch.save(changed, file)
+        with pytest.raises(ValueError, match=rf"(?s)music\.pt.*{match}"):
+            ClapEmbedder.load(file, "cpu")
+
+
+def test_damaged_files(tower, tmp_path):
+    file = tmp_path / "music.pt"
+    torch.save(to_laion(tower.state_dict()), file)
+    whole = file.read_bytes()
+    for content in (b"", b"hello world", whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"music\.pt"):
+            ClapEmbedder.load(file, "cpu")
+    torch.save({"state_dict": {}, "run": print}, file)
+    with pytest.raises(ValueError, match=r"music\.pt holds print: files with such objects can run code"):
+        ClapEmbedder.load(file, "cpu")

@@ -1,0 +1,300 @@
+"""Evaluation over tracks: the frame, resuming, what is encoded how often, and unexpected input."""
+
+from collections import Counter
+
+import pandas as pd
+import pytest
+import torch
+from fakes import RATE, STEMS, FakeTrack, Linear, two_tracks
+from pandas.testing import assert_frame_equal
+
+from lincae import evaluation, metrics
+from lincae.evaluation import COLUMNS, evaluate, kernel_distance, read_frame
+from lincae.protocols import PROTOCOLS, Chunk, EvaluationConfig
+
+CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=1.0, gains=(0.5,))
+
+
+def run(model, tracks, protocols=tuple(PROTOCOLS), config=CONFIG, store=None):
+    return evaluate(model, tracks, protocols, config, store, progress=False)
+
+
+# ---------------------------------------------------------------- the frame
+
+
+def test_frame_is_long_and_complete():
+    frame = run(Linear(), two_tracks(seconds=2.3))
+    assert list(frame.columns) == list(COLUMNS)
+    key = ["model", "track", "chunk", "protocol", "stem", "condition", "gain", "comparison"]
+    assert not frame.duplicated(key).any()
+    assert sorted(frame.chunk.unique()) == [0, 1]  # the rest of 0.3 s belongs to the second chunk
+    assert frame.groupby("chunk").start_s.first().tolist() == [0, 1]
+    assert set(frame.protocol.str.split("_").str[-1]) == set(PROTOCOLS)
+    assert (frame.status == "ok").all()
+    measured = frame[["snr_db", "rel_l2", "value"]].notna().any(axis=1)
+    assert measured.all()
+    with_audio = ~frame.protocol.isin(["latents", "encoder_homogeneity", "encoder_additivity"])
+    assert frame.loc[with_audio, ["snr_db", "si_sdr_db", "mss", "mss_log", "rel_l2"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit", "expected"),
+    [
+        (1.0, None, [(0, 16000)]),
+        (2.49, None, [(0, 16000), (16000, 23840)]),
+        (2.5, None, [(0, 16000), (16000, 16000), (32000, 8000)]),
+        (0.2, None, [(0, 3200)]),
+        (9.0, 1.7, [(0, 16000), (16000, 11200)]),
+    ],
+)
+def test_chunks_cover_the_track(seconds, limit, expected):
+    config = EvaluationConfig(**vars(CONFIG) | {"seconds": limit})
+    assert evaluation._cuts(FakeTrack(seconds=seconds), RATE, config) == expected
+
+
+def test_frames_survive_their_file(tmp_path):
+    frame = run(Linear(), [FakeTrack("NA"), FakeTrack("null", seed=3)], ["separation", "latents"])
+    frame.to_csv(tmp_path / "frame.csv", index=False)
+    assert_frame_equal(read_frame(tmp_path / "frame.csv"), frame.astype({"n_sources": float, "gain": float}))
+
+
+# ---------------------------------------------------------------- economy
+
+
+def test_four_minutes_need_each_window_of_each_signal_once(monkeypatch):
+    """At the geometry of the 58 M network: 44.1 kHz, 64 channels, 4096 samples a latent frame."""
+
+    class Counting:
+        name, sample_rate, latent_rate = "counting", 44100, 44100 / 4096
+        seen = None
+
+        def encode(self, audio):
+            self.seen.update(hash(tuple(window[:8].tolist())) for window in audio)
+            return torch.zeros(len(audio), 64, -(-audio.shape[1] // 4096))
+
+        def decode(self, z, length=None, seed=0):
+            return torch.zeros(len(z), length)
+
+    monkeypatch.setattr(Chunk, "row", lambda *args, **labels: {"protocol": args[1], "status": "ok"})
+    track = FakeTrack(seconds=240.0, sample_rate=44100)
+    Counting.seen = Counter()
+    run(Counting(), [track], ["additivity", "separation"], EvaluationConfig())
+    n_windows = 24 * 7
+    assert len(Counting.seen) == 9 * n_windows  # mixture, four stems, four accompaniments
+    assert set(Counting.seen.values()) == {1}
+
+
+def test_strangers_are_not_encoded_again():
+    model = Linear()
+    run(model, [*two_tracks(), FakeTrack("three", seed=3)], ["additivity", "separation"])
+    windows = 2 * len(Chunk(model, FakeTrack(), 0, RATE, CONFIG).starts)
+    assert model.encoded == 3 * 9 * windows
+
+
+def test_protocols_share_decodes():
+    model = Linear()
+    run(model, [FakeTrack(seconds=1.0)])
+    # mixture, its floor and swap; gains 0.5 and the random one; sums: 4 + 4 + 1, accompaniments and their
+    # floors, estimates, stems, their floors and swaps
+    windows = len(Chunk(model, FakeTrack(), 0, RATE, CONFIG).starts)
+    assert model.decoded == windows * (3 + 2 + 9 + 8 + 16)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+class Interrupted(Linear):
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def decode(self, z, length=None, seed=0):
+        if self.decoded >= self.after:
+            raise KeyboardInterrupt
+        return super().decode(z, length, seed)
+
+
+def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
+    tracks = two_tracks()
+    whole = Linear()
+    expected = run(whole, tracks)
+    stopped = Interrupted(after=whole.decoded * 5 // 8)  # in the third chunk of four
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tracks, store=tmp_path)
+    rest = Linear()
+    frame = run(rest, tracks, store=tmp_path)
+    assert_frame_equal(frame.reset_index(drop=True), expected, check_dtype=False)
+    probe = 2  # of two calls
+    assert rest.decoded == whole.decoded // 2 + probe // 2
+    again = Linear()
+    assert_frame_equal(run(again, tracks, store=tmp_path), frame)
+    assert again.decoded == 1  # the probe
+
+
+def test_only_missing_protocols_are_computed(tmp_path):
+    tracks = two_tracks()
+    run(Linear(), tracks, ["separation"], store=tmp_path)
+    second, all_at_once = Linear(), Linear()
+    frame = run(second, tracks, store=tmp_path)
+    expected = run(all_at_once, tracks)
+    assert_frame_equal(frame.reset_index(drop=True), expected, check_dtype=False)
+    assert second.decoded < all_at_once.decoded
+    only = run(Linear(), tracks, ["separation"], store=tmp_path)
+    assert set(only.protocol) == {"separation"}
+
+
+class Other(Linear):
+    def encode(self, audio):
+        return 1.1 * super().encode(audio)
+
+
+@pytest.mark.parametrize(
+    ("model", "tracks", "config"),
+    [
+        (Other(), two_tracks(), CONFIG),  # retrained under the same name
+        (Linear(), [FakeTrack("one", seed=5), FakeTrack("two", seed=2)], CONFIG),  # other audio
+        (Linear(), two_tracks(), EvaluationConfig(**vars(CONFIG) | {"seed": 1})),
+    ],
+)
+def test_other_models_tracks_and_settings_are_not_mixed_up(tmp_path, model, tracks, config):
+    run(Linear(), two_tracks(), ["reconstruction"], store=tmp_path)
+    model.decoded = 0
+    run(model, tracks, ["reconstruction"], config, tmp_path)
+    assert model.decoded > 4
+
+
+# ---------------------------------------------------------------- input that is not as expected
+
+
+def test_resampling_is_said_once(caplog):
+    frame = run(
+        Linear(), [FakeTrack("a", sample_rate=44100), FakeTrack("b", sample_rate=44100)], ["reconstruction"]
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracks at [44100] Hz are resampled to the 16000 Hz of stft"
+    ]
+    assert len(frame) == 12
+
+
+def test_a_track_shorter_than_a_window():
+    frame = run(Linear(), [FakeTrack(seconds=0.3)])
+    assert frame.snr_db[frame.comparison == "linearity"].min() > 60
+
+
+def test_silent_stems_are_left_out_and_counted():
+    frame = run(Linear(), [FakeTrack(levels=(0.1, 0.0, 0.1, 0.1))])
+    silent = frame[frame.status == "silent"]
+    assert set(silent.stem) == {"bass"}
+    assert silent[["snr_db", "mss", "rel_l2"]].isna().all(axis=None)
+    assert (frame[frame.status == "ok"].stem != "bass").all()
+    assert frame[frame.protocol == "encoder_additivity"].rel_l2.notna().all()
+
+
+def test_a_silent_track():
+    frame = run(Linear(), [FakeTrack(levels=(0.0,) * 4)])
+    assert (frame.status == "silent").all()
+
+
+def test_a_decoder_that_falls_silent():
+    class Mute(Linear):
+        def decode(self, z, length=None, seed=0):
+            return 0 * super().decode(z, length, seed)
+
+    frame = run(Mute(), [FakeTrack()])
+    linear = frame[frame.comparison == "linearity"]
+    assert set(linear.status[linear.protocol == "separation"]) == {"silent decode"}
+    codec = frame[(frame.comparison == "codec") & (frame.protocol == "reconstruction")]
+    assert codec.snr_db.abs().max() < 1e-6
+
+
+def test_a_missing_stem_is_named_skipped_and_counted(caplog):
+    tracks = [FakeTrack("whole"), FakeTrack("instrumental", stem_names=STEMS[:3], seed=4)]
+    frame = run(Linear(), tracks)
+    assert "track 'instrumental' has no vocals" in caplog.text
+    missing = frame[frame.status == "missing"]
+    assert missing[["track", "stem"]].drop_duplicates().values.tolist() == [["instrumental", "vocals"]]
+    assert len(missing) == 2  # one a chunk
+    others = frame[(frame.track == "instrumental") & (frame.comparison == "linearity")]
+    assert set(others.n_sources.dropna()) == {2, 3}
+    assert others.snr_db.min() > 60
+
+
+def test_tracks_without_stems_have_no_additivity(caplog):
+    tracks = [FakeTrack("a", stem_names=("mixture",)), FakeTrack("b", stem_names=("mixture",), seed=1)]
+    frame = run(Linear(), tracks)
+    assert "additivity and separation have no rows" in caplog.text
+    assert set(frame.protocol) == {"reconstruction", "decoder_homogeneity", "encoder_homogeneity", "latents"}
+
+
+def test_a_decode_of_another_length_is_named():
+    class Short(Linear):
+        name = "short"
+
+        def decode(self, z, length=None, seed=0):
+            return super().decode(z, length, seed)[:, 1:]
+
+    with pytest.raises(ValueError, match=r"short: decode returned \(\d, 7999\) for length=8000"):
+        run(Short(), [FakeTrack()])
+
+
+def test_an_encode_of_another_shape_is_named():
+    class Flat(Linear):
+        name = "flat"
+
+        def encode(self, audio):
+            return super().encode(audio).flatten(1)
+
+    with pytest.raises(ValueError, match=r"flat: encode returned .* expected \(B, C, L\)"):
+        run(Flat(), [FakeTrack()])
+
+
+@pytest.mark.parametrize(
+    ("tracks", "protocols", "message"),
+    [
+        ([], PROTOCOLS, "one or more"),
+        ([FakeTrack(), FakeTrack()], PROTOCOLS, "different names"),
+        ([FakeTrack(seconds=0.05)], PROTOCOLS, "'track' lasts 0.050 s, evaluation needs 0.1 s or more"),
+        ([FakeTrack()], ["magic"], r"unknown protocols \['magic'\]: use some of \('reconstruction'"),
+    ],
+)
+def test_bad_requests(tracks, protocols, message):
+    with pytest.raises(ValueError, match=message):
+        run(Linear(), tracks, protocols)
+
+
+# ---------------------------------------------------------------- KAD
+
+
+def test_kernel_distance_compares_what_it_says():
+    def embed(audio, sample_rate):
+        assert sample_rate == RATE
+        return torch.stack([audio[0, :2], audio[0, 2:4]]).double()
+
+    class Noisy(Linear):
+        def decode(self, z, length=None, seed=0):
+            return super().decode(z, length) + 0.05 * torch.cos(torch.arange(length))
+
+    tracks = [FakeTrack(str(i), seconds=1.0, seed=i) for i in range(4)]
+    frame = kernel_distance(Noisy(), tracks, embed, CONFIG, progress=False).set_index("comparison").value
+    true = [
+        torch.cat([embed(Chunk(Linear(), t, 0, RATE, CONFIG).signal("mixture")[None], RATE)]) for t in tracks
+    ]
+    decoded = [
+        torch.cat([embed(Chunk(Noisy(), t, 0, RATE, CONFIG).decoded("mixture")[None], RATE)]) for t in tracks
+    ]
+    even, odd = torch.cat(true[::2]), torch.cat(true[1::2])
+    assert frame["floor"] == pytest.approx(metrics.kad(even, odd))
+    assert frame["halves"] == pytest.approx(metrics.kad(torch.cat(decoded[::2]), torch.cat(decoded[1::2])))
+    assert frame["codec"] == pytest.approx(metrics.kad(torch.cat(true), torch.cat(decoded)), abs=1e-6)
+
+
+def test_kernel_distance_needs_two_tracks():
+    with pytest.raises(ValueError, match="needs two or more, got 1"):
+        kernel_distance(Linear(), [FakeTrack()], lambda audio, rate: audio, CONFIG, progress=False)
+
+
+def test_concatenated_frames_keep_numbers():
+    frame = pd.concat(
+        [run(Linear(), [FakeTrack()], ["latents"]), run(Linear(), [FakeTrack()], ["separation"])]
+    )
+    assert frame.value.dtype == frame.snr_db.dtype == float

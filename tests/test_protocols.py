@@ -1,0 +1,232 @@
+"""Protocols on models whose errors are known: exactly linear, with a gain error, and useless ones."""
+
+import math
+
+import pytest
+import torch
+from fakes import RATE, STEMS, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, two_tracks
+
+from lincae import metrics
+from lincae.baselines import TanhToy
+from lincae.evaluation import evaluate
+from lincae.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, sums
+
+CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=2.0, gains=(-3, -1, 0.5, 2.0))
+
+
+def run(model, tracks=None, protocols=tuple(PROTOCOLS), config=CONFIG):
+    return evaluate(model, tracks or two_tracks(), protocols, config, progress=False)
+
+
+def chunk_of(model, track=None, config=CONFIG, n_samples=None):
+    track = track or FakeTrack()
+    return Chunk(model, track, 0, n_samples or round(track.seconds * RATE), config)
+
+
+# ---------------------------------------------------------------- linear and not
+
+
+def test_the_linear_reference_is_linear_in_every_protocol():
+    rows = run(Linear()).query("comparison == 'linearity'")
+    encoder, decoder = rows[rows.snr_db.isna()], rows[rows.snr_db.notna()]
+    assert set(encoder.protocol) == {"encoder_homogeneity", "encoder_additivity"}
+    assert set(decoder.protocol) == {"decoder_homogeneity", "decoder_additivity", "separation"}
+    assert (rows.rel_l2 < 1e-4).all()
+    assert (decoder[["snr_db", "si_sdr_db"]] > 60).all(axis=None)
+    assert (decoder.mss < 1e-3).all()
+
+
+def test_the_toy_is_linear_in_none():
+    toy = TanhToy(RATE, drive=3.0)
+    rows = run(toy).query("comparison == 'linearity' and gain != -1")  # tanh is odd: its polarity is exact
+    assert (rows.rel_l2 > 1e-2).all()
+    assert (rows.snr_db.dropna() < 30).all()
+
+
+@pytest.mark.parametrize("gain", [-3, 0.5, 2.0])
+def test_the_toys_errors_are_those_computed_by_hand(gain):
+    toy, track = TanhToy(RATE, drive=2.0), FakeTrack()
+    x = track.stems(RATE, 0, 2.0).double().sum(0)
+    # encoder: windows overlap, so samples count as often as windows hold them
+    windows = torch.stack([x[s : s + 8000] for s in chunk_of(toy).starts])
+    error = torch.tanh(2 * gain * windows) - gain * torch.tanh(2 * windows)
+    expected = error.norm() / (gain * torch.tanh(2 * windows)).norm()
+    rows = run(toy, [track], ["homogeneity"]).query(f"comparison == 'linearity' and gain == {gain}")
+    measured = rows.set_index("protocol").rel_l2
+    assert measured["encoder_homogeneity"] == pytest.approx(expected.item(), rel=1e-4)
+    z = torch.tanh(2 * x)
+    error = torch.tanh(2 * gain * z) - gain * torch.tanh(2 * z)
+    expected = error.norm() / (gain * torch.tanh(2 * z)).norm()
+    assert measured["decoder_homogeneity"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+# ---------------------------------------------------------------- a known gain error
+# Stems have an RMS of 0.1, three of them 0.17, the mixture 0.2; what is above 0.15 comes out louder by 1 + e.
+
+E = 0.25
+
+
+def db(ratio):
+    return 20 * math.log10(ratio)
+
+
+def test_gain_error_of_an_encoder_by_hand():
+    rows = run(LouderWhenLoud(encoder_error=E)).query("comparison == 'linearity'")
+    enc = rows[rows.protocol == "encoder_homogeneity"].groupby("gain").rel_l2.mean()
+    assert enc[0.5] == pytest.approx(E / (1 + E), rel=1e-4)  # half the mixture is quiet
+    assert enc[[-3.0, -1.0, 2.0]].max() < 1e-5
+    add = rows[rows.protocol == "encoder_additivity"].groupby("n_sources").rel_l2.mean()
+    assert add[4] == pytest.approx(E / (1 + E), rel=1e-4)  # four quiet ones against a loud one
+    assert add[3] == pytest.approx(E / (1 + E), rel=1e-4)
+    assert add[2] == pytest.approx(E / (1 + E) / 2, rel=0.05)  # the error is that of one stem of four
+    dec = rows[rows.protocol == "decoder_additivity"].groupby("n_sources")[["snr_db", "mss_log"]].mean()
+    assert dec.snr_db[4] == pytest.approx(db((1 + E) / E), abs=1e-2)
+    assert dec.mss_log[4] == pytest.approx(math.log(1 + E), rel=1e-3)
+    # mixture minus accompaniment, both too loud by 1 + e
+    stems = rows[rows.protocol == "separation"]
+    assert stems.snr_db.mean() == pytest.approx(db(1 / E), abs=0.05)
+    assert stems.rel_l2.mean() == pytest.approx(E, abs=2e-3)
+    assert stems.si_sdr_db.min() > 45
+    assert stems.mss.mean() == pytest.approx(E + math.log(1 + E), rel=0.01)
+
+
+def test_gain_error_of_a_decoder_by_hand():
+    rows = run(LouderWhenLoud(decoder_error=E))
+    linear = rows.query("comparison == 'linearity'")
+    dec = linear[linear.protocol == "decoder_homogeneity"].groupby("gain").snr_db.mean()
+    assert dec[0.5] == pytest.approx(db((1 + E) / E), abs=1e-2)
+    assert dec[[-3.0, -1.0, 2.0]].min() > 60
+    assert linear[linear.protocol.str.startswith("encoder")].rel_l2.max() < 1e-5
+    # both sides are too loud alike
+    assert linear[linear.protocol == "decoder_additivity"].snr_db.min() > 60
+    codec = rows[(rows.protocol == "reconstruction") & (rows.comparison == "codec")]
+    assert codec.snr_db.mean() == pytest.approx(db(1 / E), abs=1e-2)
+    truth = rows[(rows.protocol == "decoder_additivity") & (rows.comparison == "truth")]
+    assert truth.snr_db.mean() == pytest.approx(db(1 / E), abs=1e-2)
+
+
+# ---------------------------------------------------------------- controls
+
+
+def test_a_decoder_that_ignores_its_latent_is_as_far_from_another_track():
+    rows = run(DeafDecoder()).query("protocol == 'decoder_additivity'")
+    scores = rows.groupby("comparison").snr_db.mean()
+    assert scores["linearity"] == scores["swap"] > 60
+
+
+def test_swap_is_the_decode_of_the_next_track():
+    model, (one, two) = Linear(), two_tracks()
+    rows = run(model, [one, two], ["reconstruction", "separation"]).query("comparison == 'swap'")
+    x, y = one.stems(RATE, 0, 2.0), two.stems(RATE, 0, 2.0)
+    mine = rows[rows.track == "one"].set_index("stem").snr_db
+    expected = metrics.snr_db(y.sum(0)[None], x.sum(0)[None]).item()
+    assert mine[MIXTURE] == pytest.approx(expected, abs=1e-3)
+    # the reference is the other track's stem, the estimate this one's
+    assert mine["bass"] == pytest.approx(metrics.snr_db(x[1:2], y[1:2]).item(), abs=1e-3)
+    last = rows[(rows.track == "two") & (rows.stem == MIXTURE)].snr_db.item()
+    assert last == pytest.approx(metrics.snr_db(x.sum(0)[None], y.sum(0)[None]).item(), abs=1e-3)
+
+
+def test_a_track_alone_is_swapped_with_itself_at_another_time():
+    track = FakeTrack()
+    swap = run(Linear(), [track], ["reconstruction"]).query("comparison == 'swap'").snr_db.item()
+    assert -4 < swap < -2  # unrelated noise of equal level
+    short = FakeTrack(seconds=0.4)  # one window: its latent frames are rolled
+    swap = run(Linear(), [short], ["reconstruction"]).query("comparison == 'swap'").snr_db.item()
+    assert swap < 0
+
+
+def test_the_floor_is_the_noise_of_decoding_and_the_noise_can_be_shared_or_not():
+    level = NoisyDecoder.level
+    common = run(NoisyDecoder(), protocols=["reconstruction", "additivity"])
+    independent = run(
+        NoisyDecoder(),
+        protocols=["reconstruction", "additivity"],
+        config=EvaluationConfig(**vars(CONFIG) | {"noise": "independent"}),
+    )
+    expected = db(0.2 / (level * math.sqrt(2)))
+    for rows in (common, independent):
+        floor = rows.query("comparison == 'floor' and protocol == 'reconstruction'").snr_db
+        assert floor.mean() == pytest.approx(expected, abs=0.5)
+    four = "comparison == 'linearity' and protocol == 'decoder_additivity' and n_sources == 4"
+    assert common.query(four).snr_db.min() > 60
+    assert independent.query(four).snr_db.mean() == pytest.approx(expected, abs=0.5)
+
+
+def test_input_of_separation_is_the_decoded_mixture():
+    rows = run(Linear(), [FakeTrack()], ["separation"]).query("comparison == 'input'")
+    # three unwanted stems as loud as the wanted one: -4.8 dB
+    assert rows.snr_db.mean() == pytest.approx(-10 * math.log10(3), abs=0.2)
+
+
+# ---------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize("names", [STEMS[:n] for n in (1, 2, 3, 4)] + [(*STEMS, "piano", "guitar")])
+def test_sums_add_up(names):
+    track = FakeTrack(stem_names=names, levels=(0.1,) * 6)
+    chunk, found = chunk_of(Linear(), track), sums(names)
+    assert {n for n, *_ in found} == set(range(2, len(names) + 1))
+    for n, _, parts, whole in found:
+        assert len(parts) == n
+        torch.testing.assert_close(sum(chunk.signal(part) for part in parts), chunk.signal(whole))
+    assert len({condition for _, condition, *_ in found}) == len(found)
+
+
+@pytest.mark.parametrize("n_samples", [100, 7999, 8000, 8001, 20000, 31999])
+def test_windows_join_to_the_whole_chunk(n_samples):
+    chunk = chunk_of(Linear(), n_samples=n_samples)
+    torch.testing.assert_close(chunk.decoded(MIXTURE), chunk.signal(MIXTURE), rtol=0, atol=1e-5)
+    assert chunk.encode(MIXTURE).shape[0] == len(chunk.starts)
+
+
+def test_a_clip_of_ten_seconds_has_seven_windows():
+    assert len(chunk_of(Linear(), FakeTrack(seconds=10), EvaluationConfig()).starts) == 7
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batch_size_changes_nothing(batch_size):
+    rows = run(
+        Linear(), protocols=["separation"], config=EvaluationConfig(**vars(CONFIG) | {"batch_size": 2})
+    )
+    other = EvaluationConfig(**vars(CONFIG) | {"batch_size": batch_size})
+    again = run(Linear(), protocols=["separation"], config=other)
+    torch.testing.assert_close(
+        torch.tensor(rows.mss), torch.tensor(again.mss), rtol=1e-3, atol=1e-4, equal_nan=True
+    )
+
+
+def test_random_gain_is_one_a_track_within_its_range():
+    config = EvaluationConfig(**vars(CONFIG) | {"gain_range": (-2.0, -1.0), "chunk_s": 1.0})
+    rows = run(Linear(), two_tracks(), ["homogeneity"], config).query("condition == 'random'")
+    gains = rows.groupby("track").gain.unique()
+    assert all(len(values) == 1 and -2 < values[0] < -1 for values in gains)
+    assert gains["one"] != gains["two"]
+    assert rows.chunk.nunique() == 2
+
+
+def test_latent_statistics():
+    rows = run(Linear(), [FakeTrack()], ["latents"]).set_index("condition").value
+    z = chunk_of(Linear()).encode(MIXTURE)
+    assert rows["std"] == pytest.approx(z.std().item(), rel=1e-5)
+    assert rows["max_abs"] == pytest.approx(z.abs().max().item(), rel=1e-5)
+    assert rows["silence"] == 0
+    # a normal distribution with the windows' ramps at the ends of the signal
+    assert 3 < rows["kurtosis"] < 5
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({"overlap_s": 1.5}, "overlap_s <= window_s / 2"),
+        ({"window_s": 20.0}, "window_s <= chunk_s"),
+        ({"gains": [0.0]}, "finite gains other than 0"),
+        ({"gain_range": (3.0, 1.0)}, "low < high"),
+        ({"noise": "none"}, r"noise in \('common', 'independent'\)"),
+        ({"seconds": 0}, "seconds > 0, or None"),
+        ({"batch_size": 0}, "batch_size >= 1"),
+    ],
+)
+def test_configuration_out_of_range(change, allowed):
+    with pytest.raises(ValueError, match=allowed):
+        EvaluationConfig(**change)

@@ -1,0 +1,188 @@
+"""Tables: means and intervals, what counts, the paper's marks."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, two_tracks
+
+from lincae import tables
+from lincae.baselines import TanhToy
+from lincae.evaluation import evaluate
+from lincae.protocols import EvaluationConfig
+
+CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=1.0, gains=(0.5,))
+PUBLISHED = pd.read_csv(Path(__file__).parent.parent / "data" / "paper_tables.csv")
+
+
+def frame_of(*models, tracks=None):
+    frames = [evaluate(m, tracks or two_tracks(), config=CONFIG, progress=False) for m in models]
+    return pd.concat(frames, ignore_index=True)
+
+
+# ---------------------------------------------------------------- means
+
+
+def test_interval_by_hand():
+    mean, low, high = tables.interval([0.0, 1.0])
+    # resampled means are 0, 0.5 and 1, the outer two a quarter of the time each
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    assert tables.interval([3.0, 3.0, 3.0]) == (3.0, 3.0, 3.0)
+    assert tables.interval([2.0])[0] == 2.0
+    assert np.isnan(tables.interval([2.0])[1:]).all()
+    assert np.isnan(tables.interval([])).all()
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        _, low, high = tables.interval(rng.normal(1.0, 2.0, 30))
+        hits += low <= 1.0 <= high
+    assert 0.9 < hits / 300 < 0.98
+
+
+def test_a_track_counts_once_however_long_it_is():
+    frame = pd.DataFrame(
+        {
+            "dataset": "d",
+            "track": ["long"] * 3 + ["short"] + ["silent"],
+            "model": "m",
+            "snr_db": [1.0, 2.0, 3.0, 10.0, np.nan],
+        }
+    )
+    (row,) = tables.summary(frame, ["model"], "snr_db").to_dict("records")
+    assert row["mean"] == 6.0
+    assert (row["n_tracks"], row["n_chunks"], row["n_left_out"]) == (2, 4, 1)
+    assert row["low"] == 2.0
+    assert row["high"] == 10.0
+
+
+def test_cells_are_three_lines_of_pandas():
+    frame = frame_of(NoisyDecoder())
+    cells = tables.cells(frame).set_index("column").value
+    rows = frame[
+        (frame.protocol == "separation") & (frame.comparison == "linearity") & (frame.stem == "bass")
+    ]
+    assert cells["bass_si_sdr"] == pytest.approx(rows.groupby("track").si_sdr_db.mean().mean())
+    rows = frame[(frame.protocol == "encoder_additivity") & (frame.condition == "all")]
+    rows = rows[rows.comparison == "linearity"]
+    assert cells["add_enc"] == pytest.approx(rows.groupby("track").rel_l2.mean().mean())
+    assert set(cells.index) == set(tables.PAPER_COLUMNS) - {"kad"}
+
+
+# ---------------------------------------------------------------- what counts
+
+
+def test_what_is_linear_and_reconstructs_counts_everywhere():
+    assert tables.cells(frame_of(Linear())).counts.all()
+
+
+def test_the_toy_counts_too_for_its_errors_are_its_own():
+    cells = tables.cells(frame_of(TanhToy(RATE, drive=1.0)))
+    assert cells.counts.all()
+    assert cells.set_index("column").value["add_dec_snr"] < 40
+
+
+def test_a_decoder_that_ignores_its_latent_counts_nowhere():
+    frame = frame_of(DeafDecoder(), Linear())
+    cells = tables.cells(frame)
+    deaf = cells[cells.model == "deaf"]
+    assert len(deaf) == len(tables.PAPER_COLUMNS) - 1
+    assert not deaf.counts.any()
+    assert deaf.set_index("column").value["add_dec_snr"] > 60  # proud, and empty
+    assert (tables.ranks(cells)[cells.model == "deaf"] == 0).all()
+    html = tables.styled(cells).to_html()
+    css = {name: style for style, names in _styles(html) for name in names}
+    grey = [css.get(f"row0_col{i}", "") for i in range(18)]
+    assert all("#aaaaaa" in style for style in grey)
+    assert "#aaaaaa" not in "".join(css.get(f"row1_col{i}", "") for i in range(18))
+
+
+def _styles(html):
+    """(declaration, ids) of a Styler's HTML."""
+    for block in html.split("</style>")[0].split("}"):
+        if "{" in block:
+            ids, style = block.split("{")
+            yield style, [part.strip().split("_", 2)[-1] for part in ids.split(",")]
+
+
+def test_a_silent_decoder_counts_nowhere():
+    class Mute(Linear):
+        name = "mute"
+
+        def decode(self, z, length=None, seed=0):
+            return 0 * super().decode(z, length, seed)
+
+    cells = tables.cells(frame_of(Mute()))
+    assert not cells.counts.any()
+    assert cells.set_index("column").value[["rec_snr", "add_enc"]].tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_numbers_near_their_swap_row_do_not_count():
+    assert tables.far_from_swap(3.0, 0.0, "snr_db")
+    assert not tables.far_from_swap(2.9, 0.0, "si_sdr_db")
+    assert tables.far_from_swap(1.0, 1.42, "rel_l2")
+    assert not tables.far_from_swap(1.0, 1.41, "rel_l2")
+    assert not tables.far_from_swap(np.nan, 0.0, "snr_db")
+
+
+def test_models_without_reconstruction_rows_do_not_count():
+    frame = evaluate(Linear(), two_tracks(), ["separation"], CONFIG, progress=False)
+    cells = tables.cells(frame)
+    assert len(cells) == 8
+    assert not cells.counts.any()
+
+
+def test_missing_and_silent_stems_are_counted():
+    tracks = [FakeTrack("a"), FakeTrack("b", stem_names=("drums", "bass", "other"), seed=1)]
+    tracks += [FakeTrack("c", levels=(0.1, 0.1, 0.1, 0.0), seed=2)]
+    cells = tables.cells(frame_of(Linear(), tracks=tracks)).set_index("column")
+    assert cells.n_left_out["vocals_si_sdr"] == 4  # two chunks of two tracks
+    assert cells.n_tracks["vocals_si_sdr"] == 1
+    assert cells.n_left_out["bass_si_sdr"] == 0
+
+
+# ---------------------------------------------------------------- the paper's tables
+
+
+def test_published_tables_are_whole():
+    for number, n_models in ((1, 6), (2, 4)):
+        columns = [name for name, column in tables.PAPER_COLUMNS.items() if column.table == number]
+        found = PUBLISHED[PUBLISHED.table == number]
+        assert sorted(found.column.unique()) == sorted(columns)
+        assert len(found) == n_models * len(columns)
+        assert found.value.notna().all()
+
+
+def test_marks_are_those_of_the_paper():
+    published = PUBLISHED.assign(counts=True)
+    rank = tables.ranks(published)
+    bold = published[rank == 1].set_index("column").model.to_dict()
+    expected = dict.fromkeys(tables.PAPER_COLUMNS, "Lin-CAE")
+    expected |= dict.fromkeys(("mix_mss", "mix_snr", "rec_mss", "rec_snr"), "SA-VAE") | {"kad": "M2L-Pub"}
+    assert bold == expected
+    second = published[rank == 2].set_index("column").model.to_dict()
+    # as underlined in the paper; its SI-SDR columns and Dec-Hom. SNR have no second mark
+    underlined = {"add_dec_mss": "no-additivity", "add_dec_snr": "no-additivity", "add_enc": "no-homogeneity"}
+    underlined |= dict.fromkeys(("mix_mss", "mix_snr", "other_mss"), "no-homogeneity")
+    underlined |= dict.fromkeys(("bass_mss", "drums_mss", "vocals_mss"), "no-additivity")
+    underlined |= {"rec_mss": "M2L", "rec_snr": "Lin-CAE", "hom_dec_mss": "M2L", "kad": "Lin-CAE"}
+    assert {name: second[name] for name in underlined} == underlined
+
+
+def test_styled_shows_values_marks_and_intervals():
+    table = pd.DataFrame(
+        [
+            {"model": "a", "column": "add_enc", "value": 1.0, "low": 0.5, "high": 1.5, "counts": True},
+            {"model": "b", "column": "add_enc", "value": 2.0, "low": np.nan, "high": np.nan, "counts": True},
+            {"model": "c", "column": "add_enc", "value": 0.1, "low": np.nan, "high": np.nan, "counts": False},
+            {"model": "c", "column": "kad", "value": np.nan, "low": np.nan, "high": np.nan, "counts": True},
+        ]
+    )
+    html = tables.styled(table).to_html()
+    assert "1.00<br><small>0.50 to 1.50</small>" in html
+    assert "error ↓" in html
+    assert "–" in html
+    assert tables.ranks(table).tolist() == [1, 2, 0, 0]
+    assert html.count("font-weight: bold") == html.count("text-decoration: underline") == 1

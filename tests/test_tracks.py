@@ -1,0 +1,446 @@
+"""Tracks with stems: the synthetic folder, the clip, MUSDB18, folders of one's own, stretches."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from lincae import tracks as room
+from lincae.audio import AudioFileError, resample
+from lincae.synth import STEMS, render_song
+from lincae.tracks import AUDIO_EXTENSIONS, song_seed, tracks, write_synthetic
+
+RATE = 16000
+SMALL = {"n_train": 2, "n_test": 1, "seconds": 2.0, "sample_rate": RATE, "seed": 3}
+needs_ffmpeg = pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")) and os.environ.get("CI") != "true",
+    reason="ffmpeg and ffprobe are not on PATH",
+)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    return write_synthetic(tmp_path_factory.mktemp("data") / "synthetic", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tracks("clip")[0]
+
+
+def write_song(folder, n_samples=1000, channels=2, seed=0):
+    stems = 0.1 * np.random.default_rng(seed).normal(size=(len(STEMS), n_samples, channels))
+    folder.mkdir(parents=True)
+    for name, samples in [*zip(STEMS, stems, strict=True), ("mixture", stems.sum(0))]:
+        soundfile.write(folder / f"{name}.wav", samples, RATE, subtype="FLOAT")
+    return torch.tensor(stems.mean(-1), dtype=torch.float32)
+
+
+# ---------------------------------------------------------------- synthetic songs
+
+
+def test_synthetic_tracks_are_the_rendered_songs(synthetic):
+    (track,) = tracks("synthetic", root=synthetic)
+    rendered = torch.from_numpy(render_song(song_seed("test", 0, SMALL["seed"]), 2.0, RATE))
+    assert (track.dataset, track.stem_names, track.sample_rate, track.duration_s) == (
+        "synthetic",
+        STEMS,
+        RATE,
+        2,
+    )
+    torch.testing.assert_close(track.stems(), rendered, rtol=0, atol=0.51 / 2**15)
+
+
+def test_mixture_file_is_exactly_the_sum_of_the_stem_files(synthetic):
+    for folder in (synthetic / "train").iterdir():
+        stems = [soundfile.read(folder / f"{stem}.wav", dtype="int16")[0] for stem in STEMS]
+        mixture = soundfile.read(folder / "mixture.wav", dtype="int16")[0]
+        np.testing.assert_array_equal(sum(stems), mixture)
+        assert np.abs(mixture).max() > 1000
+
+
+def test_synthetic_folder_is_read_as_musdb_too(synthetic, monkeypatch):
+    monkeypatch.setenv("MUSDB_PATH", str(synthetic))
+    ours, theirs = tracks("synthetic", "train", root=synthetic), tracks("musdb", "train")
+    assert [track.name for track in ours] == [track.name for track in theirs] == ["train_000", "train_001"]
+    assert torch.equal(ours[1].stems(), theirs[1].stems())
+    assert theirs[1].dataset == "musdb"
+
+
+def test_no_two_songs_share_a_seed():
+    seeds = {song_seed(split, i, seed) for split in ("train", "test") for i in range(99) for seed in range(5)}
+    assert len(seeds) == 2 * 99 * 5
+
+
+def test_interrupted_rendering_is_continued_and_whole_songs_are_kept(synthetic, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(synthetic, root)
+    kept = root / "train" / "train_001" / "drums.wav"
+    before = kept.stat().st_mtime_ns
+    shutil.rmtree(root / "train" / "train_000")
+    (root / "train" / ".train_000.1").mkdir()
+    found = tracks("synthetic", "train", root=root)
+    assert [track.name for track in found] == ["train_000", "train_001"]
+    assert kept.stat().st_mtime_ns == before
+    for stem in STEMS:
+        path = f"train/train_000/{stem}.wav"
+        assert (root / path).read_bytes() == (synthetic / path).read_bytes()
+
+
+def test_other_parameters_and_other_folders_are_refused(synthetic, tmp_path):
+    with pytest.raises(ValueError, match=r"'seed': 3.*'seed': 4.*delete it, or use another root"):
+        write_synthetic(synthetic, **{**SMALL, "seed": 4})
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match=r"not empty and has no synthetic\.json"):
+        write_synthetic(tmp_path, **SMALL)
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_songs_of_another_synthesizer_are_refused(synthetic, tmp_path, monkeypatch):
+    manifest = json.loads((synthetic / "synthetic.json").read_text())
+    assert manifest == {**SMALL, "version": 1}
+    monkeypatch.setattr(room, "SYNTH_VERSION", 2)
+    with pytest.raises(ValueError, match=r"'version': 1.*'version': 2.*delete it, or use another root"):
+        tracks("synthetic", root=synthetic)
+    del manifest["version"]  # as the first manifests
+    (tmp_path / "synthetic.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"'version': 1.*'version': 2.*delete it, or use another root"):
+        write_synthetic(tmp_path, **SMALL)
+
+
+def test_failed_rendering_leaves_no_half_song(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "render_song", lambda seed, seconds, rate: np.full((4, 100), 0.3, np.float32))
+    with pytest.raises(ValueError, match=r"peak 1\.200 of song 0 does not fit 16-bit"):
+        room._write_song(tmp_path / "train" / "train_000", 0, 1.0, RATE)
+    assert not (tmp_path / "train").exists()
+
+
+def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINCAE_DATA", str(tmp_path))
+    root = tmp_path / "synthetic"
+    root.mkdir()
+    (root / "synthetic.json").write_text(json.dumps({**SMALL, "n_train": 1}))
+    assert [track.name for track in tracks("synthetic")] == ["test_000"]
+    assert not (root / "train").exists()  # only what was asked for
+    assert [track.name for track in tracks("synthetic", "train")] == ["train_000"]
+
+
+# ---------------------------------------------------------------- tracks
+
+
+def test_stems_are_channel_means_and_parts_are_parts(tmp_path):
+    expected = write_song(tmp_path / "test" / "a")
+    (track,) = tracks("musdb", root=tmp_path)
+    torch.testing.assert_close(track.stems(), expected, rtol=0, atol=1e-7)
+    assert track.stems().dtype == torch.float32
+    part = track.stems(start_s=100 / RATE, seconds=300 / RATE)
+    torch.testing.assert_close(part, expected[:, 100:400], rtol=0, atol=1e-7)
+    torch.testing.assert_close(track.stems(8000), resample(track.stems(), RATE, 8000))
+
+
+def test_musdb_splits_are_the_official_ones(tmp_path):
+    for name in ("Alexander Ross - Goodbye Bolero", "Some - Other", "ANiMAL - Rockshow"):
+        write_song(tmp_path / "train" / name)
+    write_song(tmp_path / "test" / "b")
+    write_song(tmp_path / "test" / "a")
+    (tmp_path / "test" / "notes").mkdir()
+    names = {
+        split: [t.name for t in tracks("musdb", split, root=tmp_path)] for split in ("train", "valid", "test")
+    }
+    assert names["train"] == ["Some - Other"]
+    assert names["test"] == ["a", "b"]
+    assert names["valid"] == ["ANiMAL - Rockshow", "Alexander Ross - Goodbye Bolero"]
+    assert [t.name for t in tracks("musdb", n_tracks=1, root=tmp_path)] == ["a"]
+
+
+def test_clip_is_four_real_stems(clip):
+    stems = clip.stems()
+    assert stems.shape == (4, 268288)
+    assert stems.dtype == torch.float32
+    assert clip.sample_rate == 44100
+    assert clip.duration_s == pytest.approx(268288 / 44100)
+    assert clip.stem_names == STEMS
+    # kick drums hold most below 150 Hz and voices least; the bass holds most below 2 kHz
+    power = torch.fft.rfft(stems).abs().square()
+    low, middle = (power[:, : round(hz * 268288 / 44100)].sum(1) / power.sum(1) for hz in (150, 2000))
+    assert (low.argmax(), low.argmin(), middle.argmax()) == (0, 3, 1)
+    part = clip.stems(start_s=1.0, seconds=0.5)
+    assert torch.equal(part, stems[:, 44100 : 44100 + 22050])
+
+
+def test_clip_is_read_without_stempeg_and_ffmpeg():
+    code = (
+        "from lincae.tracks import tracks; tracks('clip')[0].stems()\n"
+        "import sys; assert not {'stempeg', 'musdb', 'ffmpeg'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PATH": os.path.dirname(sys.executable)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_ffmpeg
+def test_stems_form_is_read_through_musdb(tmp_path, clip):
+    source = importlib.util.find_spec("stempeg").submodule_search_locations[0]
+    for split, name in (("test", "song"), ("train", "ANiMAL - Rockshow"), ("train", "other")):
+        (tmp_path / split).mkdir(exist_ok=True)
+        shutil.copy(f"{source}/data/{clip.name}.stem.mp4", tmp_path / split / f"{name}.stem.mp4")
+    (track,) = tracks("musdb", root=tmp_path)
+    assert (track.name, track.dataset, track.stem_names, track.sample_rate) == ("song", "musdb", STEMS, 44100)
+    assert track.duration_s == pytest.approx(clip.duration_s, abs=0.01)
+    torch.testing.assert_close(track.stems(), clip.stems(), rtol=0, atol=1e-6)
+    part = track.stems(start_s=1.5, seconds=2.0)
+    torch.testing.assert_close(part, clip.stems(start_s=1.5, seconds=2.0), rtol=0, atol=1e-6)
+    assert [t.name for t in tracks("musdb", "train", root=tmp_path)] == ["other"]
+    assert [t.name for t in tracks("musdb", "valid", root=tmp_path)] == ["ANiMAL - Rockshow"]
+    (tmp_path / "test" / "song.stem.mp4").write_bytes(b"not a video")
+    with pytest.raises(AudioFileError, match=r"song\.stem\.mp4"):
+        track.stems()
+    with pytest.raises(AudioFileError, match=r"song\.stem\.mp4"):
+        tracks("musdb", root=tmp_path)
+
+
+# ---------------------------------------------------------------- stretches
+
+
+def noise_folder(folder, n_samples, suffix=".wav", rate=44100):
+    folder.mkdir(exist_ok=True)
+    samples = 0.1 * np.random.default_rng(0).normal(size=(n_samples, 2))
+    soundfile.write(folder / f"noise{suffix}", samples, rate)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".mp3"])
+@pytest.mark.parametrize(
+    ("sample_rate", "chunk"), [(16000, 5001), (16000, 16000), (48000, 20011), (22050, 7), (44100, 9999)]
+)
+def test_chunks_join_as_if_cut_from_the_whole(tmp_path, sample_rate, chunk, suffix):
+    (track,) = tracks(noise_folder(tmp_path, 44100 + 123, suffix))
+    whole = track.stems(sample_rate)
+    n_samples = -(-44223 * sample_rate // 44100)
+    assert whole.shape == (1, n_samples)
+    starts = range(0, n_samples, chunk) if chunk > 100 else (0, 7, 5000, n_samples - 7, n_samples - 2)
+    for start in starts:
+        part = track.stems(sample_rate, start / sample_rate, chunk / sample_rate)
+        assert part.shape == (1, min(chunk, n_samples - start))
+        assert (part - whole[:, start : start + chunk]).abs().max() < 1e-5 * whole.abs().max()
+        assert part.is_contiguous()
+    rest = track.stems(sample_rate, 3000 / sample_rate)
+    assert (rest - whole[:, 3000:]).abs().max() < 1e-5 * whole.abs().max()
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("sample_rate", [16000, 48000])
+def test_chunks_of_compressed_stems_join_too(tmp_path, clip, sample_rate):
+    source = importlib.util.find_spec("stempeg").submodule_search_locations[0]
+    (tmp_path / "test").mkdir()
+    shutil.copy(f"{source}/data/{clip.name}.stem.mp4", tmp_path / "test" / "song.stem.mp4")
+    for track in (clip, *tracks("musdb", root=tmp_path)):
+        whole, start, chunk = track.stems(sample_rate), 20011, 40009
+        part = track.stems(sample_rate, start / sample_rate, chunk / sample_rate)
+        assert (part - whole[:, start : start + chunk]).abs().max() < 1e-5 * whole.abs().max()
+
+
+def test_a_stretch_reads_no_more_than_its_margin():
+    asked = []
+
+    def read(start_s, seconds):
+        asked.append((start_s, seconds))
+        return torch.zeros(1, round(seconds * 44100))
+
+    track = room.Track("a", "b", ("mixture",), 44100, 600.0, read)
+    assert track.stems(16000, 300.0, 2.0).shape == (1, 32000)
+    assert track.stems(None, 300.0, 2.0).shape == (1, 88200)
+    (start_s, seconds), own = asked
+    assert 299.9 < start_s < 299.96
+    assert start_s + seconds == pytest.approx(302.05, abs=0.01)
+    assert own == (300.0, 2.0)
+
+
+# ---------------------------------------------------------------- embedded, folders, missing stems
+
+
+def test_embedded_is_the_clip_and_then_songs(synthetic, tmp_path, clip):
+    found = tracks("embedded", root=synthetic)
+    assert [(track.dataset, track.name) for track in found] == [
+        ("clip", clip.name),
+        ("synthetic", "test_000"),
+    ]
+    assert tracks("embedded", n_tracks=1, root=tmp_path / "unused") == [clip]
+    assert not (tmp_path / "unused").exists()
+
+
+def test_every_audio_file_of_a_folder_is_a_mixture(tmp_path):
+    folder = tmp_path / "captions"
+    (folder / "deep" / ".cache").mkdir(parents=True)
+    level = {f"b.1{suffix}": 0.1 * (k + 1) for k, suffix in enumerate(AUDIO_EXTENSIONS)}
+    level |= {"deep/a.flac": 0.2, "deep/UPPER.WAV": 0.3, ".hidden.wav": 0.9, "deep/.cache/c.wav": 0.9}
+    for name, value in level.items():
+        form = "AIFF" if name.endswith(".aif") else None  # soundfile knows it by the longer name only
+        soundfile.write(folder / name, np.full((4410, 2), value), 44100, format=form)
+    (folder / "notes.txt").write_text("")
+    found = tracks(folder)
+    names = [f"b.1{suffix}" for suffix in sorted(AUDIO_EXTENSIONS)] + ["deep/UPPER", "deep/a"]
+    assert [track.name for track in found] == names
+    assert {(track.dataset, track.stem_names, track.sample_rate) for track in found} == {
+        ("captions", ("mixture",), 44100)
+    }
+    assert found[-1].stems(RATE).shape == (1, 1600)
+    torch.testing.assert_close(found[-1].stems(), torch.full((1, 4410), 0.2), rtol=0, atol=1e-4)
+    assert tracks(str(folder), n_tracks=2) == found[:2]
+    (folder / "z.wav").write_bytes(b"junk")
+    assert len(tracks(folder, n_tracks=len(names))) == len(names)
+    with pytest.raises(AudioFileError, match=r"z\.wav"):
+        tracks(folder)
+
+
+def test_a_folder_is_named_even_where_its_path_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(noise_folder(tmp_path / "here", 100))
+    assert tracks(".")[0].dataset == "here"
+    (tmp_path / "here" / "clip").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"clip holds no file \.wav"):
+        tracks(Path("clip"))
+    assert tracks("clip")[0].dataset == "clip"
+
+
+def test_a_folder_of_tracks_with_stems(tmp_path):
+    expected = write_song(tmp_path / "mine" / "b")
+    write_song(tmp_path / "mine" / "a", seed=1)
+    (tmp_path / "mine" / "b" / "mixture.wav").unlink()
+    noise_folder(tmp_path / "mine" / "other things", 100)
+    found = tracks(tmp_path / "mine")
+    assert [(track.name, track.dataset, track.stem_names) for track in found] == [
+        ("a", "mine", STEMS),
+        ("b", "mine", STEMS),
+    ]
+    torch.testing.assert_close(found[1].stems(), expected, rtol=0, atol=1e-7)
+    assert tracks(tmp_path / "mine", n_tracks=1) == found[:1]
+
+
+def test_stems_are_never_taken_for_mixtures(synthetic):
+    with pytest.raises(ValueError, match=r"folder test: use dataset 'musdb' with root=.*synthetic/test'"):
+        tracks(synthetic)
+    assert [track.name for track in tracks(synthetic / "test")] == ["test_000"]
+
+
+@pytest.mark.parametrize("form", ["musdb", "folder"])
+def test_missing_stems_are_left_out_and_named_once(tmp_path, caplog, form):
+    expected = write_song(tmp_path / "test" / "a")
+    write_song(tmp_path / "test" / "b")
+    for stem in ("drums", "other"):
+        (tmp_path / "test" / "a" / f"{stem}.wav").unlink()
+    dataset, root = ("musdb", tmp_path) if form == "musdb" else (tmp_path / "test", None)
+    for _ in range(2):
+        broken, whole = tracks(dataset, root=root)
+    assert (broken.stem_names, whole.stem_names) == (("bass", "vocals"), STEMS)
+    torch.testing.assert_close(broken.stems(), expected[[1, 3]], rtol=0, atol=1e-7)
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage().startswith("track a has no drums, other: ")
+    for stem in ("bass", "vocals"):
+        (tmp_path / "test" / "a" / f"{stem}.wav").unlink()
+    with pytest.raises(AudioFileError, match=r"test/a: has none of the stems"):
+        tracks(dataset, root=root)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"dataset": "jamendo"},
+            r"'jamendo'.*'synthetic', 'clip', 'musdb', 'embedded'.*path of an existing f",
+        ),
+        ({"dataset": Path("no/such")}, r"'no/such'.*'synthetic'.*path of an existing folder"),
+        ({"dataset": ""}, "unknown dataset ''"),
+        ({"dataset": "embedded", "split": "train"}, r"'embedded' has no split 'train'.*\('test',\)"),
+        ({"dataset": "clip", "split": "train"}, r"'clip' has no split 'train'.*\('test',\)"),
+        ({"dataset": "synthetic", "split": "valid"}, r"no split 'valid'.*'train', 'test'"),
+        ({"dataset": "musdb", "n_tracks": 0}, "n_tracks must be at least 1.*got 0"),
+        ({"dataset": "clip", "root": "x"}, "takes no root"),
+        ({"dataset": Path(__file__).parent, "root": "x"}, "is a folder itself and takes no root"),
+        ({"dataset": Path(__file__).parent, "split": "train"}, r"tests' has no split 'train'.*\('test',\)"),
+    ],
+)
+def test_unknown_names_list_the_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tracks(**arguments)
+
+
+def test_musdb_root_missing_or_without_tracks(tmp_path, monkeypatch):
+    monkeypatch.delenv("MUSDB_PATH", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"root=.*MUSDB_PATH"):
+        tracks("musdb")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        tracks("musdb", root=tmp_path / "nowhere")
+    (tmp_path / "test" / "empty song").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"no test tracks.*mixture\.wav"):
+        tracks("musdb", root=tmp_path)
+    write_song(tmp_path / "train" / "a")
+    with pytest.raises(FileNotFoundError, match="no valid tracks"):
+        tracks("musdb", "valid", root=tmp_path)
+
+
+def test_missing_ffmpeg_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "a.stem.mp4").write_bytes(b"")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        RuntimeError, match="needs ffmpeg and ffprobe: apt install ffmpeg, or conda install -c conda-forge"
+    ):
+        tracks("musdb", root=tmp_path)
+
+
+@pytest.mark.parametrize(("dataset", "package"), [("clip", "stempeg"), ("musdb", "musdb")])
+def test_missing_package_says_what_to_install(tmp_path, monkeypatch, dataset, package):
+    write_song(tmp_path / "train" / "a")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = (
+        {"dataset": "clip"} if dataset == "clip" else {"dataset": "musdb", "split": "train", "root": tmp_path}
+    )
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        tracks(**arguments)
+
+
+def test_bad_files_of_a_track_are_named(tmp_path):
+    write_song(tmp_path / "test" / "a")
+    (track,) = tracks("musdb", root=tmp_path)
+    path = tmp_path / "test" / "a" / "bass.wav"
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(AudioFileError, match=r"a/bass\.wav: truncated"):
+        track.stems()
+    with pytest.raises(AudioFileError, match=r"a/bass\.wav: truncated"):
+        tracks("musdb", root=tmp_path)
+    soundfile.write(path, np.zeros(999), RATE)
+    with pytest.raises(AudioFileError, match=r"test/a: .* differ in sample rate or length"):
+        tracks("musdb", root=tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"bass\.wav"):
+        track.stems()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"start_s": 7.0},
+        {"start_s": -0.1},
+        {"start_s": 268288 / 44100},
+        {"seconds": 0.0},
+        {"seconds": -1.0},
+        {"seconds": 1e-5, "sample_rate": RATE},
+        {"sample_rate": 0},
+    ],
+)
+def test_a_part_must_lie_in_the_track(clip, request_):
+    with pytest.raises(ValueError, match=r"Falcon 69' lasts 6\.084 s, nothing at start_s="):
+        clip.stems(**request_)
