@@ -159,25 +159,31 @@ def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) ->
     return table.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
-def ranks(table: pd.DataFrame) -> pd.Series:
-    """1 for the best and 2 for the second best of each column of `cells`, among those that count; else 0."""
+def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:
+    """1 for the best and 2 for the second best of each column of `cells`, among those that count; else 0.
+
+    `references`: models out of competition.
+    """
     sign = table.column.map({name: 1 if c.lower_is_better else -1 for name, c in PAPER_COLUMNS.items()})
-    rank = (sign * table.value).where(table.counts).groupby(table.column).rank(method="min")
+    ranked = table.counts & ~table.model.isin(references)
+    rank = (sign * table.value).where(ranked).groupby(table.column).rank(method="min")
     return rank.where(rank <= 2, 0).fillna(0).astype(int)
 
 
 MARKS = {1: "font-weight: bold", 2: "text-decoration: underline"}
 
 
-def styled(table: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) -> Styler:
+def styled(
+    table: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS), references: Sequence[str] = ()
+) -> Styler:
     """`cells` as the paper prints them: best in bold, second best underlined; what does not count is grey.
 
-    Ranks are among the rows of `table`; 95 % intervals stand below the values.
+    Ranks are among the rows of `table` but for `references`; 95 % intervals stand below the values.
     """
     names = [name for name in columns if (table.column == name).any()]
     text = pd.DataFrame("", list(dict.fromkeys(table.model)), names)
     css = text.copy()
-    for row, rank in zip(table.itertuples(), ranks(table), strict=True):
+    for row, rank in zip(table.itertuples(), ranks(table, references), strict=True):
         if row.column in names:
             span = "" if pd.isna(row.low) else f"<br><small>{row.low:.2f} to {row.high:.2f}</small>"
             text.at[row.model, row.column] = "–" if pd.isna(row.value) else f"{row.value:.2f}{span}"

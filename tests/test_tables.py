@@ -185,4 +185,5 @@ def test_styled_shows_values_marks_and_intervals():
     assert "error ↓" in html
     assert "–" in html
     assert tables.ranks(table).tolist() == [1, 2, 0, 0]
+    assert tables.ranks(table, references=["a"]).tolist() == [0, 1, 0, 0]
     assert html.count("font-weight: bold") == html.count("text-decoration: underline") == 1
