@@ -1,7 +1,10 @@
 # make reproduce  set-up, then every notebook with its committed defaults -> figures/
+# make reproduce DATASET=musdb MUSDB_PATH=... MODELS="m2l lin-cae"
+#                 the evaluation (notebooks 02 to 06) of other models or data -> runs/musdb/; see README
 # make test       set-up, lint, tests
 # make train      the desk study (resumable): one run per variant under runs/
-# make bundle     the run of desk/lin-cae into data/checkpoints/
+# make bundle     finished runs of the desk study into data/checkpoints/
+# make bench      every benchmark, anew
 # make lab        JupyterLab
 # make publish    executed notebooks of the last `make reproduce` back into notebooks/
 # make clean      everything that is generated and not tracked, .venv included
@@ -11,6 +14,11 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
 VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l
+# Of `make reproduce`, all empty: the notebooks' defaults. DATASET and MODELS are names or paths.
+DATASET ?=
+MODELS ?=
+N_TRACKS ?=
+SECONDS_EACH ?=
 
 # Threads that wait by spinning cost a busy machine several times their share.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,9 +27,27 @@ BIN := .venv/bin
 READY := .venv/ready
 PACKAGE := $(wildcard lincae/*.py)
 NOTEBOOKS := $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))
-EXECUTED := $(addprefix runs/notebooks/,$(NOTEBOOKS))
+RUN := runs/notebooks
+ifneq ($(DATASET)$(MODELS),)
+# Another question than the committed one: other figures, always asked anew (finished chunks are kept in runs/).
+RUN := runs/$(or $(notdir $(DATASET)),evaluation)
+NOTEBOOKS := $(filter 02_% 03_% 04_% 05_% 06_%,$(NOTEBOOKS))
+ANEW := anew
+absolute = $(if $(wildcard $1),$(abspath $1),$1)
+quoted = "$(call absolute,$1)"
+comma := ,
+empty :=
+PARAMETERS := -p out_dir ../$(RUN)/figures
+PARAMETERS += $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))' -p n_tracks $(or $(N_TRACKS),1000) \
+  -p seconds $(or $(SECONDS_EACH),100000))
+PARAMETERS += $(if $(MODELS),-p models '[$(subst $(empty) $(empty),$(comma),$(foreach m,$(MODELS),$(call quoted,$m)))]')
+ifdef MUSDB_PATH
+export MUSDB_PATH := $(abspath $(MUSDB_PATH))
+endif
+endif
+EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
 
-.PHONY: reproduce test train bundle lab publish clean
+.PHONY: reproduce test train bundle lab publish clean bench anew
 .DELETE_ON_ERROR:
 
 reproduce: $(EXECUTED)
@@ -36,21 +62,27 @@ $(READY): pyproject.toml
 
 # One at a time, in order: a notebook may take the checkpoint that an earlier one trained.
 .NOTPARALLEL:
-runs/notebooks/%.ipynb: notebooks/%.ipynb $(PACKAGE) | $(READY)
+$(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(ANEW) | $(READY)
 	mkdir -p $(@D)
 	cd notebooks && ../$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output \
-	  $(if $(DEVICE),-p device $(DEVICE)) $*.ipynb ../$@
+	  $(PARAMETERS) $(if $(DEVICE),-p device $(DEVICE)) $*.ipynb ../$@
 
 test: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pytest
 
-# The checkpoint that ships: the EMA weights of the run in half precision, with the run's logs.
+# The checkpoints that ship: the EMA weights of finished runs in half precision, with the runs' logs.
 bundle: $(READY)
-	$(BIN)/python -c "import torch, lincae; m = lincae.load('runs/desk-lin-cae', 'cpu'); \
-	  m.name = 'desk/lin-cae'; m.save('data/checkpoints/desk/lin-cae', torch.float16)"
-	cp runs/desk-lin-cae/*.csv data/checkpoints/desk/lin-cae/
+	for variant in $(VARIANTS); do \
+	  [ ! -e runs/desk-$$variant/model.safetensors ] || { \
+	    $(BIN)/python -c "import torch, lincae; m = lincae.load('runs/desk-$$variant', 'cpu'); \
+	      m.name = 'desk/$$variant'; m.save('data/checkpoints/desk/$$variant', torch.float16)" && \
+	    cp runs/desk-$$variant/*.csv data/checkpoints/desk/$$variant/; } || exit; \
+	done
+
+bench: $(READY)
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit; done
 
 train: $(READY)
 	for variant in $(VARIANTS); do \

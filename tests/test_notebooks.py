@@ -10,6 +10,10 @@ import papermill
 import pytest
 from matplotlib.image import imread
 
+import lincae
+from lincae import tables
+from lincae.tracks import write_synthetic
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 COMMON = ("models", "dataset", "n_tracks", "seconds", "seed", "device", "out_dir")
@@ -102,3 +106,82 @@ def test_training(tmp_path):
     schedules = pd.read_csv(tmp_path / "01_schedules.csv")
     assert set(schedules.recipe) == {"paper", "this run"}
     assert len(pd.read_csv(tmp_path / "01_training_data.csv")) == 8
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """Parameters of notebooks 02 to 06: an untrained network and the toy, two short songs, a shared store."""
+    root = tmp_path_factory.mktemp("evaluation")
+    write_synthetic(root / "songs", n_train=0, n_test=2, seconds=2.5, sample_rate=16000)
+    config = lincae.recipe("test", "lin-cae").autoencoder
+    lincae.Autoencoder(config, "untrained").save(root / "untrained")
+    shared = {"models": [str(root / "untrained"), "tanh"], "dataset": str(root / "songs" / "test")}
+    return shared | {"seconds": 2.2, "store": str(root / "store")}
+
+
+def test_reconstruction(tmp_path, evaluation):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ClapAudioConfig(
+        spec_size=256, num_mel_bins=64, patch_embeds_hidden_size=8, depths=[1] * 4,
+        num_attention_heads=[1, 2, 2, 2], hidden_size=64, projection_dim=16, enable_fusion=False,
+    )  # fmt: skip
+    transformers.ClapAudioModelWithProjection(config).save_pretrained(tmp_path / "clap")
+    execute("02_reconstruction", tmp_path, **evaluation, clap=str(tmp_path / "clap"))
+    table = pd.read_csv(tmp_path / "02_table.csv")
+    assert sorted(table.column.unique()) == ["kad", "rec_mss", "rec_snr"]
+    assert table.value.notna().all()
+    assert table.set_index(["model", "column"]).counts.unstack().T.all().to_dict() == {
+        "untrained": False,
+        "tanh": True,
+    }
+    assert set(pd.read_csv(tmp_path / "02_latents.csv").condition) >= {"std", "silence"}
+    bands = pd.read_csv(tmp_path / "02_bands.csv")
+    assert bands[bands.model == "tanh"].snr_db.min() > 5
+
+
+def test_homogeneity(tmp_path, evaluation):
+    execute("03_homogeneity", tmp_path, **evaluation, gains=[-1.0, 0.5])
+    curves = pd.read_csv(tmp_path / "03_homogeneity.csv")
+    toy = curves[(curves.model == "tanh") & (curves.part == "encoder")].set_index("gain")["mean"]
+    assert toy[-1.0] < 1e-6 < toy[0.5]
+    assert not curves[(curves.model == "untrained") & curves.counts.notna()].counts.any()
+    assert set(pd.read_csv(tmp_path / "03_decibels.csv").comparison) == {
+        "linearity",
+        "swap",
+        "codec",
+        "floor",
+    }
+
+
+def test_additivity(tmp_path, evaluation):
+    execute("04_additivity", tmp_path, **evaluation, noise="independent")
+    lines = pd.read_csv(tmp_path / "04_additivity.csv")
+    assert set(lines[lines.part == "encoder"].n_sources) == {2, 3, 4}
+    assert lines[lines.model == "tanh"]["mean"].between(0, 1).all()  # the untrained decoder is silent
+
+
+def test_separation(tmp_path, evaluation):
+    execute("05_separation", tmp_path, **evaluation)
+    dots = pd.read_csv(tmp_path / "05_separation.csv")
+    assert set(dots.comparison) == {"linearity", "input"}
+    assert not dots[dots.model == "untrained"].counts.any()
+
+
+def test_ablations(tmp_path, evaluation):
+    """Every cell can be recomputed from the chunks."""
+    execute("06_ablations", tmp_path, **evaluation)
+    chunks, cells = (pd.read_csv(tmp_path / f"06_{name}.csv") for name in ("chunks", "tables"))
+    ours = cells[cells.source == "ours"]
+    assert set(ours.column) == set(tables.PAPER_COLUMNS) - {"kad"}
+    assert len(ours) == 2 * (len(tables.PAPER_COLUMNS) - 1)
+    for cell in ours.itertuples():
+        column = tables.PAPER_COLUMNS[cell.column]
+        rows = column.of(chunks[chunks.model == cell.model])
+        rows = rows[rows.comparison == ("linearity" if column.decided_by else "codec")]
+        value = rows.groupby("track")[column.metric].mean().mean()
+        assert cell.value == pytest.approx(value, rel=1e-4, nan_ok=True)
+    published = pd.read_csv(ROOT / "data" / "paper_tables.csv")
+    assert cells[cells.source == "paper"].value.tolist() == pytest.approx(published.value.tolist())

@@ -22,6 +22,19 @@ def test_measured_table_is_the_csv():
             assert float(text) == pytest.approx(value, abs=0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9)
 
 
+def test_comparison_is_the_csv():
+    cells = pd.read_csv(ROOT / "figures" / "06_tables.csv").query("source == 'ours'")
+    cells = cells.set_index(["model", "column"]).value
+    columns = ["mix_snr", "mix_mss", "add_dec_snr", "add_dec_mss", "add_enc", "drums_si_sdr", "bass_si_sdr"]
+    columns += ["other_si_sdr", "vocals_si_sdr", "hom_dec_snr", "hom_enc"]
+    rows = re.findall(r"^\| (desk/[\w-]+) \| ([-\d.| ]+) \|$", README, re.MULTILINE)
+    assert [model for model, _ in rows] == ["desk/lin-cae", "desk/m2l"]
+    for model, values in rows:
+        for column, text in zip(columns, values.split(" | "), strict=True):
+            tolerance = 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9
+            assert float(text) == pytest.approx(cells[model, column], abs=tolerance)
+
+
 def test_links_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
