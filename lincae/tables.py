@@ -185,12 +185,17 @@ def styled(
     css = text.copy()
     for row, rank in zip(table.itertuples(), ranks(table, references), strict=True):
         if row.column in names:
-            span = "" if pd.isna(row.low) else f"<br><small>{row.low:.2f} to {row.high:.2f}</small>"
-            text.at[row.model, row.column] = "–" if pd.isna(row.value) else f"{row.value:.2f}{span}"
+            span = "" if pd.isna(row.low) else f"<br><small>{_short(row.low)} to {_short(row.high)}</small>"
+            text.at[row.model, row.column] = "–" if pd.isna(row.value) else f"{_short(row.value)}{span}"
             css.at[row.model, row.column] = MARKS.get(rank, "") if row.counts else "color: #aaaaaa"
     titles = []
     for name in names:
         group, title = PAPER_COLUMNS[name].title
         titles.append((group, title + (" ↓" if PAPER_COLUMNS[name].lower_is_better else " ↑")))
     text.columns = css.columns = pd.MultiIndex.from_tuples(titles)
-    return text.style.apply(lambda _: css, axis=None)
+    return text.style.apply(lambda _: css, axis=None).set_properties(**{"white-space": "nowrap"})
+
+
+def _short(value: float) -> str:
+    """Two decimals, as the paper, or a power of ten where those would be zeros."""
+    return f"{value:.0e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"

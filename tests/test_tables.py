@@ -177,13 +177,16 @@ def test_styled_shows_values_marks_and_intervals():
             {"model": "a", "column": "add_enc", "value": 1.0, "low": 0.5, "high": 1.5, "counts": True},
             {"model": "b", "column": "add_enc", "value": 2.0, "low": np.nan, "high": np.nan, "counts": True},
             {"model": "c", "column": "add_enc", "value": 0.1, "low": np.nan, "high": np.nan, "counts": False},
+            {"model": "a", "column": "add_dec_mss", "value": 2e-6, "low": 0, "high": 3e-6, "counts": True},
             {"model": "c", "column": "kad", "value": np.nan, "low": np.nan, "high": np.nan, "counts": True},
         ]
     )
     html = tables.styled(table).to_html()
     assert "1.00<br><small>0.50 to 1.50</small>" in html
+    assert "2e-06<br><small>0.00 to 3e-06</small>" in html
     assert "error ↓" in html
     assert "–" in html
-    assert tables.ranks(table).tolist() == [1, 2, 0, 0]
-    assert tables.ranks(table, references=["a"]).tolist() == [0, 1, 0, 0]
-    assert html.count("font-weight: bold") == html.count("text-decoration: underline") == 1
+    assert tables.ranks(table).tolist() == [1, 2, 0, 1, 0]
+    assert tables.ranks(table, references=["a"]).tolist() == [0, 1, 0, 0, 0]
+    assert "text-decoration: underline" in html
+    assert "font-weight: bold" in html
