@@ -3,6 +3,7 @@
 Axis legend: `B` batch, `T` samples.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -122,10 +123,11 @@ class WeightedFiles:
         return {**_read_rows(self._skip_list), **self._skipped}
 
     def share_skipped(self, path: str | Path) -> None:
-        """From now on keep what is skipped in a CSV. To be called before data workers start: each of them,
-        and the run when it is resumed, has a copy of this object, and adds rows to the one file."""
-        self._skip_list = Path(path)
-        known = _read_rows(path)
+        """From now on keep what is skipped in a CSV (file, reason). To be called before data workers start:
+        each of them, and the run when it is resumed, adds rows to the one file."""
+        self._skip_list, known = Path(path), _read_rows(path)
+        with contextlib.suppress(FileExistsError), self._skip_list.open("x") as file:
+            file.write("file,reason\n")
         for name, reason in self._skipped.items():
             if name not in known:
                 self._add_row(name, reason)
@@ -159,7 +161,8 @@ def _read_rows(path: str | Path | None) -> dict[str, str]:
     if path is None or not Path(path).exists():
         return {}
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+        # a crash may have cut a row short
+        return {row["file"]: row["reason"] for row in csv.DictReader(file) if None not in row.values()}
 
 
 class Corpora(WeightedFiles):

@@ -296,11 +296,14 @@ def test_what_data_workers_skip_is_listed_in_the_run(tmp_path):
         corpora.share_skipped(table)
         for batch in DataLoader(Batches(corpora), batch_size=None, sampler=range(60), num_workers=2):
             assert (batch == 0.5).all()
-    names = [row[0] for row in csv.reader(table.open(newline=""))]
+    names = [row["file"] for row in csv.DictReader(table.open(newline=""))]
     assert set(names) == {str(tmp_path / "corpus" / name) for name in ("000.wav", "001.wav")} | {str(junk)}
     assert names.count(str(junk)) == 1
     assert set(corpora.skipped) == set(names)
     assert corpora.skip_report().startswith(f"3 files skipped, listed in {table}: ")
+    with table.open("a") as file:
+        file.write("cut sho")
+    assert set(corpora.skipped) == set(names)
 
 
 def test_an_error_in_a_data_worker_says_what_failed(tmp_path):
