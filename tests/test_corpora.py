@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from lincae import corpora as module
 from lincae.audio import AudioFileError, audio_header
 from lincae.corpora import Corpora, file_index, weighted_folders
+from lincae.recipes import recipe
+from lincae.training import train
 
 RATE = 16000
 
@@ -312,3 +314,27 @@ def test_an_error_in_a_data_worker_says_what_failed(tmp_path):
         (tmp_path / f"{k:03d}.wav").unlink()
     with pytest.raises(AudioFileError, match=r"draws failed, more than 1%.*repair or remove the files"):
         list(DataLoader(Batches(corpora), batch_size=None, sampler=range(60), num_workers=1))
+
+
+def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
+    corpora = many_long(tmp_path / "corpus")
+    (tmp_path / "corpus" / "0.wav").unlink()
+    config = recipe("test", steps=20, batch_size=4)
+    options = {"device": "cpu", "progress": False, "workers": 2}
+    train(config, corpora, tmp_path / "run", stop_at=10, **options)
+    assert f"1 files skipped, listed in {tmp_path}/run/skipped.csv: {tmp_path}/corpus/0.wav" in caplog.text
+    caplog.clear()
+    train(config, Corpora({tmp_path / "corpus": 1}, RATE), tmp_path / "run", **options)
+    assert "1 files skipped" in caplog.text
+    for path in (tmp_path / "corpus").iterdir():
+        path.unlink()
+    with pytest.raises(AudioFileError, match="more than 1%"):
+        train(config, corpora, tmp_path / "failing", **options)
+
+
+def many_long(folder):
+    folder.mkdir()
+    for k in range(30):
+        samples = 0.1 * np.random.default_rng(k).normal(size=2 * RATE)
+        soundfile.write(folder / f"{k}.wav", samples, RATE)
+    return Corpora({folder: 1}, RATE)

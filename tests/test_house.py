@@ -36,7 +36,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "corpora": {"audio", "tracks"},
     "shards": {"audio", "corpora", "tracks"},
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
-    "training": {"audio", "autoencoder", "consistency", "data", "linearity", "recipes", "runs"},
+    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity", "recipes", "runs"},
     "pretrained": {"audio", "autoencoder", "baselines", "consistency", "foreign", "network", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
