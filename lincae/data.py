@@ -1,28 +1,20 @@
-"""The crops that training sees: stems in memory, or weighted folders of audio files.
+"""The crops that training sees: stems in memory, weighted folders of audio files, or shards of them.
 
 Item i is a pure function of (seed, i), so that neither resuming nor several processes need loader state.
 Axis legend: `B` batch, `S` source (stem), `T` samples.
 """
 
-import logging
-import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import AudioFileError, audio_header, generator, read_audio
+from .audio import generator
+from .corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folders
+from .shards import Shards
 from .synth import render_song
-from .tracks import N_SONGS, SONG_S, SPLITS, Track, audio_files, parallel, song_seed
-
-MIN_RMS = 1e-3  # quieter crops (-60 dBFS) are drawn again
-MAX_DRAWS = 200
-
-log = logging.getLogger(__name__)
+from .tracks import N_SONGS, SONG_S, SPLITS, Track, parallel, song_seed
 
 
 class StemBank:
@@ -69,77 +61,25 @@ class StemBank:
             start = int(u_start * (song.shape[1] - n_samples + 1))
             part = song[:, start : start + n_samples]
             crop = part[int(u_stem * len(song))] if u_solo < self.solo_share else part.sum(0)
-            if _rms(crop) >= MIN_RMS:
+            if rms(crop) >= MIN_RMS:
                 return crop
         raise ValueError(f"song {number} of {self.description} is silent, as all {MAX_DRAWS} crops drawn")
 
 
-class Corpora:
-    """Weighted folders of audio files (paper 4.1): a folder by weight, then a file, then a stretch of it.
-
-    A file that is too short, or cannot be read, is drawn again within its folder, so that weights hold; it is
-    logged once and kept, with the reason, in `skipped`.
-    """
-
-    def __init__(self, folders: Mapping[str | Path, float], sample_rate: int, min_rms: float = MIN_RMS):
-        """`folders`: folder -> weight; searched recursively (`tracks.audio_files`)."""
-        weights = list(folders.values())
-        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) <= 0:
-            raise ValueError(f"weights must be >= 0 with a positive sum, got {dict(folders)}")
-        self.sample_rate, self.min_rms = sample_rate, min_rms
-        self.skipped: dict[Path, str] = {}
-        self._headers: dict[Path, tuple[int, int]] = {}
-        self._folders = [Path(folder) for folder in folders]
-        self._files = [audio_files(folder) for folder in self._folders]
-        self._weights = torch.tensor(weights, dtype=torch.float64)
-        counts = zip(self._folders, weights, map(len, self._files), strict=True)
-        self.description = ", ".join(f"{folder.name}={weight:g} ({n} files)" for folder, weight, n in counts)
-
-    def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
-        """Items `indices` (B, T) float32. ValueError naming a folder where no draw gave a crop."""
-        with ThreadPoolExecutor(min(8, len(indices))) as pool:
-            return torch.stack(list(pool.map(lambda i: self._draw(generator(seed, i), n_samples), indices)))
-
-    def _draw(self, rng: torch.Generator, n_samples: int) -> Tensor:
-        which = int(torch.multinomial(self._weights, 1, generator=rng))
-        folder, files = self._folders[which], self._files[which]
-        for _ in range(MAX_DRAWS):
-            u_file, u_start = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
-            crop = self._read(files[int(u_file * len(files))], u_start, n_samples)
-            if crop is not None and _rms(crop.numpy()) >= self.min_rms:
-                return crop
-        reason = f"{MAX_DRAWS} draws gave no {n_samples} samples of RMS >= {self.min_rms:g}"
-        raise ValueError(f"{folder}: {reason}; skipped so far: {self.skipped}")
-
-    def _read(self, path: Path, u_start: float, n_samples: int) -> Tensor | None:
-        try:
-            if path not in self._headers:
-                self._headers[path] = audio_header(path)
-            rate, n_frames = self._headers[path]
-            n_wanted = math.ceil(n_samples * rate / self.sample_rate)
-            if n_frames < n_wanted:
-                raise AudioFileError(f"{path}: {n_frames} frames at {rate} Hz are too short for a crop")
-            start = int(u_start * (n_frames - n_wanted + 1))
-            crop, _ = read_audio(path, self.sample_rate, start / rate, n_wanted / rate, channels="mean")
-            return crop[:n_samples]
-        except (AudioFileError, OSError) as error:
-            reason = str(error)
-            if self.skipped.setdefault(path, reason) is reason:
-                log.warning("skipped: %s", reason)
-            return None
-
-
-def _rms(crop: np.ndarray) -> float:
-    return math.sqrt(np.dot(crop, crop) / len(crop))
-
-
-def training_data(spec: str | Sequence[str], sample_rate: int, split: str = "train") -> StemBank | Corpora:
-    """What a command line names: "synthetic", or FOLDER=WEIGHT once or more often. Else ValueError."""
+def training_data(
+    spec: str | Sequence[str], sample_rate: int, split: str = "train"
+) -> StemBank | Corpora | Shards:
+    """What a command line names: "synthetic"; FOLDER=WEIGHT once or more often; or shards:FOLDER, a folder or
+    address that `python -m lincae.shards` wrote. Else ValueError."""
     names = [spec] if isinstance(spec, str) else list(spec)
     if names == ["synthetic"]:
         return StemBank.from_synth(N_SONGS.get(split, 0), SONG_S, sample_rate, split=split)
-    pairs = [re.fullmatch(r"(.+)=(\d+(?:\.\d*)?)", name) for name in names]
-    if not names or None in pairs or split != "train":
-        allowed = "'synthetic', or FOLDER=WEIGHT once or more often (split 'train' only)"
-        raise ValueError(f"training data is {allowed}; got {names}, split {split!r}")
-    return Corpora({folder: float(weight) for folder, weight in map(re.Match.groups, pairs)}, sample_rate)
+    if split != "train":
+        raise ValueError(f"only 'synthetic' has other splits than 'train'; got {names}, split {split!r}")
+    if len(names) == 1 and names[0].startswith("shards:"):
+        return Shards(names[0].removeprefix("shards:"), sample_rate)
+    try:
+        folders = weighted_folders(names)
+    except ValueError as error:
+        raise ValueError(f"training data is 'synthetic', shards:FOLDER or corpora; {error}") from error
+    return Corpora(folders, sample_rate)

@@ -176,7 +176,7 @@ def _folder_tracks(folder: Path, n_tracks: int | None) -> list[Track]:
     counts = Counter(names.values())  # a.wav beside a.mp3: both keep their suffix
     for path, name in names.items():
         names[path] = name if counts[name] == 1 else path.relative_to(folder).as_posix()
-    return [_file_track(names[path], dataset, {"mixture": path}) for path in files[:n_tracks]]
+    return [file_track(names[path], dataset, {"mixture": path}) for path in files[:n_tracks]]
 
 
 def audio_files(folder: Path) -> list[Path]:
@@ -206,10 +206,10 @@ def _song_track(song: Path, dataset: str) -> Track:
         raise AudioFileError(f"{song}: has none of the stems {STEMS} as WAV files")
     if missing := [stem for stem in STEMS if stem not in paths]:
         _warn_once("track %s has no %s: %s", song.name, ", ".join(missing), song)
-    return _file_track(song.name, dataset, paths)
+    return file_track(song.name, dataset, paths)
 
 
-def _file_track(name: str, dataset: str, paths: Mapping[str, Path]) -> Track:
+def file_track(name: str, dataset: str, paths: Mapping[str, Path]) -> Track:
     headers = [audio_header(path) for path in paths.values()]
     stems, files = tuple(paths), tuple(paths.values())
     if len(set(headers)) > 1:

@@ -10,6 +10,7 @@ a checkpoint that `Autoencoder.load` reads. Axis legend: see `lincae.autoencoder
 import copy
 import dataclasses
 import json
+import logging
 import math
 import sys
 import time
@@ -26,12 +27,15 @@ from tqdm.auto import tqdm
 from .audio import generator, resolve_device
 from .autoencoder import Autoencoder
 from .consistency import consistency_loss, precondition, step_size
+from .corpora import WeightedFiles
 from .linearity import VARIANTS, AugmentedBatch, augment, gain_range, implicit_conditioning
 from .recipes import PRESETS, TrainingConfig, recipe
 from .runs import Interruption, Log, commit, leave_interrupts, restore, store
 
-STATE, LOG, VALIDATION = "last.ckpt", "log.csv", "validation.csv"
+STATE, LOG, VALIDATION, SKIPPED = "last.ckpt", "log.csv", "validation.csv", "skipped.csv"
 LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
+
+log = logging.getLogger(__name__)
 
 
 class TrainingData(Protocol):
@@ -188,6 +192,8 @@ def train(
             ema.save(run_dir)
             store(state, dataclasses.asdict(config), step, run_dir / STATE)
 
+    if isinstance(data, WeightedFiles):
+        data.share_skipped(run_dir / SKIPPED)
     batches = StepBatches(config, data, fabric.global_rank, fabric.world_size)
     loader = DataLoader(
         batches,
@@ -233,6 +239,8 @@ def train(
                 saved = done
             if interruption.signal:
                 break
+    if isinstance(data, WeightedFiles) and data.skipped and fabric.is_global_zero:
+        log.warning(data.skip_report())
     interruption.raise_if_any()
     return Autoencoder.load(run_dir, device=str(fabric.device))
 
@@ -300,7 +308,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--preset", default="desk", choices=PRESETS)
     parser.add_argument("--variant", default="lin-cae", choices=VARIANTS)
-    parser.add_argument("--data", nargs="+", default=["synthetic"], help="synthetic, or FOLDER=WEIGHT ...")
+    parser.add_argument(
+        "--data", nargs="+", default=["synthetic"], help="synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
+    )
     parser.add_argument("--run", help="run folder, continued if it exists (default: runs/PRESET-VARIANT)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--devices", type=int, default=1, help="processes on this machine")

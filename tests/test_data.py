@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from lincae import data
 from lincae.audio import generator
-from lincae.data import Corpora, StemBank, training_data
+from lincae.data import StemBank, training_data
+from lincae.shards import write_shards
 from lincae.tracks import tracks, write_synthetic
 
 RATE = 16000
@@ -40,30 +41,15 @@ def test_synthetic_training_data_needs_no_audio_library():
     assert done.returncode == 0, done.stderr
 
 
-CORPUS_FILES = {"a/one.wav": 16000, "a/deep/two.flac": 22050, "a/three.ogg": 44100, "b/four.mp3": 44100}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    root = tmp_path_factory.mktemp("corpora")
-    for k, (name, rate) in enumerate(CORPUS_FILES.items()):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        samples = 0.1 * np.random.default_rng(k).normal(size=(2 * rate, 1 + k % 2))
-        soundfile.write(root / name, samples, rate)
-    return root
-
-
 @settings(deadline=None, max_examples=25)
 @given(indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=6), seed=st.integers(0, 2**30))
-def test_an_item_is_a_function_of_seed_and_index(corpus, indices, seed):
-    for source in (bank(), Corpora({corpus / "a": 2, corpus / "b": 1}, RATE)):
-        batch = source.crops(indices, 100, seed)
-        assert batch.shape == (len(indices), 100)
-        assert batch.dtype == torch.float32
-        assert source.sample_rate == RATE
-        assert torch.equal(source.crops(indices[::-1], 100, seed).flip(0), batch)
-        assert torch.equal(source.crops(indices[:1], 100, seed)[0], batch[0])
-        assert not torch.equal(source.crops(indices[:1], 100, seed + 1)[0], batch[0])
+def test_an_item_is_a_function_of_seed_and_index(indices, seed):
+    batch = bank().crops(indices, 100, seed)
+    assert batch.shape == (len(indices), 100)
+    assert batch.dtype == torch.float32
+    assert torch.equal(bank().crops(indices[::-1], 100, seed).flip(0), batch)
+    assert torch.equal(bank().crops(indices[:1], 100, seed)[0], batch[0])
+    assert not torch.equal(bank().crops(indices[:1], 100, seed + 1)[0], batch[0])
 
 
 def test_bank_items_are_stretches_of_a_stem_or_of_the_sum():
@@ -133,115 +119,6 @@ def test_bank_from_tracks_and_from_synth_hold_the_same_songs(tmp_path):
     )
 
 
-# ---------------------------------------------------------------- Corpora
-
-
-def write_constant(path, level, n_samples=400, rate=RATE):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.full(n_samples, float(level)), rate, subtype="FLOAT")
-
-
-def test_weights_hold_whatever_the_number_of_files(tmp_path):
-    weights = {"many": 3.0, "few": 6.0, "none": 0.0, "one": 1.0}
-    for k, (name, n_files) in enumerate(zip(weights, (20, 2, 2, 1), strict=True)):
-        for i in range(n_files):
-            write_constant(tmp_path / name / f"{i}.wav", k + 1)
-    (tmp_path / "few" / "bad.wav").write_bytes(b"broken")
-    corpora = Corpora({tmp_path / name: weight for name, weight in weights.items()}, RATE)
-    levels = corpora.crops(range(2000), 10, 0)[:, 0]
-    counts = torch.stack([(levels == k + 1).sum() for k in range(4)])
-    expected = 2000 * torch.tensor(list(weights.values())) / 10
-    assert counts[2] == 0
-    assert list(corpora.skipped) == [tmp_path / "few" / "bad.wav"]
-    drawn = expected > 0
-    # chi-square with two degrees of freedom: 13.8 is exceeded with probability 0.001
-    assert ((counts - expected)[drawn].square() / expected[drawn]).sum() < 13.8
-    assert corpora.description == "many=3 (20 files), few=6 (3 files), none=0 (2 files), one=1 (1 files)"
-
-
-def test_files_and_starts_are_uniform(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.linspace(0.1, 0.2, 501), RATE, subtype="FLOAT")
-    write_constant(tmp_path / "b.wav", 3.0)
-    first = Corpora({tmp_path: 1}, RATE).crops(range(1000), 1, 0)[:, 0]
-    starts = first[first < 3]
-    assert len(starts) == pytest.approx(500, abs=70)
-    assert starts.mean() == pytest.approx(0.15, abs=0.006)
-    assert starts.min() < 0.102
-    assert starts.max() > 0.198
-
-
-@pytest.mark.parametrize(("suffix", "rate"), [("wav", RATE), ("flac", 22050), ("ogg", 44100), ("mp3", 44100)])
-def test_crops_are_resampled_mono_stretches(tmp_path, suffix, rate):
-    tone = np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
-    soundfile.write(tmp_path / f"a.{suffix}", np.stack([0.3 * tone, 0.1 * tone], 1), rate)
-    angle = 2 * torch.pi * 440 * torch.arange(4000) / RATE
-    basis = torch.stack([angle.cos(), angle.sin()])
-    crops = Corpora({tmp_path: 1}, RATE).crops(range(8), 4000, 0)
-    for crop in crops[:, 100:-100]:
-        weights = crop @ torch.linalg.pinv(basis[:, 100:-100])
-        assert weights.norm() == pytest.approx(0.2, rel=0.02)
-        assert (weights @ basis[:, 100:-100] - crop).norm() < 0.05 * crop.norm()
-    assert not torch.equal(crops[0], crops[1])
-
-
-def test_the_whole_file_can_be_one_crop(tmp_path):
-    write_constant(tmp_path / "a.wav", 0.5, n_samples=441, rate=44100)
-    corpora = Corpora({tmp_path: 1}, RATE)
-    assert corpora.crops([0, 1], 160, 0).shape == (2, 160)
-    with pytest.raises(ValueError, match="200 draws gave no 161 samples"):
-        corpora.crops([0], 161, 0)
-
-
-def test_unusable_files_are_skipped_counted_and_logged_once(tmp_path, caplog):
-    write_constant(tmp_path / "good.wav", 0.5)
-    write_constant(tmp_path / "short.wav", 0.5, n_samples=50)
-    write_constant(tmp_path / "nan.wav", np.nan)
-    write_constant(tmp_path / "cut.wav", 0.5)
-    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:700])
-    (tmp_path / "junk.flac").write_bytes(b"junk" * 100)
-    corpora = Corpora({tmp_path: 1}, RATE)
-    fresh = Corpora({tmp_path: 1}, RATE)
-    batch = corpora.crops(range(200), 100, 0)
-    assert (batch == 0.5).all()
-    reasons = {path.name: reason for path, reason in corpora.skipped.items()}
-    assert sorted(reasons) == ["cut.wav", "junk.flac", "nan.wav", "short.wav"]
-    for name, words in (
-        ("cut", "truncated"),
-        ("junk", "cannot be read"),
-        ("nan", "non-finite"),
-        ("short", "too short"),
-    ):
-        (reason,) = (reason for file, reason in reasons.items() if file.startswith(name))
-        assert words in reason
-        assert sum(record.getMessage() == f"skipped: {reason}" for record in caplog.records) == 1
-    assert torch.equal(fresh.crops([199], 100, 0), corpora.crops([199], 100, 0))
-
-
-def test_quiet_crops_are_drawn_again_and_silence_is_an_error(tmp_path):
-    write_constant(tmp_path / "mixed" / "loud.wav", 0.5)
-    write_constant(tmp_path / "mixed" / "quiet.wav", 5e-4)
-    write_constant(tmp_path / "quiet" / "quiet.wav", 5e-4)
-    assert (Corpora({tmp_path / "mixed": 1}, RATE).crops(range(50), 100, 0) == 0.5).all()
-    assert len(Corpora({tmp_path / "mixed": 1}, RATE, min_rms=0).crops(range(50), 100, 0).unique()) == 2
-    with pytest.raises(ValueError, match=r"quiet: 200 draws gave no 100 samples of RMS >= 0\.001"):
-        Corpora({tmp_path / "quiet": 1}, RATE).crops([0], 100, 0)
-
-
-@pytest.mark.parametrize("weights", [(-1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1), ()])
-def test_weights_must_make_sense(tmp_path, weights):
-    with pytest.raises(ValueError, match="weights must be >= 0 with a positive sum"):
-        Corpora({tmp_path / str(k): weight for k, weight in enumerate(weights)}, RATE)
-
-
-def test_folders_must_exist_and_hold_audio(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent does not exist"):
-        Corpora({tmp_path / "absent": 1}, RATE)
-    (tmp_path / "notes.txt").write_text("")
-    (tmp_path / "._a.wav").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"holds no file \.wav, \.flac, \.ogg, \.mp3"):
-        Corpora({tmp_path: 1}, RATE)
-
-
 # ---------------------------------------------------------------- training_data
 
 
@@ -253,20 +130,27 @@ def test_training_data_names(tmp_path, monkeypatch):
     assert len(test.stems) == 1
     assert training_data("synthetic", RATE).description == train.description
     for name in ("a=b", "c"):
-        write_constant(tmp_path / name / "x.wav", 0.5)
-    corpora = training_data([f"{tmp_path}/a=b=60", f"{tmp_path}/c=.5".replace("=.5", "=0.5")], 8000)
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "x.wav", np.full(400, 0.5), 8000)
+    corpora = training_data([f"{tmp_path}/a=b=60", f"{tmp_path}/c=0.5"], 8000)
     assert corpora.description == "a=b=60 (1 files), c=0.5 (1 files)"
     assert corpora.sample_rate == 8000
+    write_shards(corpora, tmp_path / "shards")
+    assert training_data(f"shards:{tmp_path}/shards", 8000).description == corpora.description
+    with pytest.raises(FileNotFoundError, match="holds no complete shards"):
+        training_data(f"shards:{tmp_path}", 8000)
+    with pytest.raises(ValueError, match="a folder is named twice"):
+        training_data([f"{tmp_path}/c=1", f"{tmp_path}/c/=2"], 8000)
 
 
 @pytest.mark.parametrize("spec", ["musdb", ["synthetic", "x=1"], ["x"], ["=3"], ["x=-1"], ["x=much"], []])
 def test_training_data_refuses(spec):
-    with pytest.raises(ValueError, match="training data is 'synthetic', or FOLDER=WEIGHT"):
+    with pytest.raises(ValueError, match="training data is 'synthetic', shards:FOLDER or corpora"):
         training_data(spec, RATE)
 
 
 def test_folders_have_no_test_split(tmp_path):
-    with pytest.raises(ValueError, match=r"split 'train' only.*split 'test'"):
+    with pytest.raises(ValueError, match=r"only 'synthetic' has other splits.*split 'test'"):
         training_data([f"{tmp_path}=1"], RATE, "test")
     with pytest.raises(ValueError, match="no split 'valid'"):
         training_data("synthetic", RATE, "valid")

@@ -33,8 +33,10 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "autoencoder": {"audio", "transform", "consistency", "network"},
     "recipes": {"autoencoder", "linearity", "consistency"},
     "tracks": {"audio", "synth"},
-    "data": {"audio", "synth", "tracks"},
-    "training": {"audio", "autoencoder", "consistency", "data", "linearity", "recipes", "runs"},
+    "corpora": {"audio", "tracks"},
+    "shards": {"audio", "corpora", "tracks"},
+    "data": {"audio", "corpora", "shards", "synth", "tracks"},
+    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity", "recipes", "runs"},
     "pretrained": {"audio", "autoencoder", "baselines", "consistency", "foreign", "network", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
@@ -42,6 +44,8 @@ TRAINING_PATH = (
     "synth",
     "audio",
     "tracks",
+    "corpora",
+    "shards",
     "data",
     "transform",
     "linearity",

@@ -1,0 +1,340 @@
+"""Weighted folders: the draws, the index of headers, and files that fail."""
+
+import csv
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from lincae import corpora as module
+from lincae.audio import AudioFileError, audio_header
+from lincae.corpora import Corpora, file_index, weighted_folders
+from lincae.recipes import recipe
+from lincae.training import train
+
+RATE = 16000
+
+
+def write_constant(path, level, n_samples=400, rate=RATE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.full(n_samples, float(level)), rate, subtype="FLOAT")
+
+
+# ---------------------------------------------------------------- draws
+
+CORPUS_FILES = {"a/one.wav": 16000, "a/deep/two.flac": 22050, "a/three.ogg": 44100, "b/four.mp3": 44100}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpora")
+    for k, (name, rate) in enumerate(CORPUS_FILES.items()):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        samples = 0.1 * np.random.default_rng(k).normal(size=(2 * rate, 1 + k % 2))
+        soundfile.write(root / name, samples, rate)
+    return root
+
+
+@settings(deadline=None, max_examples=25)
+@given(indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=6), seed=st.integers(0, 2**30))
+def test_an_item_is_a_function_of_seed_and_index(corpus, indices, seed):
+    source = Corpora({corpus / "a": 2, corpus / "b": 1}, RATE)
+    batch = source.crops(indices, 100, seed)
+    assert batch.shape == (len(indices), 100)
+    assert batch.dtype == torch.float32
+    assert source.sample_rate == RATE
+    assert torch.equal(source.crops(indices[::-1], 100, seed).flip(0), batch)
+    assert torch.equal(source.crops(indices[:1], 100, seed)[0], batch[0])
+    assert not torch.equal(source.crops(indices[:1], 100, seed + 1)[0], batch[0])
+
+
+def test_weights_hold_whatever_the_number_of_files(tmp_path):
+    weights = {"many": 3.0, "few": 6.0, "none": 0.0, "one": 1.0}
+    for k, (name, n_files) in enumerate(zip(weights, (20, 2, 2, 1), strict=True)):
+        for i in range(n_files):
+            write_constant(tmp_path / name / f"{i}.wav", k + 1)
+    (tmp_path / "few" / "bad.wav").write_bytes(b"broken")
+    corpora = Corpora({tmp_path / name: weight for name, weight in weights.items()}, RATE)
+    levels = corpora.crops(range(2000), 10, 0)[:, 0]
+    counts = torch.stack([(levels == k + 1).sum() for k in range(4)])
+    expected = 2000 * torch.tensor(list(weights.values())) / 10
+    assert counts[2] == 0
+    assert list(corpora.skipped) == [str(tmp_path / "few" / "bad.wav")]
+    drawn = expected > 0
+    # chi-square with two degrees of freedom: 13.8 is exceeded with probability 0.001
+    assert ((counts - expected)[drawn].square() / expected[drawn]).sum() < 13.8
+    assert corpora.description == "many=3 (20 files), few=6 (2 files), none=0 (2 files), one=1 (1 files)"
+
+
+def test_files_and_starts_are_uniform(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.linspace(0.1, 0.2, 501), RATE, subtype="FLOAT")
+    write_constant(tmp_path / "b.wav", 3.0)
+    first = Corpora({tmp_path: 1}, RATE).crops(range(1000), 1, 0)[:, 0]
+    starts = first[first < 3]
+    assert len(starts) == pytest.approx(500, abs=70)
+    assert starts.mean() == pytest.approx(0.15, abs=0.006)
+    assert starts.min() < 0.102
+    assert starts.max() > 0.198
+
+
+@pytest.mark.parametrize(("suffix", "rate"), [("wav", RATE), ("flac", 22050), ("ogg", 44100), ("mp3", 44100)])
+def test_crops_are_resampled_mono_stretches(tmp_path, suffix, rate):
+    tone = np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+    soundfile.write(tmp_path / f"a.{suffix}", np.stack([0.3 * tone, 0.1 * tone], 1), rate)
+    angle = 2 * torch.pi * 440 * torch.arange(4000) / RATE
+    basis = torch.stack([angle.cos(), angle.sin()])
+    crops = Corpora({tmp_path: 1}, RATE).crops(range(8), 4000, 0)
+    for crop in crops[:, 100:-100]:
+        weights = crop @ torch.linalg.pinv(basis[:, 100:-100])
+        assert weights.norm() == pytest.approx(0.2, rel=0.02)
+        assert (weights @ basis[:, 100:-100] - crop).norm() < 0.05 * crop.norm()
+    assert not torch.equal(crops[0], crops[1])
+
+
+def test_the_whole_file_can_be_one_crop(tmp_path):
+    write_constant(tmp_path / "a.wav", 0.5, n_samples=441, rate=44100)
+    corpora = Corpora({tmp_path: 1}, RATE)
+    assert corpora.crops([0, 1], 160, 0).shape == (2, 160)
+    with pytest.raises(ValueError, match=r"no file has 161 samples at 16000 Hz, the longest lasts 0\.010 s"):
+        corpora.crops([0], 161, 0)
+
+
+def test_quiet_crops_are_drawn_again_and_silence_is_an_error(tmp_path):
+    write_constant(tmp_path / "mixed" / "loud.wav", 0.5)
+    write_constant(tmp_path / "mixed" / "quiet.wav", 5e-4)
+    write_constant(tmp_path / "quiet" / "quiet.wav", 5e-4)
+    assert (Corpora({tmp_path / "mixed": 1}, RATE).crops(range(50), 100, 0) == 0.5).all()
+    assert len(Corpora({tmp_path / "mixed": 1}, RATE, min_rms=0).crops(range(50), 100, 0).unique()) == 2
+    with pytest.raises(ValueError, match=r"quiet: 200 draws gave no 100 samples of RMS >= 0\.001"):
+        Corpora({tmp_path / "quiet": 1}, RATE).crops([0], 100, 0)
+
+
+@pytest.mark.parametrize("weights", [(-1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1), ()])
+def test_weights_must_make_sense(tmp_path, weights):
+    with pytest.raises(ValueError, match="weights must be >= 0 with a positive sum"):
+        Corpora({tmp_path / str(k): weight for k, weight in enumerate(weights)}, RATE)
+
+
+def test_folders_must_exist_and_hold_audio(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
+        Corpora({tmp_path / "absent": 1}, RATE)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "._a.wav").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"holds no file \.wav, \.flac, \.ogg, \.mp3"):
+        Corpora({tmp_path: 1}, RATE)
+
+
+def test_files_shorter_than_a_crop_are_left_out_for_crops_of_that_length(tmp_path):
+    write_constant(tmp_path / "long.wav", 0.5, n_samples=800, rate=2 * RATE)
+    write_constant(tmp_path / "short.wav", 0.25, n_samples=100)
+    corpora = Corpora({tmp_path: 1}, RATE)
+    assert (corpora.crops(range(50), 101, 0)[:, 50] > 0.4).all()
+    assert len(corpora.crops(range(50), 100, 0)[:, 50].round(decimals=2).unique()) == 2
+    assert corpora.skipped == {}
+
+
+def test_weighted_folders():
+    assert weighted_folders(["a=b=60", "c/d=0.5"]) == {"a=b": 60, "c/d": 0.5}
+    for names in (["a"], ["=3"], ["a=-1"], ["a=1", "b"], []):
+        with pytest.raises(ValueError, match="corpora are FOLDER=WEIGHT once or more often"):
+            weighted_folders(names)
+    with pytest.raises(ValueError, match="a folder is named twice"):
+        weighted_folders(["a=1", "./a=2"])
+
+
+# ---------------------------------------------------------------- the index of headers
+
+
+@pytest.fixture
+def counted(monkeypatch, tmp_path):
+    """Names of the files whose headers are read, in an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = []
+    monkeypatch.setattr(module, "audio_header", lambda path: names.append(path.name) or audio_header(path))
+    return names
+
+
+def test_headers_are_read_once(tmp_path, counted):
+    folder = tmp_path / "corpus"
+    for k in range(250):
+        write_constant(folder / f"{k % 3}" / f"{k}.wav", 0.5, n_samples=k + 1)
+    index, unreadable = file_index(folder)
+    assert index["1/100.wav"] == (RATE, 101)
+    assert len(index) == len(counted) == 250
+    assert unreadable == {}
+    assert file_index(folder) == (index, {})
+    assert len(counted) == 250
+    first, second = (Corpora({folder: 1}, RATE).crops(range(20), 100, 0) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(counted) == 250
+
+
+def test_stale_entries_are_read_again_and_vanished_ones_dropped(tmp_path, counted):
+    folder = tmp_path / "corpus"
+    for name in ("kept", "longer", "touched", "vanished"):
+        write_constant(folder / f"{name}.wav", 0.5)
+    file_index(folder)
+    counted.clear()
+    write_constant(folder / "longer.wav", 0.5, n_samples=500)
+    write_constant(folder / "new.wav", 0.5, n_samples=600)
+    write_constant(folder / "touched.wav", 0.5, rate=8000)  # of the same size
+    os.utime(folder / "touched.wav", ns=(1, 1))
+    (folder / "vanished.wav").unlink()
+    index, _ = file_index(folder)
+    assert sorted(counted) == ["longer.wav", "new.wav", "touched.wav"]
+    assert index == {
+        "kept.wav": (RATE, 400),
+        "longer.wav": (RATE, 500),
+        "new.wav": (RATE, 600),
+        "touched.wav": (8000, 400),
+    }
+    (cache,) = (tmp_path / "cache" / "lincae" / "corpora").iterdir()
+    assert sorted(json.loads(cache.read_text())) == sorted(index)
+
+
+def test_a_broken_or_unwritable_cache_costs_only_time(tmp_path, counted, monkeypatch, caplog):
+    write_constant(tmp_path / "corpus" / "a.wav", 0.5)
+    index = file_index(tmp_path / "corpus")
+    (cache,) = (tmp_path / "cache" / "lincae" / "corpora").iterdir()
+    cache.write_bytes(cache.read_bytes()[:-5])
+    assert file_index(tmp_path / "corpus") == index
+    assert "headers are indexed again" in caplog.text
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert file_index(tmp_path / "corpus") == index
+    assert "headers will be indexed again next time" in caplog.text
+    assert counted == ["a.wav"] * 3
+
+
+def test_unreadable_files_are_left_out_counted_and_listed(tmp_path, caplog):
+    write_constant(tmp_path / "good.wav", 0.5)
+    write_constant(tmp_path / "cut.wav", 0.5)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:700])
+    (tmp_path / "junk.flac").write_bytes(b"junk" * 100)
+    corpora = Corpora({tmp_path: 1}, RATE)
+    assert "skipped 2 files that cannot be read" in caplog.text
+    assert (corpora.crops(range(2000), 100, 0) == 0.5).all()
+    assert "truncated" in corpora.skipped[f"{tmp_path}/cut.wav"]
+    assert "cannot be read" in corpora.skipped[f"{tmp_path}/junk.flac"]
+    assert corpora.skip_report().startswith("2 files skipped: ")
+    soundfile.write(tmp_path / "junk.flac", np.full(400, 0.5), RATE)
+    assert list(Corpora({tmp_path: 1}, RATE).skipped) == [f"{tmp_path}/cut.wav"]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "junk.wav").write_bytes(b"junk")
+    with pytest.raises(AudioFileError, match=r"none of its 1 files can be read: .*junk\.wav"):
+        Corpora({tmp_path / "bad": 1}, RATE)
+
+
+# ---------------------------------------------------------------- files that fail during training
+
+
+def many(folder, n_files=300):
+    for k in range(n_files):
+        write_constant(folder / f"{k:03d}.wav", 0.5)
+    return Corpora({folder: 1}, RATE)
+
+
+def test_files_that_vanish_shrink_or_fail_are_drawn_again(tmp_path, caplog):
+    corpora = many(tmp_path)
+    before = corpora.crops(range(300), 100, 0)
+    (tmp_path / "000.wav").unlink()
+    write_constant(tmp_path / "001.wav", 0.5, n_samples=50)
+    write_constant(tmp_path / "002.wav", np.nan)
+    with caplog.at_level(logging.WARNING):
+        after = corpora.crops(range(600), 100, 0)
+    assert (after == 0.5).all()
+    assert torch.equal(after[:300], before)
+    reasons = {name[-7:]: reason for name, reason in corpora.skipped.items()}
+    assert "no such audio file" in reasons["000.wav"]
+    assert "nothing to read from" in reasons["001.wav"] or "shorter" in reasons["001.wav"]
+    assert "non-finite" in reasons["002.wav"]
+    assert sum(record.getMessage().startswith("skipped: ") for record in caplog.records) == 3
+    assert "3 files skipped: " in corpora.skip_report()
+
+
+def test_more_than_one_percent_of_failed_draws_is_an_error(tmp_path):
+    corpora = many(tmp_path)
+    for k in range(2):
+        (tmp_path / f"{k:03d}.wav").unlink()
+    assert len(corpora.crops(range(3000), 100, 0)) == 3000
+    for k in range(30):
+        (tmp_path / f"{k:03d}.wav").unlink(missing_ok=True)
+    with pytest.raises(AudioFileError, match=r"of 5000 draws failed, more than 1% of 5000: .*; \d+ files"):
+        corpora.crops(range(2000), 100, 1)
+
+
+def test_few_failures_are_judged_against_a_thousand_draws(tmp_path):
+    corpora = many(tmp_path, 20)
+    (tmp_path / "000.wav").unlink()
+    assert len(corpora.crops(range(100), 100, 0)) == 100
+    with pytest.raises(AudioFileError, match=r"\d+ of 500 draws failed, more than 1% of 1000"):
+        corpora.crops(range(100, 500), 100, 0)
+
+
+class Batches:
+    def __init__(self, corpora):
+        self.corpora = corpora
+
+    def __getitem__(self, step):
+        return self.corpora.crops(range(20 * step, 20 * step + 20), 100, 0)
+
+
+def test_what_data_workers_skip_is_listed_in_the_run(tmp_path):
+    corpora = many(tmp_path / "corpus")
+    junk = tmp_path / "corpus" / "junk, \n.wav"
+    junk.write_bytes(b"")
+    corpora = Corpora({tmp_path / "corpus": 1}, RATE)
+    for k in range(2):
+        (tmp_path / "corpus" / f"{k:03d}.wav").unlink()
+    table = tmp_path / "skipped.csv"
+    for _ in range(2):  # the second is the run resumed
+        corpora.share_skipped(table)
+        for batch in DataLoader(Batches(corpora), batch_size=None, sampler=range(60), num_workers=2):
+            assert (batch == 0.5).all()
+    names = [row["file"] for row in csv.DictReader(table.open(newline=""))]
+    assert set(names) == {str(tmp_path / "corpus" / name) for name in ("000.wav", "001.wav")} | {str(junk)}
+    assert names.count(str(junk)) == 1
+    assert set(corpora.skipped) == set(names)
+    assert corpora.skip_report().startswith(f"3 files skipped, listed in {table}: ")
+    with table.open("a") as file:
+        file.write("cut sho")
+    assert set(corpora.skipped) == set(names)
+
+
+def test_an_error_in_a_data_worker_says_what_failed(tmp_path):
+    corpora = many(tmp_path, 20)
+    for k in range(10):
+        (tmp_path / f"{k:03d}.wav").unlink()
+    with pytest.raises(AudioFileError, match=r"draws failed, more than 1%.*repair or remove the files"):
+        list(DataLoader(Batches(corpora), batch_size=None, sampler=range(60), num_workers=1))
+
+
+def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
+    corpora = many_long(tmp_path / "corpus")
+    (tmp_path / "corpus" / "0.wav").unlink()
+    config = recipe("test", steps=20, batch_size=4)
+    options = {"device": "cpu", "progress": False, "workers": 2}
+    train(config, corpora, tmp_path / "run", stop_at=10, **options)
+    assert f"1 files skipped, listed in {tmp_path}/run/skipped.csv: {tmp_path}/corpus/0.wav" in caplog.text
+    caplog.clear()
+    train(config, Corpora({tmp_path / "corpus": 1}, RATE), tmp_path / "run", **options)
+    assert "1 files skipped" in caplog.text
+    for path in (tmp_path / "corpus").iterdir():
+        path.unlink()
+    with pytest.raises(AudioFileError, match="more than 1%"):
+        train(config, corpora, tmp_path / "failing", **options)
+
+
+def many_long(folder):
+    folder.mkdir()
+    for k in range(30):
+        samples = 0.1 * np.random.default_rng(k).normal(size=2 * RATE)
+        soundfile.write(folder / f"{k}.wav", samples, RATE)
+    return Corpora({folder: 1}, RATE)
