@@ -229,10 +229,11 @@ def restore(state: dict, config: dict, processes: int, path: Path, regroup: bool
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
         differences = "; ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
-        own = {key: json.dumps(old[key], separators=(",", ":")) for key in changed if key in old}
+        own = [f"{key}={json.dumps(old[key], separators=(',', ':'))}" for key in changed if key in old]
+        hint = f"--set {' '.join(own)}" if len(own) <= 5 else "--preset, --variant, --set"
         raise ValueError(
             f"{path} belongs to a run with another configuration ({differences}); continue it with its own "
-            f"(--set {' '.join(map('='.join, own.items()))}), or choose another run folder"
+            f"({hint}), or choose another run folder"
         )
     before = stored.get("processes", 1)
     if before != processes:
@@ -243,8 +244,9 @@ def restore(state: dict, config: dict, processes: int, path: Path, regroup: bool
                 f"{before} (devices x nodes), or accept that with --regroup (regroup=True)"
             )
         log.warning("%s: from step %d on with other mixtures, gains and noise", what, stored["step"])
-    for key in state.keys() & stored.keys():  # states of earlier versions hold no meter
-        state[key].load_state_dict(stored[key])
+    for key, value in state.items():
+        if key != "meter" or key in stored:  # states of earlier versions hold none
+            value.load_state_dict(stored[key])
     return stored["step"]
 
 

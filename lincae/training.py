@@ -251,6 +251,7 @@ def train(
             if several:  # they stop together, or some would wait for the gradients of the others
                 stopping = read and int(fabric.all_reduce(float(stopping or 0), reduce_op="max"))
                 meter.loss = fabric.all_reduce(meter.loss) if read else meter.loss
+            read = read or bool(stopping)
             if read and not meter.finite():
                 raise NonFiniteError(f"loss or gradient is not finite at {where()}")
             optimizer.step()
