@@ -56,7 +56,7 @@ def main() -> None:
         rows.append({"trial": name, "steps": STEPS, "seconds": round(seconds), "parameters": size, **scores})
         print(rows[-1], flush=True)
         with table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, rows[-1])
             writer.writeheader()
             writer.writerows(rows)
 

@@ -27,8 +27,9 @@ class TrainingConfig:
     network, the noise level reaches only the U-Net's blocks and two gains over frequency, the encoder alone
     normalises before its downsampling, and tanh bounds its latents.
 
-    `crop_frames`: spectrogram frames of a crop. `batch_size`: originals per process, doubled by mixtures.
-    `warmup_steps` of `learning_rate` (the first is 0), then a cosine down to `final_learning_rate`.
+    `crop_frames`: spectrogram frames of a crop. `batch_size`: originals of a step, shared by all
+    processes, doubled by mixtures. `warmup_steps` of `learning_rate` (the first is 0), then a cosine down to
+    `final_learning_rate`.
     `ema_every`, `ema_max_decay`: every so many steps ema += (1 - d) (weights - ema), d = min(ema_max_decay,
     (1 + n) / (10 + n)) at update n. `precision`: Fabric's, "auto" is bf16-mixed on CUDA and fp32 elsewhere.
     """
@@ -59,6 +60,16 @@ class TrainingConfig:
         counts = ("steps", "ema_every", "log_every", "validate_every", "checkpoint_every")
         if any(getattr(self, name) < 1 for name in counts):
             raise ValueError(f"{', '.join(counts)} must be at least 1")
+
+    def share(self, processes: int) -> int:
+        """Originals of a batch for each process. Raises ValueError for unequal or too small parts."""
+        size, rest = divmod(self.batch_size, processes)
+        if rest or size < 2:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {processes} processes: each takes the "
+                "same number, and at least 2 for mixtures"
+            )
+        return size
 
     @property
     def crop_samples(self) -> int:

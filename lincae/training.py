@@ -1,10 +1,15 @@
 """The consistency trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
 
     python -m lincae.training --preset desk --variant lin-cae --data synthetic --run runs/desk-lin-cae
+    torchrun --nproc-per-node 4 -m lincae.training --preset paper --data FOLDER=WEIGHT ...
 
-All randomness of step k on process r is a pure function of (seed, k, r), so a resumed run needs no generator
-state. A run folder holds `log.csv`, `validation.csv`, `last.ckpt` (training state) and, from the EMA weights,
-a checkpoint that `Autoencoder.load` reads. Axis legend: see `lincae.autoencoder`.
+The crops of step k are a pure function of (seed, k), whatever the number W of processes; process r takes the
+r-th of W equal parts. What depends on W: an item is mixed with its neighbour within its part, and gains,
+noise levels and noise are a pure function of (seed, k, r). Gradients are averaged over the processes.
+
+A resumed run thus needs no generator state. A run folder holds `log.csv`, `validation.csv`, `state-STEP.ckpt`
+(training states) and, from the EMA weights, a checkpoint that `Autoencoder.load` reads; another one in
+`best/`, of the highest `rec_snr_db` in a validation. Axis legend: see `lincae.autoencoder`.
 """
 
 import copy
@@ -13,8 +18,8 @@ import json
 import logging
 import math
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,9 +35,22 @@ from .consistency import consistency_loss, precondition, step_size
 from .corpora import WeightedFiles
 from .linearity import VARIANTS, AugmentedBatch, augment, gain_range, implicit_conditioning
 from .recipes import PRESETS, TrainingConfig, recipe
-from .runs import Interruption, Log, commit, leave_interrupts, restore, store
+from .runs import (
+    Interruption,
+    Log,
+    Meter,
+    OutOfMemoryError,
+    commit,
+    explained,
+    launched,
+    leave_interrupts,
+    newest,
+    restore,
+    store,
+)
 
-STATE, LOG, VALIDATION, SKIPPED = "last.ckpt", "log.csv", "validation.csv", "skipped.csv"
+LOG, VALIDATION, SKIPPED = "log.csv", "validation.csv", "skipped.csv"
+BEST, CRITERION = "best", "rec_snr_db"
 LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
 
 log = logging.getLogger(__name__)
@@ -101,27 +119,33 @@ def validate(model: Autoencoder, audio: Tensor) -> dict[str, float]:
     `rec_rel_l2`: one-step reconstruction error in the transform domain, `rec_snr_db` on the waveform;
     `swap_rel_l2`: the same error when every item is given another item's latent (a decoder that ignores its
     latent scores no worse); `level_ratio`: |Enc(0.1 x)| / |Enc(x)|, 0.1 when homogeneous, 1 when the
-    encoder is blind to level; `enc_additivity_error`: relative L2 of Enc(u) + Enc(v) against Enc(u + v).
+    encoder is blind to level; `enc_additivity_error`: relative L2 of Enc(u) + Enc(v) against Enc(u + v);
+    `dec_homogeneity_snr_db`: Dec(0.5 z) against 0.5 Dec(z); `dec_additivity_snr_db`: Dec(Enc(u) + Enc(v))
+    against Dec(Enc(u + v)). All decodes start from the same noise.
     """
 
     def relative(prediction: Tensor, reference: Tensor) -> float:
         error, size = (x.flatten(1).norm(dim=1) for x in (prediction - reference, reference))
         return (error / size).mean().item()
 
+    def snr_db(prediction: Tensor, reference: Tensor) -> float:
+        noise_power, power = ((x**2).sum(-1) for x in (prediction - reference, reference))
+        return (10 * torch.log10(power / noise_power)).mean().item()
+
     z = model.encode(audio)
     audio = audio.to(z.device)
-    decoded, swapped = model.decode(z, audio.shape[-1]), model.decode(z.roll(1, 0), audio.shape[-1])
-    target = model.transform(audio)
-    noise_power, power = ((x**2).sum(-1) for x in (decoded - audio, audio))
     u, v = audio.chunk(2)
+    z_sum, z_of_sum, z_quiet = sum(z.chunk(2)), model.encode(u + v), model.encode(0.1 * audio)
+    decode = partial(model.decode, length=audio.shape[-1])
+    decoded, target = decode(z), model.transform(audio)
     return {
         "rec_rel_l2": relative(model.transform(decoded), target),
-        "swap_rel_l2": relative(model.transform(swapped), target),
-        "rec_snr_db": (10 * torch.log10(power / noise_power)).mean().item(),
-        "level_ratio": (model.encode(0.1 * audio).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1))
-        .mean()
-        .item(),
-        "enc_additivity_error": relative(sum(z.chunk(2)), model.encode(u + v)),
+        "swap_rel_l2": relative(model.transform(decode(z.roll(1, 0))), target),
+        "rec_snr_db": snr_db(decoded, audio),
+        "level_ratio": (z_quiet.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).mean().item(),
+        "enc_additivity_error": relative(z_sum, z_of_sum),
+        "dec_homogeneity_snr_db": snr_db(decode(0.5 * z), 0.5 * decoded),
+        "dec_additivity_snr_db": snr_db(decode(z_sum), decode(z_of_sum)),
     }
 
 
@@ -140,27 +164,40 @@ def train(
     validation: Tensor | None = None,
     name: str | None = None,
     device: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
+    nodes: int | None = None,
     workers: int = 0,
+    keep: int = 2,
+    regroup: bool = False,
     stop_at: int | None = None,
     progress: bool = True,
 ) -> Autoencoder:
     """Train, or continue the run in `run_dir`, until `config.steps` (or `stop_at`); returns the EMA model.
 
-    `validation`: held-out audio `(B, T)` for `validate`. `workers`: processes that load data. Ctrl-C and
-    SIGTERM finish the step, write a checkpoint and then end the run. Raises ValueError when `run_dir`
-    holds a run of another configuration (showing the difference), NonFiniteError with the step, the
-    learning rate and the last good checkpoint.
+    `validation`: held-out audio `(B, T)` for `validate`. `devices`: processes on each of `nodes` machines (by
+    default what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data
+    for each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another
+    number of processes.
+
+    Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
+    end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
+    where batch and processes do not match, and when `run_dir` holds a run of another configuration or number
+    of processes (showing the difference); NonFiniteError, OutOfMemoryError and OSError (such as a full disk)
+    with the step and the last good checkpoint.
     """
     run_dir, device_ = Path(run_dir), resolve_device(device)
     if data.sample_rate != config.autoencoder.sample_rate:
         rates = f"{data.sample_rate} Hz, the model works at {config.autoencoder.sample_rate} Hz"
         raise ValueError(f"the data ({data.description}) is at {rates}: load it at the model's rate")
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    devices, nodes = launched(devices, nodes)
+    config.share(devices * nodes)
     run_dir.mkdir(parents=True, exist_ok=True)
     precision = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if device_.type == "cuda" else "32-true"
-    fabric = Fabric(accelerator=device_.type, devices=devices, precision=precision)
+    fabric = Fabric(accelerator=device_.type, devices=devices, num_nodes=nodes, precision=precision)
     fabric.launch()
     torch.manual_seed(config.seed)
     model = Autoencoder(config.autoencoder, name or run_dir.name)
@@ -169,28 +206,22 @@ def train(
     optimizer = torch.optim.RAdam(parameters, lr=config.learning_rate, foreach=True)
     objective, optimizer = fabric.setup(Objective(model, config), optimizer)
 
-    state = {"model": model.network, "ema": ema.network, "optimizer": optimizer}
-    first = restore(state, dataclasses.asdict(config), run_dir / STATE)
+    main_process, several = fabric.is_global_zero, fabric.world_size > 1
+    meter, described = Meter(), dataclasses.asdict(config)
+    state = {"model": model.network, "ema": ema.network, "optimizer": optimizer, "meter": meter}
+    path = fabric.broadcast(newest(run_dir) if main_process else None)
+    first = restore(state, described, fabric.world_size, path, regroup) if path else 0
     stop = min(config.steps, config.steps if stop_at is None else stop_at)
-    logs = (
-        {LOG: Log(run_dir / LOG, first), VALIDATION: Log(run_dir / VALIDATION, first)}
-        if fabric.is_global_zero
-        else {}
-    )
-    metadata = {
-        "step": first,
-        "data": data.description,
-        "training": dataclasses.asdict(config),
-        "commit": commit(),
-    }
+    logs = {kind: Log(run_dir / kind, first) for kind in (LOG, VALIDATION)} if main_process else {}
+    best = logs[VALIDATION].best(CRITERION) if logs and (run_dir / BEST).exists() else -math.inf
+    metadata = {"data": data.description, "training": described, "commit": commit()}
 
-    def checkpoint(step: int) -> None:
-        fabric.barrier()
-        if fabric.is_global_zero:
-            ema.metadata = {**metadata, "step": step}
-            ema.config = replace(config.autoencoder, latent_scale=latent_scale(ema, config, data))
-            ema.save(run_dir)
-            store(state, dataclasses.asdict(config), step, run_dir / STATE)
+    def publish(step: int, folders: list[Path]) -> None:
+        ema.metadata = {"step": step, **metadata}
+        ema.config = replace(config.autoencoder, latent_scale=latent_scale(ema, config, data))
+        for folder in folders:
+            ema.save(folder)
+        ema.config = config.autoencoder  # what a resumed run validates with: equal to the bit
 
     if isinstance(data, WeightedFiles):
         data.share_skipped(run_dir / SKIPPED)
@@ -202,12 +233,15 @@ def train(
         num_workers=workers,
         worker_init_fn=leave_interrupts,
     )
-    bar = tqdm(
-        loader, initial=first, total=stop, unit="step", disable=not (progress and fabric.is_global_zero)
-    )
-    meter = Meter(config)
-    saved, step = first, first
-    with Interruption() as interruption:
+    bar = tqdm(loader, initial=first, total=stop, unit="step", disable=not (progress and main_process))
+    saved, step, stopping = first, first, None
+
+    def where() -> str:
+        last = f"{run_dir} at step {saved}" if saved else "none"
+        return f"step {step} (lr {learning_rate(step, config):.3g}); last good checkpoint: {last}"
+
+    lowerable = {key: described[key] for key in ("batch_size", "crop_frames", "precision")}
+    with Interruption() as interruption, explained(lowerable, where):
         for step, audio in zip(range(first, stop), bar, strict=True):
             generate = generator(config.seed, step, fabric.global_rank, 1, device=fabric.device)
             optimizer.param_groups[0]["lr"] = lr = learning_rate(step, config)
@@ -216,75 +250,65 @@ def train(
             optimizer.zero_grad()
             fabric.backward(loss)
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            meter.add(loss, norm, len(batch.gains) * fabric.world_size)
-            done = step + 1
+            meter.add(loss, norm)
+            done, stopping = step + 1, interruption.signal
+            checkpoints = done % config.checkpoint_every == 0 or done == stop
             # Reading numbers off an accelerator waits for it: there, only as often as they are written.
-            read = done % config.log_every == 0 or done % config.checkpoint_every == 0 or done == stop
-            if (read or fabric.device.type == "cpu") and not meter.finite():
-                raise NonFiniteError(
-                    f"loss or gradient is not finite at step {step} (lr {lr:.3g}); last good checkpoint: "
-                    + (f"{run_dir} at step {saved}" if saved else "none")
-                )
+            read = done % config.log_every == 0 or checkpoints or fabric.device.type == "cpu"
+            if several:  # they stop together, or some would wait for the gradients of the others
+                stopping = read and int(fabric.all_reduce(float(stopping or 0), reduce_op="max"))
+                meter.loss = fabric.all_reduce(meter.loss) if read else meter.loss
+            read = read or bool(stopping)
+            if read and not meter.finite():
+                raise NonFiniteError(f"loss or gradient is not finite at {where()}")
             optimizer.step()
             if done % config.ema_every == 0:
                 update_ema(ema, model, done // config.ema_every, config.ema_max_decay)
             if done % config.log_every == 0 and logs:
-                row = meter.row(done, lr)
+                row = log_row(done, lr, meter, config)
                 logs[LOG].write(row)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{lr:.2g}", refresh=False)
+            folders = [run_dir] if checkpoints or stopping else []
             if validation is not None and logs and (done % config.validate_every == 0 or done == stop):
-                logs[VALIDATION].write({"step": done, **validate(ema, validation)})
-            if done % config.checkpoint_every == 0 or done == stop or interruption.signal:
-                checkpoint(done)
+                scores = validate(ema, validation)
+                logs[VALIDATION].write({"step": done, **scores})
+                if scores[CRITERION] > best:
+                    best = scores[CRITERION]
+                    folders.append(run_dir / BEST)
+            if folders and main_process:
+                publish(done, folders)
+            if checkpoints or stopping:
+                if main_process:
+                    store(state, described, done, fabric.world_size, run_dir, keep)
+                fabric.barrier()
                 saved = done
-            if interruption.signal:
+            if stopping:
                 break
     if isinstance(data, WeightedFiles) and data.skipped and fabric.is_global_zero:
         log.warning(data.skip_report())
-    interruption.raise_if_any()
+    interruption.raise_if_any(stopping)
     return Autoencoder.load(run_dir, device=str(fabric.device))
 
 
 class StepBatches:
-    """Item k is the batch of step k on this process: items are numbered through, rank after rank."""
+    """Item k is this process's part of the batch of step k, which is the same for any number of processes."""
 
     def __init__(self, config: TrainingConfig, data: TrainingData, rank: int, world: int):
         self.config, self.data, self.rank, self.world = config, data, rank, world
 
     def __getitem__(self, step: int) -> Tensor:
-        size = self.config.batch_size
-        start = (step * self.world + self.rank) * size
+        size = self.config.share(self.world)
+        start = step * self.config.batch_size + self.rank * size
         return self.data.crops(range(start, start + size), self.config.crop_samples, self.config.seed)
 
 
-class Meter:
-    """Sums since the last row, kept on the device until they are read."""
-
-    def __init__(self, config: TrainingConfig):
-        self.config = config
-        self.clear()
-
-    def clear(self) -> None:
-        self.loss = self.norm = 0.0
-        self.steps = self.items = 0
-        self.since = time.perf_counter()
-
-    def add(self, loss: Tensor, norm: Tensor, items: int) -> None:
-        self.loss, self.norm = self.loss + loss.detach(), self.norm + norm.detach()
-        self.steps, self.items = self.steps + 1, self.items + items
-
-    def finite(self) -> bool:
-        return math.isfinite(float(self.loss)) and math.isfinite(float(self.norm))
-
-    def row(self, done: int, lr: float) -> dict[str, float]:
-        """One row of the log: means since the last one; schedules as of the step just done."""
-        progress = (done - 1) / self.config.steps
-        low, high = gain_range(progress, self.config.linearity)
-        speed = self.items / (time.perf_counter() - self.since)
-        delta = step_size(progress, self.config.consistency)
-        loss, norm = float(self.loss) / self.steps, float(self.norm) / self.steps
-        self.clear()
-        return dict(zip(LOG_COLUMNS, (done, loss, lr, delta, low, high, norm, round(speed, 2)), strict=True))
+def log_row(done: int, lr: float, meter: Meter, config: TrainingConfig) -> dict[str, float]:
+    """One row of the log: means since the last one; schedules as of the step just done."""
+    progress = (done - 1) / config.steps
+    loss, norm, steps_per_s = meter.means()
+    speed = round(2 * config.batch_size * steps_per_s, 2)
+    schedules = step_size(progress, config.consistency), *gain_range(progress, config.linearity)
+    return dict(zip(LOG_COLUMNS, (done, loss, lr, *schedules, norm, speed), strict=True))
 
 
 def latent_scale(model: Autoencoder, config: TrainingConfig, data: TrainingData, n_items: int = 64) -> float:
@@ -308,13 +332,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--preset", default="desk", choices=PRESETS)
     parser.add_argument("--variant", default="lin-cae", choices=VARIANTS)
+    sources = "synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
+    parser.add_argument("--data", nargs="+", default=["synthetic"], help=sources)
+    held_out = "what to validate on (default: synthetic test songs, or other crops of --data)"
+    parser.add_argument("--validation", nargs="+", metavar="FOLDER=WEIGHT", help=held_out)
+    # torchrun on Python 3.11 takes --run for an abbreviation of its own --run-path.
+    folder = "run folder, continued if it exists (default: runs/PRESET-VARIANT); under torchrun the long name"
+    parser.add_argument("--run-folder", "--run", dest="run", metavar="FOLDER", help=folder)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument(
-        "--data", nargs="+", default=["synthetic"], help="synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
+        "--devices", type=int, help="processes per node (default: those of torchrun or SLURM, or 1)"
     )
-    parser.add_argument("--run", help="run folder, continued if it exists (default: runs/PRESET-VARIANT)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--devices", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load data")
+    parser.add_argument("--nodes", type=int, help="machines that share the run folder (default: likewise)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load data, for each device")
+    parser.add_argument("--keep", type=int, default=2, help="training states to keep")
+    parser.add_argument("--regroup", action="store_true", help="continue a run of other devices x nodes")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. steps=1000 linearity.gain_max=2"
     )
@@ -323,23 +355,22 @@ def main(arguments: list[str] | None = None) -> None:
         changes = dict(assignment(text) for text in options.set)
         config = recipe(options.preset, options.variant, **changes)
         rate = config.autoencoder.sample_rate
-        data, held_out = training_data(options.data, rate, split="train"), None
-        if options.data == ["synthetic"]:
-            held_out = training_data(options.data, rate, split="test").crops(
-                range(16), config.crop_samples, 0
-            )
-        run = options.run or f"runs/{options.preset}-{options.variant}"
+        data = training_data(options.data, rate, split="train")
+        held_out, seed = data, config.seed + 2  # other crops
+        if options.validation:
+            held_out = training_data(options.validation, rate)
+        elif options.data == ["synthetic"]:
+            held_out, seed = training_data(options.data, rate, split="test"), 0
+        given = ("device", "devices", "nodes", "workers", "keep", "regroup")
         train(
             config,
             data,
-            run,
-            validation=held_out,
-            device=options.device,
-            devices=options.devices,
-            workers=options.workers,
+            options.run or f"runs/{options.preset}-{options.variant}",
+            validation=held_out.crops(range(16), config.crop_samples, seed),
+            **{key: getattr(options, key) for key in given},
         )
-    except (ValueError, FileNotFoundError, NonFiniteError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, NonFiniteError, OutOfMemoryError) as error:
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
 
 
 def assignment(text: str) -> tuple[str, Any]:

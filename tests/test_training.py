@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import errno
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from lincae.autoencoder import Autoencoder
 from lincae.data import StemBank
 from lincae.linearity import VARIANTS
 from lincae.recipes import PRESETS, TrainingConfig, recipe
+from lincae.runs import states
 from lincae.training import LOG_COLUMNS, NonFiniteError, main, train, validate
 
 
@@ -55,7 +55,7 @@ def test_sixty_steps_lower_the_held_out_loss(variant, bank, held_out, tmp_path):
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    stored = torch.load(folder / "last.ckpt", weights_only=True)
+    stored = torch.load(states(folder)[0], weights_only=True)
     tensors = {f"{part}.{key}": value for part in ("model", "ema") for key, value in stored[part].items()}
     for index, values in stored["optimizer"]["state"].items():
         tensors |= {f"{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
@@ -92,9 +92,9 @@ def test_resume_drops_log_rows_after_the_checkpoint(bank, tmp_path):
 def test_a_finished_run_is_loaded_not_repeated(bank, tmp_path):
     config = recipe("test", steps=4)
     run(config, bank, tmp_path)
-    before = (tmp_path / "last.ckpt").stat().st_mtime_ns
+    before = states(tmp_path)[0].stat().st_mtime_ns
     again = run(config, bank, tmp_path)
-    assert (tmp_path / "last.ckpt").stat().st_mtime_ns == before
+    assert states(tmp_path)[0].stat().st_mtime_ns == before
     assert again.metadata["step"] == 4
 
 
@@ -161,7 +161,7 @@ def test_signals_write_a_checkpoint_first(tmp_path, number, status):
         process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (status, -number), errors
-    stored = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    stored = torch.load(states(tmp_path / "run")[0], weights_only=True)
     assert stored["step"] >= 5
     assert Autoencoder.load(tmp_path / "run", "cpu").metadata["step"] == stored["step"]
     if number == signal.SIGINT:
@@ -187,26 +187,8 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
         NonFiniteError, match=rf"not finite at step 10 \(lr .*\); last good checkpoint: {tmp_path} at step 8"
     ):
         run(config, Poisoned(), tmp_path)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["step"] == 8
+    assert torch.load(states(tmp_path)[0], weights_only=True)["step"] == 8
     assert all(torch.isfinite(p).all() for p in Autoencoder.load(tmp_path, "cpu").parameters())
-
-
-def test_full_disk_leaves_the_previous_training_state(bank, tmp_path, monkeypatch):
-    config = recipe("test", steps=8)
-    run(config, bank, tmp_path, stop_at=4)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".ckpt", ".safetensors")}
-
-    def full_disk(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("lincae.audio.os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        run(config, bank, tmp_path)
-    monkeypatch.undo()
-    assert {
-        p.name: p.read_bytes() for p in tmp_path.iterdir() if p.suffix in (".ckpt", ".safetensors")
-    } == before
-    assert run(config, bank, tmp_path).metadata["step"] == 8
 
 
 def test_data_at_another_rate_is_refused(tmp_path):
@@ -218,7 +200,9 @@ def test_data_at_another_rate_is_refused(tmp_path):
 def test_resume_of_another_configuration_shows_the_difference(bank, tmp_path):
     run(recipe("test", steps=4), bank, tmp_path)
     with pytest.raises(
-        ValueError, match=r"another configuration \(learning_rate: .* -> 0.5; linearity.gain_max"
+        ValueError,
+        match=r"configuration \(learning_rate: 0.01 -> 0.5; linearity.gain_max: 3.0 -> 2.0\); continue it "
+        r"with its own \(--set learning_rate=0.01 linearity.gain_max=3.0\), or choose another run folder",
     ):
         run(recipe("test", steps=4, learning_rate=0.5, **{"linearity.gain_max": 2.0}), bank, tmp_path)
 
@@ -269,11 +253,15 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     main(["--variant", "m2l", "--data", f"{corpus}=1", *common])
     stored = Autoencoder.load(tmp_path / "runs" / "test-m2l", "cpu").metadata
     assert (stored["step"], stored["training"]["linearity"]["gain_max"]) == (6, 2)
+    assert [row["step"] for row in rows(tmp_path / "runs/test-m2l/validation.csv")] == [6]  # other crops
+    main(["--data", f"{corpus}=1", "--validation", f"{corpus}=1", "--run", "validated", *common, "steps=2"])
+    assert Autoencoder.load(tmp_path / "validated" / "best", "cpu").metadata["step"] == 2
     for bad, message in (
         (["--data", "nowhere=1"], "nowhere"),
         (["--set", "steps"], "--set takes FIELD=VALUE"),
         (["--set", "colour=3"], "has no 'colour'"),
         (["--data", f"{corpus}=1", "--device", "tpu"], "unknown device 'tpu'"),
+        (["--data", f"{corpus}=1", "--devices", "3"], "batch_size 4 cannot be shared by 3 processes"),
     ):
         with pytest.raises(SystemExit, match=message):
             main([*common, *bad])

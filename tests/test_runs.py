@@ -1,0 +1,327 @@
+"""Run folders: killed, cut and full ones lose nothing; and one run of several processes."""
+
+import errno
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import N_KILLS, N_KILLS_IN_WRITES, Noise
+
+from lincae import training
+from lincae.audio import generator
+from lincae.autoencoder import Autoencoder
+from lincae.linearity import augment
+from lincae.recipes import recipe
+from lincae.runs import Log, OutOfMemoryError, launched, states
+from lincae.training import Objective, StepBatches, learning_rate, train
+
+JOBS = Path(__file__).parent / "jobs.py"
+SMALL = {"batch_size": 4, "steps": 12, "log_every": 2, "validate_every": 3, "checkpoint_every": 4}
+
+
+def run(folder, config=None, data=None, **options):
+    config = config or recipe("test", **SMALL)
+    held_out = Noise().crops(range(4), config.crop_samples, 7)
+    options = {"validation": held_out, "device": "cpu", "progress": False, "name": "job"} | options
+    return train(config, data or Noise(), folder, **options)
+
+
+def start(*arguments, torchrun=0, **options) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
+    words = [sys.executable, *(launcher if torchrun else []), JOBS, *arguments]
+    texts = [word if isinstance(word, str | Path) else json.dumps(word) for word in words]
+    environment = {**os.environ, "PYTHONPATH": str(JOBS.parent.parent), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(texts, env=environment, **pipes, **options)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return out
+
+
+def leaves(tree, prefix=""):
+    """All numbers and texts of a training state, tensors as bytes."""
+    if isinstance(tree, dict | list | tuple):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return [leaf for key, value in pairs for leaf in leaves(value, f"{prefix}.{key}")]
+    return [(prefix, tree.numpy().tobytes() if isinstance(tree, torch.Tensor) else tree)]
+
+
+def contents(folder: Path) -> dict:
+    """Everything in a run folder but the speeds, which differ."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        value = path.read_bytes()
+        if path.suffix == ".ckpt":
+            value = leaves(torch.load(path, weights_only=True))
+        elif path.name == "log.csv":
+            value = [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+        files[str(path.relative_to(folder))] = value
+    return files
+
+
+# ---------------------------------------------------------------- kills, cuts and full disks
+
+
+def test_twenty_kills_change_nothing(tmp_path):
+    changes = {"batch_size": 2, "steps": 16, "checkpoint_every": 1, "validate_every": 3, "log_every": 2}
+    counts = json.loads(finish(start("kill", tmp_path, changes)))
+    assert counts["kills"] >= N_KILLS
+    assert counts["in_writes"] >= N_KILLS_IN_WRITES
+    alone = contents(tmp_path / "alone")
+    assert {"log.csv", "validation.csv", "state-00000015.ckpt", "state-00000016.ckpt"} < alone.keys()
+    for number in range(counts["runs"]):
+        assert contents(tmp_path / str(number)) == alone
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip_a_bit])
+def test_damaged_state_falls_back_to_the_one_before(tmp_path, damage, caplog):
+    run(tmp_path / "alone")
+    run(tmp_path / "mine", stop_at=8)
+    damage(tmp_path / "mine/state-00000008.ckpt")
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path / "mine")
+    assert "state-00000008.ckpt is damaged" in caplog.text
+    aside = tmp_path / "mine/state-00000008.ckpt.damaged"
+    assert aside.name in caplog.text
+    aside.unlink()
+    assert contents(tmp_path / "mine") == contents(tmp_path / "alone")
+
+
+def test_damage_to_all_states_is_an_error_again_and_again(tmp_path):
+    run(tmp_path, stop_at=8)
+    for path in states(tmp_path):
+        cut(path)
+    for _ in range(2):  # not a silent start from step 0
+        with pytest.raises(ValueError, match=r"all training states are damaged .*another run folder"):
+            run(tmp_path)
+    assert Autoencoder.load(tmp_path, "cpu").metadata["step"] == 8
+
+
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_full_disk_leaves_the_states_before(tmp_path, monkeypatch, where):
+    run(tmp_path, stop_at=6)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if where == "write":  # the state, at 1.5 MB, fails half-way; the weights fit
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    else:
+
+        def full_disk(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("lincae.audio.os.fsync", full_disk)
+    try:
+        with pytest.raises(OSError, match=r"File too large|No space left") as caught:
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.undo()
+    assert f"last good checkpoint: {tmp_path} at step 6" in caught.value.__notes__[0]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before
+    assert Autoencoder.load(tmp_path, "cpu").metadata["step"] in (6, 8)
+    assert Autoencoder.load(tmp_path / "best", "cpu").metadata["step"] <= 8
+    run(tmp_path / "alone")
+    run(tmp_path)
+    mine = {key: value for key, value in contents(tmp_path).items() if not key.startswith("alone")}
+    assert mine == contents(tmp_path / "alone")
+
+
+def test_the_newest_states_stay(tmp_path):
+    run(tmp_path / "two")
+    assert [path.name for path in states(tmp_path / "two")] == ["state-00000012.ckpt", "state-00000008.ckpt"]
+    run(tmp_path / "one", keep=1)
+    assert [path.name for path in states(tmp_path / "one")] == ["state-00000012.ckpt"]
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        run(tmp_path, keep=0)
+
+
+def test_state_of_an_earlier_version_continues(tmp_path):
+    run(tmp_path / "alone")
+    run(tmp_path / "mine", stop_at=6, keep=1)
+    stored = torch.load(tmp_path / "mine/state-00000006.ckpt", weights_only=True)
+    torch.save({k: stored[k] for k in stored if k not in ("meter", "processes")}, tmp_path / "mine/last.ckpt")
+    (tmp_path / "mine/state-00000006.ckpt").unlink()
+    run(tmp_path / "mine")
+    assert contents(tmp_path / "mine") == contents(tmp_path / "alone")
+
+
+def test_best_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatch):
+    scores = {3: -1.0, 6: 2.0, 9: 1.0, 12: 1.5}
+    steps = iter(scores)
+    monkeypatch.setattr(training, "validate", lambda *_: {"rec_snr_db": scores[next(steps)]})
+    run(tmp_path, stop_at=3)
+    assert Autoencoder.load(tmp_path / "best", "cpu").metadata["step"] == 3
+    run(tmp_path, stop_at=6)
+    run(tmp_path)
+    assert Autoencoder.load(tmp_path / "best", "cpu").metadata["step"] == 6
+    assert Autoencoder.load(tmp_path, "cpu").metadata["step"] == 12
+
+
+# ---------------------------------------------------------------- logs
+
+
+def test_log_gains_columns(tmp_path):
+    path = tmp_path / "validation.csv"
+    path.write_text("step,a\n1,0.5\n2,0.25\n3,0.125\n")
+    log = Log(path, 2)
+    log.write({"step": 3, "a": 1, "b": 7})
+    log.write({"step": 4, "b": 8})
+    assert path.read_text().split() == ["step,a,b", "1,0.5,", "2,0.25,", "3,1,7", "4,,8"]
+    assert (log.best("a"), log.best("b"), log.best("c")) == (1, 8, -torch.inf)
+
+
+@pytest.mark.parametrize("text", ["", "st", "step,a", "step,a\n", "step,a\n1"])
+def test_log_cut_at_its_beginning(tmp_path, text):
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    Log(path, 5).write({"step": 1, "a": 2})
+    assert path.read_text().split() == ["step,a", "1,2"]
+
+
+def test_decoder_linearity_is_measured():
+    class Toy:
+        def __init__(self, decode):
+            self.decode = lambda z, length: decode(z)[:, 0, :length]
+
+        encode = staticmethod(lambda audio: audio[:, None])
+        transform = staticmethod(lambda audio: audio)
+
+    audio = Noise().crops(range(4), 1000, 0)
+    linear = training.validate(Toy(lambda z: 3 * z), audio)
+    bent = training.validate(Toy(lambda z: torch.tanh(20 * z)), audio)
+    for key in ("dec_homogeneity_snr_db", "dec_additivity_snr_db"):
+        assert linear[key] > 100
+    assert bent["dec_homogeneity_snr_db"] < 20
+    assert bent["dec_additivity_snr_db"] > 100  # its encoder adds: both sides decode the same latent
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch):
+    def full(audio, progress, *_):
+        if progress > 0.5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return augment(audio, progress, *_)
+
+    monkeypatch.setattr(training, "augment", full)
+    settings = r"batch_size \(4\), crop_frames \(32\), precision \(auto\).*--regroup.*Tried to allocate"
+    with pytest.raises(OutOfMemoryError, match=rf"at step 7 .*{tmp_path} at step 4\. Lower {settings}"):
+        run(tmp_path)
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_processes_share_the_crops_of_a_batch():
+    config = recipe("test", batch_size=8)
+    for step in (0, 3):
+        whole = StepBatches(config, Noise(), 0, 1)[step]
+        for world in (2, 4):
+            parts = [StepBatches(config, Noise(), rank, world)[step] for rank in range(world)]
+            assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(StepBatches(config, Noise(), 0, 1)[0], StepBatches(config, Noise(), 0, 1)[1])
+
+
+@pytest.mark.parametrize("devices", [3, 8])
+def test_batch_that_cannot_be_shared(tmp_path, devices):
+    with pytest.raises(ValueError, match=rf"batch_size 8 cannot be shared by {devices} processes"):
+        run(tmp_path, recipe("test", batch_size=8), devices=devices)
+
+
+def shared_gradients(config, world: int) -> tuple[list[torch.Tensor], Autoencoder]:
+    """Gradients of step 0 and the model after all steps, of `world` processes as the rule states them."""
+    torch.manual_seed(config.seed)
+    model = Autoencoder(config.autoencoder)
+    objective, first = Objective(model, config), []
+    optimizer = torch.optim.RAdam(model.parameters(), lr=config.learning_rate)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(step, config)
+        optimizer.zero_grad()
+        for rank in range(world):
+            generate = generator(config.seed, step, rank, 1)
+            audio = StepBatches(config, Noise(), rank, world)[step]
+            batch = augment(audio, step / config.steps, config.linearity, generate)
+            (objective(batch, step, generate) / world).backward()
+        first = first or [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+    return first, model
+
+
+def relative(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    got, expected = (torch.cat([x.flatten() for x in part]) for part in (got, expected))
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path, caplog):
+    changes = SMALL | {"steps": 3, "checkpoint_every": 1}
+    finish(start("train", tmp_path, {"keep": 3}, changes, torchrun=2))
+    config = recipe("test", **changes)
+    gradients, model = shared_gradients(config, 2)
+    state = torch.load(tmp_path / "state-00000001.ckpt", weights_only=True)
+    momenta = state["optimizer"]["state"]  # after one step, a tenth of the gradient
+    got = [10 * momenta[i]["exp_avg"] for i in range(len(momenta))]
+    assert relative(got, gradients) < 1e-5
+    assert relative(got, shared_gradients(config, 1)[0]) > 0.01  # other mixtures, gains and noise
+    state = torch.load(tmp_path / "state-00000003.ckpt", weights_only=True)
+    assert relative(list(state["model"].values()), list(model.network.state_dict().values())) < 1e-5
+
+    config = recipe("test", **changes)
+    with pytest.raises(ValueError, match=r"2 processes trained this state, now there are 1\..*--regroup"):
+        run(tmp_path, config)
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, config, regroup=True)
+    assert "2 processes trained this state, now there are 1: from step 3 on" in caplog.text
+
+
+def test_a_signal_to_one_process_stops_all(tmp_path):
+    """Here with processes that Fabric starts; the signal reaches one of them."""
+    process = start("train", tmp_path, {"devices": 2}, SMALL | {"steps": 100_000})
+    while not (tmp_path / "log.csv").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    stored = torch.load(states(tmp_path)[0], weights_only=True)
+    assert stored["processes"] == 2
+    assert Autoencoder.load(tmp_path, "cpu").metadata["step"] == stored["step"]
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+SLURM = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
+
+
+@pytest.mark.parametrize(("launcher", "environment"), [("torchrun", TORCHRUN), ("SLURM", SLURM)])
+def test_launchers_are_recognised(monkeypatch, launcher, environment):
+    assert launched(None, None) == (1, 1)
+    assert launched(2, 3) == (2, 3)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert launched(None, None) == launched(4, None) == launched(4, 2) == (4, 2)
+    with pytest.raises(ValueError, match=rf"{launcher} started 4 processes on each of 2 nodes.*devices=1"):
+        launched(1, None)
