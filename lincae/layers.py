@@ -18,6 +18,47 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(normalisation_groups(channels), channels)
 
 
+class _NormSiLUConv(torch.autograd.Function):
+    """`conv(silu(group_norm(x)))` that keeps x alone for the backward pass, which computes the two maps
+    between again: they are as large as x, and cheap beside the convolution."""
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, weight, bias, groups, eps, padding):
+        x = x.contiguous()
+        ctx.sizes, ctx.eps, ctx.padding = (x.shape[0], x.shape[1], x[0, 0].numel(), groups), eps, padding
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight)
+        h = torch.native_group_norm(x, norm_weight, norm_bias, *ctx.sizes, eps)[0]
+        return _convolution(F.silu(h, inplace=True), weight, bias, padding)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, norm_weight, norm_bias, weight = ctx.saved_tensors
+        h, mean, rstd = torch.native_group_norm(x, norm_weight, norm_bias, *ctx.sizes, ctx.eps)
+        n = x.dim() - 2
+        needed, grad = ctx.needs_input_grad, grad.contiguous()
+        options = ([1] * n, ctx.padding, [1] * n, False, [0] * n, 1, [True, *needed[3:5]])
+        sizes = [weight.shape[0]]
+        grad, *of_conv = torch.ops.aten.convolution_backward(grad, F.silu(h), weight, sizes, *options)
+        grad = torch.ops.aten.silu_backward(grad.contiguous(), h)
+        norms = (x, mean, rstd, norm_weight, *ctx.sizes, needed[:3])
+        return *torch.ops.aten.native_group_norm_backward(grad, *norms), *of_conv, None, None, None
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int]) -> Tensor:
+    n = len(padding)
+    return torch.ops.aten.convolution(x, weight, bias, [1] * n, padding, [1] * n, False, [0] * n, 1)
+
+
+def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(silu(norm(x)))` of `(B, channels, ...)`; on a CPU with a backward pass that keeps less."""
+    if x.device.type != "cpu":
+        return conv(F.silu(norm(x)))
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    x, weight, bias = x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype)
+    settings = norm.num_groups, norm.eps, list(conv.padding)
+    return _NormSiLUConv.apply(x, norm.weight, norm.bias, weight, bias, *settings)
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """The module with all parameters zero: a residual branch that starts as the identity."""
     for parameter in module.parameters():
@@ -59,10 +100,11 @@ class ResBlock(nn.Module):
         self.attention = FrequencyAttention(c_out, heads) if heads else None
 
     def forward(self, x: Tensor, noise_embedding: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        # in place: a convolution does not need its output for the backward pass, and maps are large
+        h = norm_silu_conv(self.norm1, self.conv1, x)
         if noise_embedding is not None:
-            h = h + self.noise_shift(noise_embedding)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h))) + self.shortcut(x)
+            h.add_(self.noise_shift(noise_embedding)[:, :, None, None])
+        h = norm_silu_conv(self.norm2, self.conv2, h).add_(self.shortcut(x))
         return h if self.attention is None else self.attention(h)
 
 

@@ -264,16 +264,16 @@ class Denoiser(nn.Module):
         skips = []
         for level, maps in zip(self.down_levels, condition.down, strict=True):
             for block, projected in zip(level.blocks, maps, strict=True):
-                h = block((h + projected) / math.sqrt(2), embedding)
+                h = block(torch.add(h, projected).mul_(0.5**0.5), embedding)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
         for level, maps in zip(reversed(self.up_levels), reversed(condition.up), strict=True):
             for block, projected in zip(level.blocks, maps, strict=True):
-                h = block((h + skips.pop() + projected) / math.sqrt(3), embedding)
+                h = block(torch.add(h, skips.pop()).add_(projected).mul_(3**-0.5), embedding)
             if level.resample is not None:
                 h = level.resample(h)
-        h = F.silu(self.norm_out((h + condition.out) / math.sqrt(2)))
+        h = F.silu(self.norm_out(torch.add(h, condition.out).mul_(0.5**0.5)))
         return self.conv_out(h * (1 + self.gain_out(raw_embedding))[:, None, :, None])
 
 

@@ -42,6 +42,7 @@ from .runs import (
     OutOfMemoryError,
     commit,
     explained,
+    keep_freed_memory,
     launched,
     leave_interrupts,
     newest,
@@ -199,6 +200,8 @@ def train(
         precision = "bf16-mixed" if device_.type == "cuda" else "32-true"
     fabric = Fabric(accelerator=device_.type, devices=devices, num_nodes=nodes, precision=precision)
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     model = Autoencoder(config.autoencoder, name or run_dir.name)
     ema = copy.deepcopy(model).eval().requires_grad_(False).to(fabric.device)
