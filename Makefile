@@ -32,6 +32,11 @@ ifneq ($(DATASET)$(MODELS),)
 # Another question than the committed one: other figures, always asked anew (finished chunks are kept in runs/).
 RUN := runs/$(or $(notdir $(DATASET)),evaluation)
 NOTEBOOKS := $(filter 02_% 03_% 04_% 05_% 06_%,$(NOTEBOOKS))
+ifneq ($(wildcard $(or $(DATASET),-)/.),)
+ifeq ($(wildcard $(DATASET)/*/drums.wav $(DATASET)/*/bass.wav $(DATASET)/*/other.wav $(DATASET)/*/vocals.wav),)
+NOTEBOOKS := $(filter-out 04_% 05_%,$(NOTEBOOKS)) # a folder without stems: nothing to add or separate
+endif
+endif
 ANEW := anew
 absolute = $(if $(wildcard $1),$(abspath $1),$1)
 quoted = "$(call absolute,$1)"
@@ -42,7 +47,7 @@ PARAMETERS += $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))' -p n_trac
   -p seconds $(or $(SECONDS_EACH),100000))
 PARAMETERS += $(if $(MODELS),-p models '[$(subst $(empty) $(empty),$(comma),$(foreach m,$(MODELS),$(call quoted,$m)))]')
 ifdef MUSDB_PATH
-export MUSDB_PATH := $(abspath $(MUSDB_PATH))
+override export MUSDB_PATH := $(abspath $(MUSDB_PATH))
 endif
 endif
 EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
