@@ -113,8 +113,8 @@ class Meter:
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed, for the next step, on a CPU.
 
-    By default it returns blocks of more than 32 MiB, which feature maps are, to the system at once, and a
-    fifth of a step goes into taking them anew, page by page. Without glibc nothing changes.
+    By default it returns blocks of more than 32 MiB, which feature maps are, to the system at once, and every
+    step takes them anew, page by page. Without glibc nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
