@@ -22,7 +22,7 @@ from torch import Tensor
 
 CHANNEL_MODES = ("mono", "mean", "all")
 # libsndfile format, subtype, and whether samples beyond +-1 survive
-_WRITERS = {
+WRITERS = {
     ".wav": ("WAV", "FLOAT", True),
     ".flac": ("FLAC", "PCM_24", False),
     ".mp3": ("MP3", "MPEG_LAYER_III", False),
@@ -99,7 +99,7 @@ def read_audio(
         raise ValueError(f"channels must be one of {CHANNEL_MODES}, got {channels!r}")
     if start_s < 0 or (seconds is not None and seconds <= 0):
         raise ValueError(f"start_s must be >= 0 and seconds > 0, got {start_s} and {seconds}")
-    with _opened(path) as file:
+    with opened(path) as file:
         rate, start = file.samplerate, round(start_s * file.samplerate)
         wanted = file.frames - start if seconds is None else min(file.frames - start, round(seconds * rate))
         if wanted <= 0:
@@ -108,17 +108,23 @@ def read_audio(
             )
         if channels == "mono" and file.channels > 1:
             raise ValueError(f'{path}: has {file.channels} channels, not one: use channels="mean"')
-        lead_in = min(start, _lead_in(file, start + wanted))
-        file.seek(start - lead_in)
-        block = file.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
-    if len(block) < wanted:
-        raise AudioFileError(f"{path}: truncated, {len(block)} of {wanted} frames could be read")
-    if not np.isfinite(block).all():
-        bad = np.argwhere(~np.isfinite(block))
-        raise AudioFileError(f"{path}: {len(bad)} non-finite samples, first at frame {start + bad[0, 0]}")
+        block = read_frames(file, start, wanted)
     audio = torch.from_numpy(np.ascontiguousarray(block.T))
     audio = audio if channels == "all" else audio.mean(0)
     return (audio, rate) if sample_rate is None else (resample(audio, rate, sample_rate), sample_rate)
+
+
+def read_frames(file, start: int, wanted: int) -> np.ndarray:
+    """Frames (wanted, channels) of a soundfile.SoundFile, from `start` on. AudioFileError as `read_audio`."""
+    name, lead_in = os.fsdecode(file.name), min(start, _lead_in(file, start + wanted))
+    file.seek(start - lead_in)
+    block = file.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
+    if len(block) < wanted:
+        raise AudioFileError(f"{name}: truncated, {len(block)} of {wanted} frames could be read")
+    if not np.isfinite(block).all():
+        bad = np.argwhere(~np.isfinite(block))
+        raise AudioFileError(f"{name}: {len(bad)} non-finite samples, first at frame {start + bad[0, 0]}")
+    return block
 
 
 def _lead_in(file, stop: int) -> int:
@@ -137,19 +143,19 @@ def _lead_in(file, stop: int) -> int:
 
 def audio_header(path: str | Path) -> tuple[int, int]:
     """Sample rate and number of frames that a file states. Raises as `read_audio`."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.samplerate, file.frames
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path):
+def opened(path: str | Path):
     """A soundfile.SoundFile of a file that has samples; its errors become AudioFileError."""
     import soundfile
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # as text it refuses names that are not UTF-8
             if file.frames == 0:
                 raise AudioFileError(f"{path}: holds no samples")
             if missing := _missing_bytes(file.extra_info):
@@ -177,13 +183,13 @@ def write_audio(path: str | Path, audio: Tensor, sample_rate: int) -> None:
     .flac and .mp3, which would clip them.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise ValueError(f"{path}: extension must be one of {tuple(_WRITERS)}")
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"{path}: extension must be one of {tuple(WRITERS)}")
     if audio.ndim not in (1, 2):
         raise ValueError(f"{path}: audio must have shape (T,) or (channels, T), got {tuple(audio.shape)}")
     import soundfile
 
-    container, subtype, holds_any_level = _WRITERS[path.suffix.lower()]
+    container, subtype, holds_any_level = WRITERS[path.suffix.lower()]
     block = check_audio(torch.atleast_2d(audio.detach()), name=str(path)).float().cpu()
     peak = block.abs().max().item()
     if peak > 1 and not holds_any_level:

@@ -94,3 +94,39 @@ class NoisyDecoder(Linear):
     def decode(self, z, length=None, seed=0):
         noise = torch.randn(length, generator=generator(seed))
         return super().decode(z, length) + self.level * noise
+
+
+class Streams(Linear):
+    """The linear reference block by block, in constant memory; `longest`: of the blocks it was given."""
+
+    longest = 0
+
+    def encode_stream(self, blocks):
+        window, total, frames, held = 4 * self.hop, 0, 0, None
+        for block in blocks:
+            self.longest, total = max(self.longest, block.shape[1]), total + block.shape[1]
+            before = block.new_zeros(len(block), 3 * self.hop) if held is None else held
+            held = torch.cat([before, block], 1)
+            if held.shape[1] >= window:
+                z = self._frames(held)
+                frames, held = frames + z.shape[-1], held[:, z.shape[-1] * self.hop :]
+                yield z
+        left = -(-total // self.hop) + 3 - frames
+        yield self._frames(torch.nn.functional.pad(held, (0, (left + 3) * self.hop - held.shape[1])))
+
+    def _frames(self, padded):
+        frames = padded.unfold(1, 4 * self.hop, self.hop) * torch.hann_window(4 * self.hop)
+        spectrum = torch.fft.rfft(frames).transpose(1, 2)
+        return torch.cat([spectrum.real, spectrum.imag], 1)
+
+    def decode_stream(self, latents, length=None, seed=0, steps=1, first_frame=0):
+        position, held = -3 * self.hop, None  # frames of silence stand before the first
+        for z in latents:
+            before = z.new_zeros(*z.shape[:2], 3) if held is None else held
+            joined = torch.cat([before, z], -1)
+            held = joined[..., -3:]
+            audio = super().decode(joined)  # as many hops as `z` has frames
+            start, stop = max(-position, 0), None if length is None else max(length - position, 0)
+            position += audio.shape[1]
+            if audio[:, start:stop].numel():
+                yield audio[:, start:stop]

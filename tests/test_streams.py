@@ -1,0 +1,156 @@
+"""Audio block by block: the same as at once, whatever the rate, the length and the format."""
+
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lincae import streams
+from lincae.audio import AudioFileError, generator, read_audio
+from lincae.streams import decode_blocks, encode_file, read_blocks, write_blocks
+from tests.fakes import RATE, Linear, Streams
+
+
+def noise(n_samples, channels=1, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, (n_samples, channels)).astype(np.float32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n_samples=st.integers(1, 3000),
+    rates=st.sampled_from([(8000, RATE), (192000, RATE), (44100, RATE), (RATE, RATE), (22050, 44100)]),
+    channels=st.sampled_from(["mean", "all"]),
+    block_s=st.sampled_from([0.003, 0.05, 10.0]),
+)
+def test_blocks_are_the_file(tmp_path_factory, n_samples, rates, channels, block_s):
+    path = tmp_path_factory.mktemp("file") / "a.wav"
+    soundfile.write(path, noise(n_samples, 2), rates[0], "FLOAT")
+    blocks = list(read_blocks(path, rates[1], channels, block_s))
+    expected, _ = read_audio(path, rates[1], channels=channels)
+    joined = torch.cat(blocks, 1)
+    assert joined.shape == torch.atleast_2d(expected).shape
+    torch.testing.assert_close(joined, torch.atleast_2d(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3", "ogg"])
+def test_compressed_files_are_read_block_by_block(tmp_path, suffix):
+    soundfile.write(tmp_path / f"a.{suffix}", noise(3 * RATE), RATE)
+    joined = torch.cat(list(read_blocks(tmp_path / f"a.{suffix}", block_s=0.1)), 1)
+    expected, _ = read_audio(tmp_path / f"a.{suffix}")
+    torch.testing.assert_close(joined[0], expected, atol=1e-6, rtol=0)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    samples = noise(RATE)[:, 0]
+    samples[9000] = np.nan
+    soundfile.write(tmp_path / "nan.wav", samples, RATE, "FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", noise(10, 2), RATE)
+    soundfile.write(tmp_path / "empty.wav", noise(0), RATE)
+    (tmp_path / "text.wav").write_text("no audio")
+    blocks = read_blocks(tmp_path / "nan.wav", block_s=0.5)
+    assert next(blocks).shape == (1, 8000)
+    for name, options, words in (
+        ("nan.wav", {}, r"nan\.wav: 1 non-finite samples, first at frame 9000"),
+        ("stereo.wav", {"channels": "mono"}, r"stereo\.wav: has 2 channels, not one"),
+        ("empty.wav", {}, r"empty\.wav: holds no samples"),
+        ("text.wav", {}, r"text\.wav: cannot be read as audio"),
+        ("text.wav", {"channels": "left"}, "channels must be one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            list(read_blocks(tmp_path / name, **options))
+    with pytest.raises(AudioFileError, match=r"absent\.wav: no such audio file"):
+        encode_file(Linear(), tmp_path / "absent.wav")
+
+
+def test_a_file_that_ends_early_is_an_error(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", noise(RATE), RATE)
+    monkeypatch.setattr(soundfile.SoundFile, "frames", property(lambda self: RATE + 5))
+    with pytest.raises(AudioFileError, match=r"a\.wav: truncated, 16000 of 16005 frames"):
+        list(read_blocks(tmp_path / "a.wav"))
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_written_blocks_are_read_back(tmp_path, suffix):
+    audio = torch.from_numpy(noise(5000, 2).T.copy())
+    write_blocks(tmp_path / "sub" / f"a.{suffix}", audio.split(700, 1), RATE)
+    read, rate = read_audio(tmp_path / "sub" / f"a.{suffix}", channels="all")
+    assert rate == RATE
+    torch.testing.assert_close(read, audio, atol=0 if suffix == "wav" else 2**-23, rtol=0)
+    loud = [audio, 3 * audio]
+    if suffix == "flac":
+        with pytest.raises(ValueError, match=r"a\.flac: peak 1\.\d+ would be clipped"):
+            write_blocks(tmp_path / "sub" / "a.flac", loud, RATE)
+        assert torch.equal(read_audio(tmp_path / "sub" / "a.flac", channels="all")[0], read)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == [f"a.{suffix}"]
+
+
+def test_what_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.ogg: extension must be one of"):
+        write_blocks(tmp_path / "a.ogg", [torch.zeros(1, 5)], RATE)
+    with pytest.raises(ValueError, match=r"a\.wav: nothing to write"):
+        write_blocks(tmp_path / "a.wav", [], RATE)
+    with pytest.raises(ValueError, match=r"a\.wav has 1 non-finite samples"):
+        write_blocks(tmp_path / "a.wav", [torch.zeros(1, 5), torch.full((1, 1), torch.nan)], RATE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_files_are_rf64(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "WAV_BYTES", 100)
+    write_blocks(tmp_path / "a.wav", [torch.ones(1, 50)], RATE, n_samples=50)
+    assert (tmp_path / "a.wav").read_bytes()[:4] == b"RF64"
+    assert torch.equal(read_audio(tmp_path / "a.wav")[0], torch.ones(50))
+
+
+def test_a_full_disk_is_said(tmp_path):
+    code = f"""
+import resource, signal, torch
+from lincae.streams import write_blocks
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, {resource.RLIM_INFINITY}))
+try:
+    write_blocks({str(tmp_path / "a.wav")!r}, [torch.zeros(1, 16000)] * 10, 16000)
+except OSError as error:
+    assert "cannot be written, is the disk full?" in str(error), error
+    print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "told\n", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_encoded_and_decoded_block_by_block(tmp_path, monkeypatch):
+    """A model with streams is never given more than a block; the others are given all."""
+    soundfile.write(tmp_path / "a.wav", noise(5 * RATE, 2), RATE, "FLOAT")
+    audio, _ = read_audio(tmp_path / "a.wav", channels="all")
+    streaming, whole = Streams(), Linear()
+    monkeypatch.setattr(streams.read_blocks, "__defaults__", (None, "mean", 0.2))
+    latents = {}
+    for model in (streaming, whole):
+        n_samples, parts = encode_file(model, tmp_path / "a.wav", "all")
+        assert n_samples == audio.shape[1]
+        latents[model] = torch.cat(list(parts), -1)
+        decoded = list(decode_blocks(model, latents[model].split(9, -1), n_samples))
+        torch.testing.assert_close(torch.cat(decoded, 1), audio, atol=1e-5, rtol=0)
+    assert streaming.longest == 0.2 * RATE
+    assert streaming.encoded == 0  # items encoded at once
+    torch.testing.assert_close(latents[streaming], latents[whole])
+
+
+def test_blocks_are_drawn_as_they_are_asked_for(tmp_path):
+    """Decoding starts before the last latents are there."""
+    model, given = Streams(), []
+
+    def latents():
+        for k in range(4):
+            given.append(k)
+            yield torch.randn(1, 2 * 257, 10, generator=generator(k))
+
+    blocks = decode_blocks(model, latents())
+    next(blocks)
+    assert given == [0]
