@@ -1,0 +1,264 @@
+"""Latents on disk: whose they are, and shards that a killed process leaves whole.
+
+A shard is a safetensors file with the latents of one or more audio files, each as one or more tensors
+(B, C, L) of consecutive frames, B being the channels of the file. Its header says, as JSON under
+`lincae.latents`, which model made them (`describe`) and what they are (`Entry`).
+
+Until a shard is full, its tensors stand in `NAME.data`, byte after byte, and `NAME.jsonl` has one line for
+every audio file whose latents are whole and on the disk. A line is added last, so that a crash costs the file
+that was being encoded, and no other.
+
+Not LitData: it brings torchvision, whose wheels do not load beside a CPU-only torch; and a safetensors slice
+is one read from a memory map.
+
+Axis legend: `B` batch (channels of a file), `T` samples, `C` latent channels, `L` latent frames.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .audio import AutoencoderLike, atomic_write
+from .runs import flat
+
+VERSION = 1
+KEY = "lincae.latents"  # of the description in a shard's header
+SUFFIX = ".safetensors"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+CODES = {"float32": "F32", "float16": "F16"}  # of safetensors
+TENSOR_VALUES = 2**20  # of one tensor, at most: what is held in memory while a long file is encoded
+# Settings that say how a signal is cut for the network, not what its latents mean.
+CUTTING = ("window_frames", "context_frames")
+
+
+class LatentFileError(ValueError):
+    """Latents on disk that cannot be used; the message names the file."""
+
+
+# ---------------------------------------------------------------- whose latents
+
+
+def fingerprint(model: AutoencoderLike) -> str:
+    """sha256 (hex) of what decides a model's latents: its weights, as float32, and its settings.
+
+    The same on every device and after saving and loading in float32. Settings at their default do not
+    count, so that a later version with more settings finds the same; nor do the name, the metadata, and how
+    long signals are cut into windows.
+    """
+    traits = ("sample_rate", "latent_rate", "hop", "drive")
+    settings = {key: getattr(model, key) for key in traits if hasattr(model, key)}
+    config = getattr(model, "config", None)
+    if dataclasses.is_dataclass(config):
+        # through JSON, where a tuple is a list
+        own, default = (flat(json.loads(json.dumps(dataclasses.asdict(c)))) for c in (config, type(config)()))
+        settings |= {k: v for k, v in own.items() if k not in CUTTING and v != default.get(k)}
+    network = getattr(model, "network", getattr(model, "vae", None))
+    kind = model.name if network is None else type(network).__name__  # a baseline is its name
+    digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
+    state = {} if network is None else network.state_dict()
+    for key in sorted(state):
+        value = state[key].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(model: AutoencoderLike) -> dict[str, Any]:
+    """What a shard says of the model: name, fingerprint, sample rate (Hz), latent frames per second."""
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint(model),
+        "sample_rate": model.sample_rate,
+        "latent_rate": model.latent_rate,
+    }
+
+
+def check_same_model(found: dict[str, Any], wanted: dict[str, Any], where: str | Path) -> None:
+    """Raises LatentFileError, naming both, where two descriptions have different fingerprints."""
+    if found["fingerprint"] != wanted["fingerprint"]:
+        ours, theirs = (f"{m['name']} (hash {m['fingerprint'][:16]})" for m in (wanted, found))
+        raise LatentFileError(f"{where} holds latents of another model: {theirs}, not of {ours}")
+
+
+# ---------------------------------------------------------------- entries
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The latents of one audio file: `channels` items of `n_samples` at the model's rate each.
+
+    `parts`: first frame and number of frames of every tensor.
+    """
+
+    file: str
+    n_samples: int
+    channels: int
+    latent_channels: int
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def n_frames(self) -> int:
+        return sum(frames for _, frames in self.parts)
+
+    @property
+    def n_values(self) -> int:
+        return self.channels * self.latent_channels * self.n_frames
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Entry":
+        return cls(**{**values, "parts": tuple(map(tuple, values["parts"]))})
+
+
+def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
+    """What a shard says of its model and its dtype, and its entries.
+
+    Raises FileNotFoundError; LatentFileError for another or a damaged file, or another version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of latents")
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except SafetensorError as error:
+        raise LatentFileError(f"{path} is not a whole safetensors file: {error}") from error
+    if text is None:
+        raise LatentFileError(f"{path} is a safetensors file, but not one of latents")
+    header = json.loads(text)
+    if header["version"] != VERSION:
+        raise LatentFileError(f"{path}: latents of version {header['version']}, this lincae reads {VERSION}")
+    return header, [Entry.from_json(entry) for entry in header.pop("entries")]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def in_parts(latents: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Consecutive (B, C, L_i) cut anew, into tensors of TENSOR_VALUES at most, whatever the L_i."""
+    held: list[Tensor] = []
+    for z in latents:
+        size = max(1, TENSOR_VALUES // (z.shape[0] * z.shape[1]))
+        held.append(z)
+        while sum(h.shape[-1] for h in held) >= size:
+            joined = torch.cat(held, -1)
+            yield joined[..., :size]
+            held = [joined[..., size:]]
+    if held and (rest := torch.cat(held, -1)).shape[-1]:
+        yield rest
+
+
+class Shard:
+    """A shard on its way: `add` files, then `finish`. A new one of the same path continues a killed one."""
+
+    def __init__(self, path: str | Path, model: dict[str, Any], dtype: str = "float32", anew: bool = False):
+        """`anew`: leave out what a killed process wrote. Raises OSError; ValueError for an unknown dtype."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
+        self.path, self.model, self.dtype = Path(path), model, dtype
+        self.data, self.journal = self.path.with_suffix(".data"), self.path.with_suffix(".jsonl")
+        self.entries = []
+        for orphan in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+            orphan.unlink()
+        if anew or self.path.exists():  # killed between the last two steps of `finish`
+            self.discard()
+        lines, written = b"", self.data.stat().st_size if self.data.exists() else 0
+        for line, entry in journalled(self.journal):
+            if self.n_bytes + self._bytes(entry) > written:
+                break
+            self.entries.append(entry)
+            lines += line
+        for file, size in ((self.data, self.n_bytes), (self.journal, len(lines))):
+            if file.exists():  # what a killed process wrote of its last file
+                os.truncate(file, size)
+
+    def _bytes(self, entry: Entry) -> int:
+        return entry.n_values * DTYPES[self.dtype].itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(map(self._bytes, self.entries))
+
+    def add(self, name: str, latents: Iterable[Tensor], n_samples: int) -> Entry:
+        """Write the latents (B, C, L_i) of one audio file, consecutive in time, and then its line.
+
+        `n_samples`: of the file, at the model's rate. What fails leaves the files before as they are. Raises
+        OSError, e.g. on a full disk; LatentFileError for values that are not finite, or too large for
+        float16, and for no frames.
+        """
+        parts, frame, start, shape = [], 0, self.n_bytes, (0, 0)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.data.open("ab") as file:
+            file.truncate(start)  # of a file that failed
+            for part in in_parts(latents):
+                stored = part.detach().to("cpu", DTYPES[self.dtype]).contiguous()
+                if not torch.isfinite(stored).all():
+                    finite = bool(torch.isfinite(part).all())
+                    fix = f"exceed {self.dtype}: use float32" if finite else "are not finite"
+                    raise LatentFileError(f"{name}: latents from frame {frame} on {fix}")
+                file.write(stored.numpy())
+                parts.append((frame, part.shape[-1]))
+                frame, shape = frame + part.shape[-1], part.shape[:2]
+            if not parts:
+                raise LatentFileError(f"{name}: no latents")
+            file.flush()
+            os.fsync(file.fileno())
+        entry = Entry(name, n_samples, *shape, tuple(parts))
+        with self.journal.open("ab") as file:
+            file.write(json.dumps(dataclasses.asdict(entry)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)
+        return entry
+
+    def finish(self) -> None:
+        """Make the safetensors file, if there is anything to put in. Raises OSError."""
+        if self.entries:
+            header = {"version": VERSION, "dtype": self.dtype, "model": self.model}
+            header["entries"] = [dataclasses.asdict(entry) for entry in self.entries]
+            tensors: dict[str, Any] = {"__metadata__": {KEY: json.dumps(header)}}
+            start = 0
+            for k, entry in enumerate(self.entries):
+                for p, (_, frames) in enumerate(entry.parts):
+                    shape = (entry.channels, entry.latent_channels, frames)
+                    stop = (
+                        start + entry.channels * entry.latent_channels * frames * DTYPES[self.dtype].itemsize
+                    )
+                    described = {"dtype": CODES[self.dtype], "shape": shape, "data_offsets": [start, stop]}
+                    tensors[tensor_name(k, p)], start = described, stop
+            text = json.dumps(tensors).encode()
+            text += b" " * (-len(text) % 8)
+            with atomic_write(self.path) as file, self.data.open("rb") as data:
+                file.write(len(text).to_bytes(8, "little") + text)
+                shutil.copyfileobj(data, file, 2**20)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what is not finished."""
+        # the journal first: without it the data is nothing, with it and without data it would seem damaged
+        self.journal.unlink(missing_ok=True)
+        self.data.unlink(missing_ok=True)
+
+
+def tensor_name(entry: int, part: int) -> str:
+    return f"{entry}.{part}"
+
+
+def journalled(journal: Path) -> Iterator[tuple[bytes, Entry]]:
+    """The whole lines of a journal, and what they say; nothing where there is none."""
+    try:
+        lines = journal.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return
+    for line in lines:
+        if line.endswith(b"\n"):  # a crash may have cut the last one
+            yield line, Entry.from_json(json.loads(line))

@@ -1,0 +1,308 @@
+"""Mixing on latents: for the exactly linear reference, the waveform operations that it stands for."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lincae
+from lincae.audio import generator, read_audio
+from lincae.baselines import StftAutoencoder
+from lincae.latent_sets import LatentDataset
+from lincae.latents import (
+    automation,
+    check_latents,
+    fade,
+    frame_of,
+    gain,
+    left_right,
+    main,
+    mid_side,
+    mix,
+    pan,
+)
+
+RATE, HOP = 16000, 128
+MODEL = StftAutoencoder(RATE, HOP)
+LATENT_RATE = MODEL.latent_rate
+
+
+def noise(n_samples, items=1, seed=0):
+    return 0.3 * torch.randn(items, n_samples, generator=generator(seed))
+
+
+def close(decoded, expected, atol=2e-6):
+    torch.testing.assert_close(decoded, expected, atol=atol, rtol=0)
+
+
+# ---------------------------------------------------------------- gains
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 0.25, -2.0])
+def test_a_gain_is_a_gain(amplitude):
+    audio = noise(3000, items=2)
+    close(MODEL.decode(gain(MODEL.encode(audio), amplitude), 3000), amplitude * audio)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(2000, 9000))
+def test_automation_is_a_gain_smoothed_by_three_frames_at_most(seed, n_samples):
+    audio, rng = noise(n_samples, seed=seed), np.random.default_rng(seed)
+    times = np.sort(rng.uniform(0, n_samples / RATE, 4)) + np.arange(4) * 0.1
+    points = list(zip(times.tolist(), rng.uniform(-30, 12, 4).tolist(), strict=True))
+    z = MODEL.encode(audio)
+    curve = automation(points, z.shape[-1], LATENT_RATE)
+    seconds = np.arange(n_samples) / RATE
+    true = 10 ** (np.interp(seconds, *zip(*points, strict=True)) / 20)  # a second opinion
+    error = MODEL.decode(gain(z, curve), n_samples) - torch.from_numpy(true) * audio
+    slope = float(np.abs(np.diff(true)).max() * HOP * 3)
+    assert (error.abs() <= slope * audio.abs() + 1e-5).all()
+    # what the smoothing is: squared windows of the frames that hold a sample
+    window = torch.hann_window(4 * HOP, dtype=torch.float64).square() / 1.5
+    smooth = torch.zeros((z.shape[-1] + 3) * HOP, dtype=torch.float64)
+    for frame, value in enumerate(curve):
+        smooth[frame * HOP : (frame + 4) * HOP] += value * window
+    close(MODEL.decode(gain(z, curve), n_samples), (smooth[3 * HOP :][:n_samples] * audio).float(), 1e-5)
+
+
+def test_automation_between_and_beyond_its_points():
+    curve = automation([(0.1, -20.0), (0.3, 0.0)], 5, latent_rate=10.0)
+    expected = torch.tensor([0.1, 0.1, 10**-0.5, 1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(curve, expected)
+    assert torch.equal(automation([(5.0, 0.0)], 3, 10.0), torch.ones(3, dtype=torch.float64))
+
+
+def test_items_may_have_curves_of_their_own():
+    z = torch.ones(2, 3, 4)
+    curves = torch.arange(8.0).reshape(2, 4)
+    assert torch.equal(gain(z, curves)[:, 1], curves)
+    assert gain(z.half(), curves).dtype == torch.float16
+
+
+def test_fades():
+    n_samples, in_s, out_s = 8000, 0.1, 0.2
+    audio, t = noise(n_samples), torch.arange(n_samples) / RATE
+    true = (t / in_s).clamp(max=1).minimum((n_samples / RATE - t) / out_s)
+    z = fade(MODEL.encode(audio), LATENT_RATE, in_s, out_s, length_s=n_samples / RATE)
+    error = MODEL.decode(z, n_samples) - true * audio
+    assert (error.abs() <= 3 / LATENT_RATE / in_s * audio.abs() + 1e-5).all()
+    assert error.square().sum() < 0.01 * audio.square().sum()
+    assert not z[..., 0].any()
+    plain = MODEL.encode(audio)
+    assert torch.equal(fade(plain, LATENT_RATE), plain)
+
+
+# ---------------------------------------------------------------- mixing
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 3000), st.integers(0, 20), st.floats(-2, 2)), min_size=1, max_size=4)
+)
+def test_a_mix_is_the_sum_of_delayed_signals(stems):
+    n_samples = max(length + HOP * frame for length, frame, _ in stems)
+    true, latents = torch.zeros(1, n_samples), []
+    for k, (length, frame, amplitude) in enumerate(stems):
+        audio = noise(length, seed=k)
+        true[:, frame * HOP :][:, :length] += amplitude * audio
+        latents.append(MODEL.encode(audio))
+    offsets = [frame * HOP / RATE for _, frame, _ in stems]
+    mixed, placed = mix(latents, LATENT_RATE, offsets, [amplitude for *_, amplitude in stems], exact=True)
+    assert placed == pytest.approx(offsets)
+    close(MODEL.decode(mixed, n_samples), true, 1e-5)
+
+
+def test_offsets_are_rounded_to_frames():
+    latents = [torch.ones(1, 2, 5), torch.ones(1, 2, 5)]
+    mixed, placed = mix(latents, 100.0, [0.0, 0.0349])
+    assert placed == [0.0, 0.03]
+    assert mixed[0, 0].tolist() == [1, 1, 1, 2, 2, 1, 1, 1]
+    with pytest.raises(
+        ValueError, match=r"0\.0349 s lies between latent frames, those at 0\.030000 s and 0\.04"
+    ):
+        mix(latents, 100.0, [0.0, 0.0349], exact=True)
+    assert frame_of(1.1, 10.0, exact=True) == 11  # 11.000000000000002
+    assert all(abs(frame_of(k / 977, 43.07) / 43.07 - k / 977) <= 0.5 / 43.07 + 1e-12 for k in range(977))
+
+
+def test_mixing_leaves_its_inputs():
+    latents = [torch.ones(1, 2, 5), torch.ones(1, 2, 5)]
+    mix(latents, 100.0)
+    assert all(torch.equal(z, torch.ones(1, 2, 5)) for z in latents)
+
+
+# ---------------------------------------------------------------- stereo
+
+
+@pytest.mark.parametrize("position", [-1.0, -0.4, 0.0, 1.0])
+def test_panning(position):
+    audio = noise(3000)
+    left, right = MODEL.decode(pan(MODEL.encode(audio), position), 3000)
+    angle = (position + 1) * math.pi / 4
+    close(torch.stack([left, right]), torch.cat([math.cos(angle) * audio, math.sin(angle) * audio]))
+    assert (left.square() + right.square()).sum() == pytest.approx(audio.square().sum().item(), rel=1e-4)
+
+
+def test_panning_along_a_curve_keeps_the_power():
+    z = MODEL.encode(noise(5000))
+    panned = pan(z, torch.linspace(-1, 1, z.shape[-1]))
+    torch.testing.assert_close(panned.square().sum(0), z[0].square())
+    assert not panned[1, :, 0].any()
+    assert panned[0, :, -1].abs().max() < 1e-5
+
+
+def test_mid_and_side():
+    stereo = noise(3000, items=2)
+    z = mid_side(MODEL.encode(stereo))
+    mid, side = MODEL.decode(z, 3000)
+    close(mid, stereo.mean(0))
+    close(side, (stereo[0] - stereo[1]) / 2)
+    close(MODEL.decode(left_right(z), 3000), stereo)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda z: gain(z, torch.ones(3)), r"\(3,\) for \(2, 4, 5\)"),
+        (lambda z: gain(z, math.nan), "a gain must be finite"),
+        (lambda z: gain(z[0], 1.0), r"must have shape \(B, C, L\), got \(4, 5\)"),
+        (lambda z: gain(z[..., :0], 1.0), "must have shape"),
+        (lambda z: automation([], 5, 10.0), "points are"),
+        (lambda z: automation([(0, 0), (0, 1)], 5, 10.0), "times that increase"),
+        (lambda z: automation([(0, -math.inf)], 5, 10.0), "finite"),
+        (lambda z: fade(z, 10.0, in_s=-1), r"fit into 0\.5 s, got -1 s"),
+        (lambda z: fade(z, 10.0, in_s=0.4, out_s=0.2), r"fit into 0\.5 s"),
+        (lambda z: mix([], 10.0), "at least one latent"),
+        (lambda z: mix([z], 10.0, [0.0, 1.0]), "1 latents, 2 offsets and 1 gains"),
+        (lambda z: mix([z, z[:1]], 10.0), r"\(B, C\), got \[\(1, 4\), \(2, 4\)\]"),
+        (lambda z: mix([z, z[:, :3]], 10.0), r"\(B, C\), got \[\(2, 3\), \(2, 4\)\]"),
+        (lambda z: mix([z], 10.0, [-0.1]), r"finite and >= 0 s, got -0\.1"),
+        (lambda z: mix([z], 10.0, [math.nan]), "finite and >= 0 s, got nan"),
+        (lambda z: mix([z, z / 0], 10.0), "latents 1 are not finite, first at item 0, channel 0, frame 0"),
+        (lambda z: pan(z), r"to pan must have shape \(1, C, L\), got \(2, 4, 5\)"),
+        (lambda z: pan(z[:1], 1.5), r"between -1 \(left\) and 1"),
+        (lambda z: pan(z[:1], math.nan), r"between -1 \(left\) and 1"),
+        (lambda z: mid_side(z[:1]), r"must have shape \(2, C, L\), got \(1, 4, 5\)"),
+        (lambda z: left_right(z[:1]), r"must have shape \(2, C, L\)"),
+        (lambda z: check_latents(z * math.nan), "not finite"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.ones(2, 4, 5))
+
+
+# ---------------------------------------------------------------- command line
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model = lincae.Autoencoder(lincae.recipe("test").autoencoder, "untrained")
+    return str(model.save(tmp_path_factory.mktemp("model")))
+
+
+def run(*arguments):
+    """Exit status or message."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code or 0
+
+
+def test_single_files(tmp_path, capsys):
+    """Encode, mix, decode and info: the sum of the waveforms, at the offsets that were printed."""
+    audio = {name: noise(n, seed=n)[0] for name, n in (("a", 30000), ("b", 20000))}
+    for name, samples in audio.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 44100, "FLOAT")
+        assert (
+            run("encode", tmp_path / f"{name}.wav", tmp_path / f"{name}.safetensors", "--model", "stft") == 0
+        )
+    latents = [tmp_path / f"{name}.safetensors" for name in audio]
+    mixed = tmp_path / "mixed.safetensors"
+    assert run("mix", *latents, mixed, "--gains-db", "0", "-6", "--offsets-s", "0", "0.4") == 0
+    assert "0.000000 s, 0.394739 s" in capsys.readouterr().out  # frame 34 of 512 samples
+    assert run("decode", mixed, tmp_path / "mixed.wav", "--model", "stft") == 0
+    expected = torch.zeros(34 * 512 + 20000)
+    expected[:30000] += audio["a"]
+    expected[34 * 512 :] += 10 ** (-6 / 20) * audio["b"]
+    close(read_audio(tmp_path / "mixed.wav")[0], expected, 1e-5)
+    assert run("info", mixed) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out[: out.rindex("}") + 1])["model"]["name"] == "stft"
+    assert "0.848 s" in out
+    assert not list(tmp_path.glob("*.data"))
+
+
+def test_a_stretch_is_decoded_at_its_place(tmp_path):
+    audio = noise(60000, items=2)
+    soundfile.write(tmp_path / "a.wav", audio.T, 44100, "FLOAT")
+    arguments = ("--model", "stft", "--dtype", "float16", "--channels", "all")
+    assert run("encode", tmp_path / "a.wav", tmp_path / "a.safetensors", *arguments) == 0
+    out = ("--start-s", "0.5", "--seconds", "0.4")
+    assert run("decode", tmp_path / "a.safetensors", tmp_path / "part.wav", "--model", "stft", *out) == 0
+    part, _ = read_audio(tmp_path / "part.wav", channels="all")
+    first = round(0.5 * 44100 / 512) * 512
+    inside = slice(4 * 512, part.shape[1] - 4 * 512)
+    close(part[:, inside], audio[:, first : first + part.shape[1]][:, inside], 1e-3)
+    assert LatentDataset(tmp_path / "a.safetensors").dtype == "float16"
+
+
+def test_an_autoencoder_by_its_checkpoint(tmp_path, checkpoint):
+    soundfile.write(tmp_path / "a.wav", noise(3 * 8000)[0], 8000, "FLOAT")
+    assert run("encode", tmp_path / "a.wav", tmp_path / "a.safetensors", "--model", checkpoint) == 0
+    stored, model = LatentDataset(tmp_path / "a.safetensors"), lincae.load(checkpoint)
+    audio, _ = read_audio(tmp_path / "a.wav", RATE)
+    torch.testing.assert_close(stored[0][None], model.encode(audio[None]))
+    options = ("--seed", "3", "--device", "cpu")
+    assert run("decode", tmp_path / "a.safetensors", tmp_path / "b.wav", "--model", checkpoint, *options) == 0
+    decoded = model.decode(stored[0][None], audio.numel(), seed=3)
+    close(read_audio(tmp_path / "b.wav")[0], decoded[0], 1e-5)
+
+
+def test_errors_of_the_command_line(tmp_path, checkpoint):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", noise(2000)[0], RATE)
+    ours, theirs, out = (tmp_path / f"{name}.safetensors" for name in ("ours", "theirs", "out"))
+    run("encode", tmp_path / "a.wav", ours, "--model", "stft")
+    run("encode", tmp_path / "a.wav", theirs, "--model", "tanh")
+    (tmp_path / "text.safetensors").write_text("text")
+    (tmp_path / "text.wav").write_text("text")
+    two = [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for arguments, words in (
+        (["decode", ours, tmp_path / "x.wav", "--model", "tanh"], "latents of another model: stft (hash "),
+        (["decode", ours, tmp_path / "x.wav", "--model", "tanh"], "not of tanh (hash "),
+        (["decode", ours, tmp_path / "x.ogg", "--model", "stft"], "x.ogg: extension must be one of"),
+        (["decode", ours, tmp_path / "x.wav", "--model", "stft", "--file", "z"], "has 1 files (a.wav"),
+        (
+            ["decode", ours, tmp_path / "x.wav", "--model", "stft", "--start-s", "9"],
+            "frames 0..13, wanted all from 775 on",
+        ),
+        (["decode", ours, tmp_path / "x.wav", "--model", "stft", "--seconds", "-1"], "a.wav has frames"),
+        (["decode", tmp_path / "no.safetensors", "x.wav", "--model", "stft"], "no such file of latents"),
+        (
+            ["decode", tmp_path / "text.safetensors", "x.wav", "--model", "stft"],
+            "not a whole safetensors file",
+        ),
+        (["info", f"{checkpoint}/model.safetensors"], "a safetensors file, but not one of latents"),
+        (["info", tmp_path], "holds no latents"),
+        (["mix", ours, theirs, out], "latents of another model: tanh (hash "),
+        (["mix", ours, out, "--offsets-s", "-1"], "finite and >= 0 s"),
+        (["mix", ours, out, "--offsets-s", "0", "1"], "2 offsets"),
+        (["mix", ours, ours, out, "--offsets-s", "0", "0.001", "--exact"], "lies between latent frames"),
+        (["encode", *two, out, "--model", "stft"], "takes one audio file"),
+        (["encode", tmp_path / "text.wav", out, "--model", "stft"], "text.wav: cannot be read as audio"),
+        (["encode", tmp_path / "no", tmp_path / "set", "--model", "stft"], "does not exist"),
+        (["encode", tmp_path, tmp_path / "set", "--model", "no"], "unknown model 'no'"),
+    ):
+        message = run(*arguments)
+        assert str(message).startswith("error: "), message
+        assert words in message
+    assert not out.exists()
+    assert not list(tmp_path.glob("out.*"))
