@@ -166,7 +166,7 @@ class Shard:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
         self.path, self.model, self.dtype = Path(path), model, dtype
         self.data, self.journal = self.path.with_suffix(".data"), self.path.with_suffix(".jsonl")
-        self.entries = []
+        self.entries, self.n_bytes = [], 0
         for orphan in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
             orphan.unlink()
         if anew or self.path.exists():  # killed between the last two steps of `finish`
@@ -175,7 +175,7 @@ class Shard:
         for line, entry in journalled(self.journal):
             if self.n_bytes + self._bytes(entry) > written:
                 break
-            self.entries.append(entry)
+            self._note(entry)
             lines += line
         for file, size in ((self.data, self.n_bytes), (self.journal, len(lines))):
             if file.exists():  # what a killed process wrote of its last file
@@ -184,9 +184,9 @@ class Shard:
     def _bytes(self, entry: Entry) -> int:
         return entry.n_values * DTYPES[self.dtype].itemsize
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(map(self._bytes, self.entries))
+    def _note(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self.n_bytes += self._bytes(entry)
 
     def add(self, name: str, latents: Iterable[Tensor], n_samples: int) -> Entry:
         """Write the latents (B, C, L_i) of one audio file, consecutive in time, and then its line.
@@ -217,7 +217,7 @@ class Shard:
             file.write(json.dumps(dataclasses.asdict(entry)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.entries.append(entry)
+        self._note(entry)
         return entry
 
     def finish(self) -> None:

@@ -19,7 +19,7 @@ import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import safe_open
@@ -44,7 +44,7 @@ from .streams import BLOCK_S, decode_blocks, encode_file
 from .tracks import audio_files
 
 MANIFEST, SKIPPED = "latents.json", "skipped.csv"
-SHARD_BYTES = 2**27
+SHARD_BYTES, SHARD_FILES = 2**27, 10_000  # a shard is full with either; its header is not to grow too long
 CHANNELS = ("mean", "all")
 OPEN_SHARDS = 32  # that a dataset keeps mapped, in each process
 
@@ -120,7 +120,7 @@ def encode_corpus(
             for name in tqdm(mine, "encoding", unit="file", disable=not progress or rank > 0):
                 if name in done:
                     continue
-                if shard is not None and shard.n_bytes >= SHARD_BYTES:
+                if shard is not None and (shard.n_bytes >= SHARD_BYTES or len(shard.entries) >= SHARD_FILES):
                     shard.finish()
                     shard, number = None, number + 1
                 shard = shard or Shard(out / f"{rank:05d}-{number:06d}{SUFFIX}", described, dtype)
@@ -183,23 +183,30 @@ def _claim(out: Path, manifest: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _alone(path: Path, problem: str) -> Iterator[None]:
     """Hold a lock that ends with the process, however it ends. Raises ValueError where another has it."""
-    import fcntl
-
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file, wait=False)
         except BlockingIOError as error:
             raise ValueError(f"{problem}: wait for it, or end it") from error
         yield
 
 
-def _report(out: Path, others: Set[str], skipped: dict[str, str]) -> None:
-    """List what this process skipped, beside what is listed of the `others`' files."""
+def _lock(file: IO, wait: bool) -> None:
     import fcntl
 
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:  # some file systems of clusters have no locks
+        log.warning("%s cannot be locked: start no second run on this folder (%s)", file.name, error)
+
+
+def _report(out: Path, others: Set[str], skipped: dict[str, str]) -> None:
+    """List what this process skipped, beside what is listed of the `others`' files."""
     path = out / SKIPPED
     with (out / f".{SKIPPED}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock, wait=True)
         known = read_skipped(out)
         rows = {name: reason for name, reason in known.items() if name in others} | skipped
         if rows == known:
@@ -243,13 +250,14 @@ class LatentDataset(Dataset):
             )
         if unfinished := list(self.source.glob("*.data")):
             log.warning("%s: encoding goes on or was killed; %d shards are missing", source, len(unfinished))
-        self._entries: dict[str, tuple[Path, int, Entry]] = {}
+        found: dict[str, tuple[Path, int, Entry]] = {}
         for path in paths:
             header, entries = read_header(path)
             if path == paths[0]:
                 self.model, self.dtype = header["model"], header["dtype"]
             check_same_model(header["model"], self.model, path)
-            self._entries |= {entry.file: (path, k, entry) for k, entry in enumerate(entries)}
+            found |= {entry.file: (path, k, entry) for k, entry in enumerate(entries)}
+        self._entries = dict(sorted(found.items()))  # which process wrote a file does not matter
         shortest = 1 if crop_frames is None else crop_frames
         self._items = [
             (entry.file, channel)

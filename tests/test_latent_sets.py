@@ -214,6 +214,21 @@ def test_unfinished_sets_are_told(corpus, tmp_path, monkeypatch, caplog):
     assert "encoding goes on or was killed; 1 shards are missing" in caplog.text
 
 
+def test_file_systems_without_locks(corpus, tmp_path, monkeypatch, caplog):
+    def unsupported(file, flags):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    assert encode_corpus(Streams(), [corpus], tmp_path, progress=False).encoded == 5
+    assert ".00000.lock cannot be locked: start no second run" in caplog.text
+
+
+def test_shards_hold_so_many_files_at_most(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_sets, "SHARD_FILES", 2)
+    encode_corpus(Streams(), [corpus], tmp_path, progress=False)
+    assert [len(read_header(path)[1]) for path in sorted(tmp_path.glob("0*.safetensors"))] == [2, 2, 1]
+
+
 def test_a_rank_belongs_to_one_process(corpus, tmp_path):
     out = tmp_path / "out"
 
