@@ -146,15 +146,17 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
 def in_parts(latents: Iterable[Tensor]) -> Iterator[Tensor]:
     """Consecutive (B, C, L_i) cut anew, into tensors of TENSOR_VALUES at most, whatever the L_i."""
     held: list[Tensor] = []
+    frames = 0
     for z in latents:
         size = max(1, TENSOR_VALUES // (z.shape[0] * z.shape[1]))
         held.append(z)
-        while sum(h.shape[-1] for h in held) >= size:
-            joined = torch.cat(held, -1)
-            yield joined[..., :size]
-            held = [joined[..., size:]]
-    if held and (rest := torch.cat(held, -1)).shape[-1]:
-        yield rest
+        frames += z.shape[-1]
+        if frames >= size:
+            *whole, rest = torch.cat(held, -1).split(size, -1)
+            yield from whole
+            held, frames = [rest], rest.shape[-1]
+    if frames:
+        yield torch.cat(held, -1)
 
 
 class Shard:
