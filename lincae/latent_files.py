@@ -163,9 +163,7 @@ class Shard:
     """A shard on its way: `add` files, then `finish`. A new one of the same path continues a killed one."""
 
     def __init__(self, path: str | Path, model: dict[str, Any], dtype: str = "float32", anew: bool = False):
-        """`anew`: leave out what a killed process wrote. Raises OSError; ValueError for an unknown dtype."""
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
+        """`dtype`: one of DTYPES; `anew`: leave out what a killed process wrote. Raises OSError."""
         self.path, self.model, self.dtype = Path(path), model, dtype
         self.data, self.journal = self.path.with_suffix(".data"), self.path.with_suffix(".jsonl")
         self.entries, self.n_bytes = [], 0
@@ -173,10 +171,8 @@ class Shard:
             orphan.unlink()
         if anew or self.path.exists():  # killed between the last two steps of `finish`
             self.discard()
-        lines, written = b"", self.data.stat().st_size if self.data.exists() else 0
-        for line, entry in journalled(self.journal):
-            if self.n_bytes + self._bytes(entry) > written:
-                break
+        lines = b""
+        for line, entry in journalled(self.journal, dtype):
             self._note(entry)
             lines += line
         for file, size in ((self.data, self.n_bytes), (self.journal, len(lines))):
@@ -255,12 +251,18 @@ def tensor_name(entry: int, part: int) -> str:
     return f"{entry}.{part}"
 
 
-def journalled(journal: Path) -> Iterator[tuple[bytes, Entry]]:
-    """The whole lines of a journal, and what they say; nothing where there is none."""
+def journalled(journal: Path, dtype: str) -> Iterator[tuple[bytes, Entry]]:
+    """The lines of a journal, and what they say, as far as they are whole and their data is on the disk."""
     try:
         lines = journal.read_bytes().splitlines(keepends=True)
+        left = journal.with_suffix(".data").stat().st_size
     except FileNotFoundError:
         return
     for line in lines:
-        if line.endswith(b"\n"):  # a crash may have cut the last one
-            yield line, Entry.from_json(json.loads(line))
+        if not line.endswith(b"\n"):  # a crash may have cut the last one
+            return
+        entry = Entry.from_json(json.loads(line))
+        left -= entry.n_values * DTYPES[dtype].itemsize
+        if left < 0:
+            return
+        yield line, entry

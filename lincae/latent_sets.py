@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from .audio import AudioFileError, AutoencoderLike, atomic_write, generator
 from .latent_files import (
+    DTYPES,
     SUFFIX,
     VERSION,
     Entry,
@@ -103,14 +104,15 @@ def encode_corpus(
     out = Path(out)
     if not 0 <= rank < world:
         raise ValueError(f"rank must lie in 0..{world - 1}, got {rank}")
-    if channels not in CHANNELS:
-        raise ValueError(f"channels must be one of {CHANNELS}, got {channels!r}")
+    for name, value, allowed in (("channels", channels, CHANNELS), ("dtype", dtype, tuple(DTYPES))):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     files = named_files(folders)
     described = describe(model)
     _claim(out, {"version": VERSION, "dtype": dtype, "channels": channels, "model": described})
     with _alone(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
         # journals first: what one holds may be in a shard a moment later, but never the other way round
-        done = {entry.file for journal in out.glob("*.jsonl") for _, entry in journalled(journal)}
+        done = {entry.file for path in out.glob("*.jsonl") for _, entry in journalled(path, dtype)}
         done |= {entry.file for path in _shards(out) for entry in read_header(path)[1]}
         shard = _continued(out, described, dtype, rank, world)
         numbers = [int(path.stem.split("-")[1]) for path in out.glob(f"{rank:05d}-*{SUFFIX}")]

@@ -207,6 +207,26 @@ def test_another_number_of_processes_continues(corpus, tmp_path):
     assert len(LatentDataset(tmp_path / "out").files) == 5
 
 
+def test_moments_that_a_kill_seldom_meets(corpus, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    encode_corpus(Streams(), [corpus], whole, progress=False)
+    interrupted(corpus, out, 3)
+    data, journal = out / "00000-000000.data", out / "00000-000000.jsonl"
+    # within the line of a file; a line whose data did not reach the disk; a temporary shard
+    journal.write_bytes(journal.read_bytes() + b'{"file": "corpus/one')
+    os.truncate(data, data.stat().st_size - 1)
+    (out / ".00000-000000.safetensors.123.tmp").touch()
+    kept = data.read_bytes(), journal.read_bytes()
+    assert encode_corpus(Streams(), [corpus], out, progress=False).encoded == 3
+    assert contents(out) == contents(whole)
+    # between the shard and the removal of what it was made from
+    data.write_bytes(kept[0])
+    journal.write_bytes(kept[1])
+    assert encode_corpus(Streams(), [corpus], out, progress=False).present == 5
+    assert contents(out) == contents(whole)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
 def test_unfinished_sets_are_told(corpus, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(latent_sets, "SHARD_BYTES", 7 * 10**5)
     interrupted(corpus, tmp_path / "out", 2)
