@@ -39,7 +39,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CODES = {"float32": "F32", "float16": "F16"}  # of safetensors
 TENSOR_VALUES = 2**20  # of one tensor, at most: what is held in memory while a long file is encoded
 # Settings that say how a signal is cut for the network, not what its latents mean.
-CUTTING = ("window_frames", "context_frames")
+CUTTING = ("window_frames", "context_frames", "norm_frames")
 
 
 class LatentFileError(ValueError):
