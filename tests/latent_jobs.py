@@ -17,7 +17,7 @@ from lincae import latent_files, latent_sets
 from lincae.latent_sets import encode_corpus
 from tests.fakes import Streams
 
-N_KILLS = 25
+N_KILLS = 15
 
 
 class Logged(Streams):
