@@ -3,6 +3,8 @@
 Axis legend: `B` batch; feature maps are `(B, channels, F_level, N_level)`, frequency by frames.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,19 +126,49 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement, then a convolution."""
+    """Nearest-neighbour enlargement, then a convolution; on a CPU as one convolution of the small grid.
+
+    The enlarged grid repeats its values, so that most taps of the kernel fall on equal ones: each phase
+    (output row and column modulo the factors) is a convolution with two taps per enlarged axis, sums of the
+    kernel's. The same numbers for 2.5 (frequency alone) or 2.25 times fewer multiplications.
+    """
 
     def __init__(self, c_in: int, c_out: int, kind: str):
         super().__init__()
         if kind == FREQUENCY:
-            self.factor = (4, 1)
-            self.conv = nn.Conv2d(c_in, c_out, (5, 1), padding=(2, 0))
+            self.factor, taps = (4, 1), (5, 1)
         else:
-            self.factor = (2, 2)
-            self.conv = nn.Conv2d(c_in, c_out, 3, padding=1)
+            self.factor, taps = (2, 2), (3, 3)
+        self.conv = nn.Conv2d(c_in, c_out, taps, padding=(taps[0] // 2, taps[1] // 2))
+        for axis, *sizes in zip(("rows", "columns"), self.factor, taps, strict=True):
+            self.register_buffer(axis, phases(*sizes), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+        """`(B, c_in, F, N)` -> `(B, c_out, 4 F, N)` or `(B, c_out, 2 F, 2 N)`."""
+        if x.device.type != "cpu":
+            return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+        (n_rows, n_columns), (n_bins, n_frames), weight = self.factor, x.shape[2:], self.conv.weight
+        kernels = torch.einsum("pst,qrj,oitj->opqisr", self.rows, self.columns, weight).flatten(0, 2)
+        bias = self.conv.bias.repeat_interleave(n_rows * n_columns)
+        padding = self.rows.shape[1] - 1, self.columns.shape[1] - 1
+        h = F.conv2d(x, kernels, bias, padding=padding).unflatten(1, (-1, n_rows, n_columns))
+        out = h.new_empty(*h.shape[:2], n_bins, n_rows, n_frames, n_columns)
+        for p, q in itertools.product(range(n_rows), range(n_columns)):
+            # the first half of the phases reaches one value back, the second half one forward
+            i, j = p >= n_rows / 2, q >= n_columns / 2
+            out[:, :, :, p, :, q] = h[:, :, p, q, i : i + n_bins, j : j + n_frames]
+        return out.flatten(4, 5).flatten(2, 3)
+
+
+def phases(factor: int, taps: int) -> Tensor:
+    """`(factor, neighbours, taps)`: which taps of a kernel on the enlarged axis fall on which value of the
+    small one: the value before and the phase's own (first half of the phases), or its own and the next."""
+    matrix = torch.zeros(factor, min(factor, 2), taps)
+    for phase in range(factor):
+        for tap in range(taps):
+            neighbour = (phase + tap - taps // 2) // factor  # -1, 0 or 1 values away
+            matrix[phase, neighbour + (phase < factor // 2), tap] = 1
+    return matrix
 
 
 class NoiseEmbedding(nn.Module):

@@ -96,6 +96,12 @@ class Objective(nn.Module):
             return self.model.transform(audio)
 
 
+def compile_network(model: Autoencoder, backend: str) -> None:
+    """Let a backend of torch.compile take the parts of the network; the state dict stays as it is."""
+    for part in model.network.children():
+        part.compile(backend=backend)
+
+
 def learning_rate(step: int, config: TrainingConfig) -> float:
     """Linear from 0 over the warm-up, then a cosine to the final rate at `steps` (section 3.3)."""
     if step < config.warmup_steps:
@@ -170,6 +176,7 @@ def train(
     workers: int = 0,
     keep: int = 2,
     regroup: bool = False,
+    compiler: str | None = None,
     stop_at: int | None = None,
     progress: bool = True,
 ) -> Autoencoder:
@@ -178,7 +185,7 @@ def train(
     `validation`: held-out audio `(B, T)` for `validate`. `devices`: processes on each of `nodes` machines (by
     default what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data
     for each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another
-    number of processes.
+    number of processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first.
 
     Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
@@ -205,6 +212,8 @@ def train(
     torch.manual_seed(config.seed)
     model = Autoencoder(config.autoencoder, name or run_dir.name)
     ema = copy.deepcopy(model).eval().requires_grad_(False).to(fabric.device)
+    if compiler:
+        compile_network(model, compiler)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.RAdam(parameters, lr=config.learning_rate, foreach=True)
     objective, optimizer = fabric.setup(Objective(model, config), optimizer)
@@ -343,13 +352,13 @@ def main(arguments: list[str] | None = None) -> None:
     folder = "run folder, continued if it exists (default: runs/PRESET-VARIANT); under torchrun the long name"
     parser.add_argument("--run-folder", "--run", dest="run", metavar="FOLDER", help=folder)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    parser.add_argument(
-        "--devices", type=int, help="processes per node (default: those of torchrun or SLURM, or 1)"
-    )
+    per_node = "processes per node (default: those of torchrun or SLURM, or 1)"
+    parser.add_argument("--devices", type=int, help=per_node)
     parser.add_argument("--nodes", type=int, help="machines that share the run folder (default: likewise)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load data, for each device")
     parser.add_argument("--keep", type=int, default=2, help="training states to keep")
     parser.add_argument("--regroup", action="store_true", help="continue a run of other devices x nodes")
+    parser.add_argument("--compiler", metavar="BACKEND", help="torch.compile the network, e.g. inductor")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. steps=1000 linearity.gain_max=2"
     )
@@ -364,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
             held_out = training_data(options.validation, rate)
         elif options.data == ["synthetic"]:
             held_out, seed = training_data(options.data, rate, split="test"), 0
-        given = ("device", "devices", "nodes", "workers", "keep", "regroup")
+        given = ("device", "devices", "nodes", "workers", "keep", "regroup", "compiler")
         train(
             config,
             data,

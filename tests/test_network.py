@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.layers import Upsample
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
 
 TEST = MODEL_PRESETS["test"]
@@ -165,3 +166,19 @@ def test_every_preset_encodes_and_decodes():
         model = Autoencoder(MODEL_PRESETS[preset]).eval()
         audio = 0.1 * randn(1, 3000)
         assert model.decode(model.encode(audio), length=3000).shape == (1, 3000)
+
+
+@pytest.mark.parametrize("kind", [FREQUENCY, BOTH])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 2)])
+def test_enlargement_by_phases_is_enlargement_then_convolution(kind, size):
+    torch.manual_seed(0)
+    layer = Upsample(4, 6, kind).double()
+    x = randn(2, 4, *size).double().requires_grad_()
+    plain = layer.conv(torch.nn.functional.interpolate(x, scale_factor=layer.factor, mode="nearest"))
+    towards = randn(*plain.shape, seed=1).double()
+    inputs = [x, *layer.conv.parameters()]
+    torch.testing.assert_close(layer(x), plain, rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad((plain * towards).sum(), inputs)
+    torch.testing.assert_close(
+        torch.autograd.grad((layer(x) * towards).sum(), inputs), expected, rtol=1e-11, atol=1e-11
+    )

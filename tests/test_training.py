@@ -78,6 +78,16 @@ def test_resume_is_exact(bank, tmp_path, workers):
         ]
 
 
+def test_compiled_training_is_training(bank, tmp_path):
+    config = recipe("test", steps=3, log_every=1)
+    for folder, compiler in (("plain", None), ("compiled", "aot_eager")):
+        run(config, bank, tmp_path / folder, compiler=compiler)
+    plain, compiled = (rows(tmp_path / folder / "log.csv") for folder in ("plain", "compiled"))
+    assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in plain], rel=1e-4)
+    expected, got = (state_of(tmp_path / folder) for folder in ("plain", "compiled"))
+    assert got.keys() == expected.keys()
+
+
 def test_resume_drops_log_rows_after_the_checkpoint(bank, tmp_path):
     config = recipe("test", steps=20, checkpoint_every=10, log_every=2)
     run(config, bank, tmp_path, stop_at=10)
