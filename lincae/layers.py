@@ -8,6 +8,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
 
@@ -69,7 +70,10 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class FrequencyAttention(nn.Module):
-    """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens."""
+    """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens.
+
+    On a CPU the backward pass computes what lies between again: it is seven times as large as x.
+    """
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -81,6 +85,11 @@ class FrequencyAttention(nn.Module):
         nn.init.zeros_(self.to_qkv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            return checkpoint(self.attend, x, use_reentrant=False, preserve_rng_state=False)
+        return self.attend(x)
+
+    def attend(self, x: Tensor) -> Tensor:
         batch, channels, n_bins, n_frames = x.shape
         tokens = self.norm(x).permute(0, 3, 2, 1).reshape(batch * n_frames, n_bins, channels)
         q, k, v = self.to_qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
