@@ -273,9 +273,9 @@ class Autoencoder(nn.Module):
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         half = torch.autocast(self.device.type, torch.bfloat16)
-        with half if self.precision == "bf16" else contextlib.nullcontext():
-            with SlidingNorm(n_latents, self.config.norm_frames):
-                yield
+        precision = half if self.precision == "bf16" else contextlib.nullcontext()
+        with precision, SlidingNorm(n_latents, self.config.norm_frames):
+            yield
 
     def _encoded(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Checked audio `(B, t_i)` to latents `(B, C, l_i)`."""

@@ -142,8 +142,9 @@ def cut(parts: Iterable[Tensor], edge: int, length: int | None) -> Iterator[Tens
             tape.forget(stop)
         if n_yielded == length:
             return
-    if length is not None:
-        raise ValueError(f"length is {length}, but the stream held {n_yielded} samples")
+    if length is not None or n_yielded == 0:
+        wanted = 1 if length is None else length
+        raise ValueError(f"{wanted} samples were wanted, but the stream held {n_yielded}")
 
 
 def joined(parts: Iterable[Tensor], out: Tensor) -> Tensor:
@@ -211,4 +212,4 @@ def sliding_group_norm(
     scale, shift = (s.to(x.dtype).view(shape) for s in (scale, shift))
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         scale, shift = (s.contiguous(memory_format=torch.channels_last) for s in (scale, shift))
-    return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
+    return torch.addcmul(shift, x, scale)
