@@ -7,7 +7,7 @@
     python benchmarks/inference.py --only precision            # bf16 against fp32, bundled checkpoints
 
 All three run the same network at random weights (no time depends on them) on the same noise-like audio,
-alternating, one call of each as a warm-up on one second. Best settings: the peers' whole signal at once,
+each in a process of its own, after a warm-up on one second. Best settings: the peers' whole signal at once,
 and windows of 3 s without overlap for linear-cae (`windows`: least work per sample, though its seams are
 audible), no gradients anywhere, mixed precision as they have it (CUDA only, encoder only); ours as it is, on
 a CPU after `keep_freed_memory`, which gains as much for any PyTorch program: `same allocator` rows give it to
@@ -158,26 +158,26 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
     """Rows of all models at one length."""
     flags = ["--device", asked.device, *(["--cpu-time"] if asked.cpu_time else [])]
     device = "cpu" if asked.device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
-    names = ["fp32", *PEERS, "bf16"]
-    results = {(n, n in ("fp32", "bf16")): None for n in names}
-    if asked.device == "cpu" and asked.same_allocator:
-        results |= {(n, True): None for n in PEERS}
-    for name, keep in results:
-        results[name, keep] = call("--measure", name, "--seconds", seconds, *flags, *(["--keep"] * keep))
-        print(name, "keeps memory" if keep else "", *results[name, keep], flush=True)
     clock_name = ", process time" if asked.cpu_time else ""
-    for precision in ("fp32", "bf16"):
-        ours = results[precision, True]
-        for (peer, keep), theirs in results.items():
-            if peer in PEERS:
-                setting = f"{precision} {seconds:g} s vs {peer}{', same allocator' * keep}{clock_name}"
-                for row, mine, other in zip(("encode", "decode"), ours, theirs, strict=False):
-                    add_row(row, device, setting, mine, other, other / mine, "s")
-                add_row("memory", device, setting, ours[2], theirs[2], theirs[2] / ours[2], "MiB")
-        for row, mine in zip(("encode", "decode"), ours, strict=False):
-            add_row(
-                row, device, f"{precision} {seconds:g} s{clock_name}", seconds / mine, "", "", "x real time"
-            )
+
+    def timed(name: str, keep: bool) -> list[float]:
+        found = call("--measure", name, "--seconds", seconds, *flags, *(["--keep"] * keep))
+        print(name, "keeps memory" if keep else "", *found, flush=True)
+        return found
+
+    ours = {}
+    for name in ("fp32", "bf16"):
+        ours[name] = timed(name, True)
+        for row, mine in zip(("encode", "decode"), ours[name], strict=False):
+            add_row(row, device, f"{name} {seconds:g} s{clock_name}", seconds / mine, "", "", "x real time")
+    for keep in (False, True) if asked.device == "cpu" and asked.same_allocator else (False,):
+        for peer in PEERS:
+            theirs = timed(peer, keep)
+            for name, mine in ours.items():
+                setting = f"{name} {seconds:g} s vs {peer}{', same allocator' * keep}"
+                for row, a, b in zip(("encode", "decode"), mine, theirs, strict=False):
+                    add_row(row, device, setting + clock_name, a, b, b / a, "s")
+                add_row("memory", device, setting, mine[2], theirs[2], theirs[2] / mine[2], "MiB")
 
 
 # ---------------------------------------------------------------- memory of streams, precision

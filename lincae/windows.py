@@ -193,11 +193,26 @@ def sliding_group_norm(
 ) -> Tensor:
     """GroupNorm of `(B, channels, ..., N)`, each frame by the statistics of `width` <= N frames around it."""
     (batch, channels), n_frames = x.shape[:2], x.shape[-1]
-    sums, squares = x.float(), x.float().square()
-    if x.dim() == 4:  # over frequency, without a second map
-        sums = x.sum(2, dtype=torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32).square()
-    moments = torch.stack((sums, squares)).unflatten(2, (groups, -1)).sum(3)  # (2, B, groups, N)
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    # (outer, F, inner) in the order of memory: reductions over the middle are fast, those of 4 axes are not
+    rows = x.permute(0, 2, 3, 1).flatten(2) if last else x.reshape(batch * channels, -1, n_frames)
+
+    def per_channel(values: Tensor) -> Tensor:
+        """(outer, inner) -> (B, channels, N)"""
+        if last:
+            return values.view(batch, n_frames, channels).transpose(1, 2)
+        return values.view(batch, channels, n_frames)
+
+    def per_row(values: Tensor) -> Tensor:
+        """(B, channels, N) -> (outer, 1, inner)"""
+        return (values.transpose(1, 2) if last else values).reshape(len(rows), 1, -1).to(x.dtype)
+
+    sums = rows.sum(1, dtype=torch.float32)
+    # in parts that stay in the cache
+    size = max(1, 2**18 // (rows.shape[1] * rows.shape[2])) if not last else max(1, 2**18 // rows.shape[1])
+    squares = [part.float().square().sum(1) for part in rows.split(size, dim=2 if last else 0)]
+    squares = torch.cat(squares, dim=1 if last else 0)
+    moments = torch.stack((per_channel(sums), per_channel(squares))).unflatten(2, (groups, -1)).sum(3)
     # Differences of running sums, in double precision: a quiet passage may follow a loud one.
     double = torch.float32 if x.device.type == "mps" else torch.float64
     running = F.pad(moments.to(double).cumsum(-1), (1, 0))
@@ -207,9 +222,7 @@ def sliding_group_norm(
     rstd = ((power - mean.square()).clamp_min(0) + eps).rsqrt()
     mean, rstd = (s.float().repeat_interleave(channels // groups, dim=1) for s in (mean, rstd))
     scale = rstd * weight[:, None]
-    shift = bias[:, None] - mean * scale
-    shape = (batch, channels, *[1] * (x.dim() - 3), n_frames)
-    scale, shift = (s.to(x.dtype).view(shape) for s in (scale, shift))
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        scale, shift = (s.contiguous(memory_format=torch.channels_last) for s in (scale, shift))
-    return torch.addcmul(shift, x, scale)
+    normalised = torch.addcmul(per_row(bias[:, None] - mean * scale), rows, per_row(scale))
+    if last:
+        return normalised.view(batch, -1, n_frames, channels).permute(0, 3, 1, 2)
+    return normalised.view(x.shape)
