@@ -10,9 +10,9 @@ All three run the same network at random weights (no time depends on them) on th
 each in a process of its own, after a warm-up on one second. Best settings: the peers' whole signal at once,
 and windows of 3 s without overlap for linear-cae (`windows`: least work per sample, though its seams are
 audible), no gradients anywhere, mixed precision as they have it (CUDA only, encoder only); ours as it is, on
-a CPU after `keep_freed_memory`, which gains as much for any PyTorch program: `same allocator` rows give it to
-the peers too. Unit `s`: seconds a call, wall clock, or process time with `--cpu-time`; `x real time`: seconds
-of audio a second. `memory`: peak of the resident set (or of CUDA's allocator) of a process that encodes and
+a CPU after `keep_freed_memory`. What that does, `--allocator` tells apart: rows `default allocator` are ours
+without it (as peer), rows `same allocator` give it to the peers too. Unit `s`: seconds a call, wall clock, or
+process time with `--cpu-time`; `x real time`: seconds of audio a second. `memory`: peak of the resident set (or of CUDA's allocator) of a process that encodes and
 decodes, in MiB. ratio > 1 means that ours is better. Rows are added to inference.csv as they are measured.
 """
 
@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lincae
 from lincae.audio import keep_freed_memory
@@ -43,9 +43,16 @@ MIB = 2**20
 WINDOW = 32 * 4096 + 1536  # samples that 32 of linear-cae's latent frames decode to, 3 s
 
 
+def randomised(module: nn.Module) -> nn.Module:
+    """The module without the zeros of its initialisation, as tests/official.py has it."""
+    for parameter in module.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    return module
+
+
 class Ours:
     def __init__(self, precision: str, device: str):
-        self.model = Autoencoder(PAPER, "lincae").eval().to(device)
+        self.model = randomised(Autoencoder(PAPER, "lincae")).eval().to(device)
         self.model.precision, self.device = precision, device
 
     def encode(self, audio: Tensor) -> Tensor:
@@ -75,9 +82,7 @@ class LinearCAE:
 class Music2Latent:
     def __init__(self, device: str):
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
-            network = importlib.import_module("music2latent.models").UNet()
-            for parameter in network.parameters():
-                parameter.data.add_(0.02 * torch.randn_like(parameter))
+            network = randomised(importlib.import_module("music2latent.models").UNet())
             torch.save({"gen_state_dict": network.state_dict()}, file.name)
             package = importlib.import_module("music2latent.inference")
             package.download_model = lambda: None  # no weights are needed
@@ -170,7 +175,13 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
         ours[name] = timed(name, True)
         for row, mine in zip(("encode", "decode"), ours[name], strict=False):
             add_row(row, device, f"{name} {seconds:g} s{clock_name}", seconds / mine, "", "", "x real time")
-    for keep in (False, True) if asked.device == "cpu" and asked.same_allocator else (False,):
+    for name, mine in ours.items() if asked.allocator else ():
+        plain = timed(name, False)
+        for row, a, b in zip(("encode", "decode"), mine, plain, strict=False):
+            add_row(
+                row, device, f"{name} {seconds:g} s vs ours, default allocator{clock_name}", a, b, b / a, "s"
+            )
+    for keep in (False, True) if asked.allocator else (False,):
         for peer in PEERS:
             theirs = timed(peer, keep)
             for name, mine in ours.items():
@@ -220,7 +231,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0, 600.0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cpu-time", action="store_true", help="process time of one thread")
-    parser.add_argument("--same-allocator", action="store_true", help="also peers that keep freed memory")
+    parser.add_argument("--allocator", action="store_true", help="also with and without keep_freed_memory")
     parser.add_argument("--only", choices=["times", "flat", "precision"])
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
