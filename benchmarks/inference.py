@@ -12,8 +12,9 @@ and windows of 3 s without overlap for linear-cae (`windows`: least work per sam
 audible), no gradients anywhere, mixed precision as they have it (CUDA only, encoder only); ours as it is, on
 a CPU after `keep_freed_memory`. What that does, `--allocator` tells apart: rows `default allocator` are ours
 without it (as peer), rows `same allocator` give it to the peers too. Unit `s`: seconds a call, wall clock, or
-process time with `--cpu-time`; `x real time`: seconds of audio a second. `memory`: peak of the resident set (or of CUDA's allocator) of a process that encodes and
-decodes, in MiB. ratio > 1 means that ours is better. Rows are added to inference.csv as they are measured.
+process time with `--cpu-time`; `x real time`: seconds of audio a second. `memory`: peak of the resident set
+(or of CUDA's allocator) of a process that encodes and decodes, in MiB. ratio > 1 means that ours is better.
+Rows are added to inference.csv as they are measured.
 """
 
 import argparse
