@@ -5,27 +5,27 @@ spectrogram frames. Audio is `(B, T)` mono at `sample_rate`, latents are `(B, C,
 of a batch.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
-import typing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .audio import atomic_write, check_audio, generator, resolve_device
+from .checkpoints import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, from_dict, load_strictly, read_checkpoint
 from .consistency import NoiseConfig, precondition, sample
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
 from .transform import Transform, TransformConfig
+from .windows import SlidingNorm, between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 
-FORMAT_VERSION = 1
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class AutoencoderConfig:
     `latent_scale`: public latents are the network's times this, to have unit standard deviation on the data.
     `window_frames`, `context_frames`: longer signals go through the network in windows of so many latent
     frames, of which so many on each side are context and dropped.
+    `norm_frames`: signals of more latent frames are normalised by statistics over so many around each frame,
+    shorter ones, as in training and in the released models, over the whole.
     """
 
     sample_rate: int = 44100
@@ -46,12 +48,13 @@ class AutoencoderConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     pad_edges: bool = False
     latent_scale: float = 1.0
-    window_frames: int = 64
-    context_frames: int = 4
+    window_frames: int = 128
+    context_frames: int = 16
+    norm_frames: int = 24
 
     def __post_init__(self):
-        if self.sample_rate < 1 or self.latent_scale <= 0:
-            raise ValueError(f"need a positive sample_rate and latent_scale, got {self}")
+        if self.sample_rate < 1 or self.latent_scale <= 0 or self.norm_frames < 1:
+            raise ValueError(f"need a positive sample_rate, latent_scale and norm_frames, got {self}")
         if not 0 <= 2 * self.context_frames < self.window_frames:
             raise ValueError(f"context_frames on both sides must leave room within window_frames, got {self}")
 
@@ -93,8 +96,9 @@ DESK = AutoencoderConfig(
         unit_variance_init=True,
     ),
     pad_edges=True,
-    window_frames=512,
-    context_frames=32,
+    window_frames=1280,
+    context_frames=160,
+    norm_frames=256,
 )
 TEST = AutoencoderConfig(
     sample_rate=16000,
@@ -116,27 +120,10 @@ TEST = AutoencoderConfig(
     ),
     pad_edges=True,
     window_frames=256,
-    context_frames=16,
+    context_frames=48,
+    norm_frames=64,
 )
 MODEL_PRESETS = {"paper": PAPER, "official": PAPER, "small": SMALL, "desk": DESK, "test": TEST}
-
-
-# ---------------------------------------------------------------- configuration as JSON
-
-
-def from_dict(kind: type, values: dict, where: str):
-    """A (nested) config dataclass from its `dataclasses.asdict`; an unknown key is an error that names it."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; {kind.__name__} has {', '.join(fields)}")
-    types = typing.get_type_hints(kind)
-    nested = {
-        name: from_dict(types[name], value, f"{where}.{name}")
-        if dataclasses.is_dataclass(types[name])
-        else value
-        for name, value in values.items()
-    }
-    return kind(**nested)
 
 
 # ---------------------------------------------------------------- the model
@@ -146,7 +133,11 @@ class Autoencoder(nn.Module):
     """`encode` audio to latents that add and scale like it, `decode` them; an `AutoencoderLike`.
 
     `metadata` is a JSON-able dict that travels in the checkpoint: step, data, training configuration, commit.
+    `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and decode. bf16 is
+    faster and within 40 dB of fp32 (benchmarks/inference.csv); weights and everything around stay fp32.
     """
+
+    precision = "fp32"
 
     def __init__(self, config: AutoencoderConfig, name: str = "autoencoder", metadata: dict | None = None):
         super().__init__()
@@ -179,90 +170,144 @@ class Autoencoder(nn.Module):
         """Samples of silence around the signal."""
         return 3 * self.config.transform.hop if self.config.pad_edges else 0
 
+    @property
+    def _overlap(self) -> int:
+        """Samples that a latent frame shares with the next one."""
+        return self.config.transform.window - self.config.transform.hop
+
     def latent_frames(self, n_samples: int) -> int:
         """Latent frames of a signal of `n_samples`: enough to decode every one of its samples."""
-        factor = self.config.network.time_factor
         padded = max(n_samples + 2 * self._edge, self.config.transform.window)
-        frames = -(-self.transform.n_frames(padded) // factor)
-        # Trailing samples that fill no frame are lost exactly when the frames fill the last latent frame.
-        return frames + (self.transform.n_samples(frames * factor) < padded)
+        return -(-(padded - self._overlap) // self.config.hop)
 
     def decoded_samples(self, n_latent_frames: int) -> int:
         """Samples that `n_latent_frames` hold."""
-        return self.transform.n_samples(n_latent_frames * self.config.network.time_factor) - 2 * self._edge
+        return n_latent_frames * self.config.hop + self._overlap - 2 * self._edge
 
     # -------- encode and decode
 
-    @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio `(B, T)`, T >= 1, to latents `(B, C, latent_frames(T))` on the model's device.
 
         One continuous sequence whatever the length. Raises ValueError for another rank, empty or non-finite
         audio (naming item and sample), TypeError for a dtype that is not floating.
         """
-        audio = check_audio(audio).to(self.device, torch.float32)
-        n_latents = self.latent_frames(audio.shape[-1])
-        factor, hop, window = (
-            self.config.network.time_factor,
-            self.config.transform.hop,
-            self.config.transform.window,
-        )
-        padded = F.pad(audio, (self._edge, self._edge))
-        missing = max((n_latents - 1) * factor * hop + window, window) - padded.shape[-1]
-        padded = F.pad(padded, (0, max(missing, 0)))
-        parts = []
-        for start, stop, keep_from, keep_to in self._windows(n_latents):
-            piece = padded[:, start * factor * hop : (stop * factor - 1) * hop + window]
-            z = self.network.encoder(self.transform(piece))
-            parts.append(z[..., keep_from - start : keep_to - start])
-        return torch.cat(parts, dim=-1) * self.config.latent_scale
+        audio = check_audio(audio)
+        shape = audio.shape[0], self.config.network.latent_channels, self.latent_frames(audio.shape[1])
+        return joined(self._encoded([audio]), torch.empty(shape, device=self.device))
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, length: int | None = None, seed: int = 0, steps: int = 1) -> Tensor:
+    def encode_stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Audio in blocks `(B, t_i)` of any lengths to latents `(B, C, l_i)`, as they become known.
+
+        Concatenated they are `encode` of the concatenated audio, bit for bit. Memory does not depend on the
+        length. Latency: a latent frame is yielded once the audio has gone `window_frames` latent frames and
+        three spectrogram hops beyond its start, at the latest, or when the stream ends. Raises as `encode`
+        does, naming the block, and ValueError where the batch size changes and for a stream without blocks.
+        """
+        return self._encoded(one_batch(blocks, check_audio))
+
+    def decode(
+        self,
+        latents: Tensor,
+        length: int | None = None,
+        seed: int = 0,
+        steps: int = 1,
+        first_frame: int = 0,
+    ) -> Tensor:
         """Latents `(B, C, L)` to audio `(B, length)`; all that they hold by default.
 
         Deterministic given `seed`: the noise of a latent frame depends on the seed and the frame's index
         alone, so items of one batch, and decodes that are compared, share it. `steps` > 1 refines the
-        first decode. Nothing is clamped or normalised. Raises ValueError for another shape, non-finite
-        latents, or a length outside 1..decoded_samples(L).
+        first decode. Nothing is clamped or normalised.
+
+        `first_frame`: index of the first frame, where the latents are an excerpt. The audio then is that of
+        the whole from sample `first_frame * hop` on: bit for bit within the windows of the whole that the
+        excerpt holds (they start at multiples of `window_frames - 2 context_frames`), beyond the first and
+        last `context_frames` up to what the network sees of the signal farther off (benchmarks/windows.csv).
+
+        Raises ValueError for another shape, non-finite latents, a negative `first_frame`, or a length
+        outside 1..decoded_samples(L).
         """
-        self._check_latents(latents)
-        held = self.decoded_samples(latents.shape[-1])
+        held = self.decoded_samples(self._check_latents(latents, "latents").shape[-1])
         length = held if length is None else length
         if not 1 <= length <= held:
             raise ValueError(
                 f"length must lie in 1..{held}, what {latents.shape[-1]} latent frames hold, got {length}"
             )
-        z = latents.to(self.device, torch.float32) / self.config.latent_scale
-        factor, hop = self.config.network.time_factor, self.config.transform.hop
-        audio = z.new_zeros(z.shape[0], self.transform.n_samples(z.shape[-1] * factor))
-        for start, stop, keep_from, keep_to in self._windows(z.shape[-1]):
-            noises = (self._noise(start, stop, seed, k).expand(z.shape[0], -1, -1, -1) for k in range(steps))
-            frames = self.denoise(z[..., start:stop], noises, steps)
-            part = self.transform.inverse(
-                frames[..., (keep_from - start) * factor : (keep_to - start) * factor]
-            )
-            audio[:, keep_from * factor * hop :][:, : part.shape[-1]] += part
-        return audio[:, self._edge : self._edge + length]
+        stream = self.decode_stream([latents], length, seed, steps, first_frame)
+        return joined(stream, torch.empty(latents.shape[0], length, device=self.device))
 
-    def denoise(self, latents: Tensor, noises: typing.Iterable[Tensor], steps: int = 1) -> Tensor:
+    def decode_stream(
+        self,
+        latents: Iterable[Tensor],
+        length: int | None = None,
+        seed: int = 0,
+        steps: int = 1,
+        first_frame: int = 0,
+    ) -> Iterator[Tensor]:
+        """Latents in blocks `(B, C, l_i)` of any lengths to audio `(B, t_i)`, as it becomes known.
+
+        Concatenated it is `decode` of the concatenated latents, with the same arguments, bit for bit. Memory
+        does not depend on the length. Latency: the audio of a latent frame is yielded once `window_frames`
+        more have come, at the latest, or when the stream ends; after `length` samples no more are read.
+        Raises as `decode` does, naming the block; a stream shorter than `length` is refused at its end.
+        """
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if first_frame < 0:
+            raise ValueError(f"first_frame must not be negative, got {first_frame}")
+        if steps < 1:
+            raise ValueError(f"decoding takes at least one step, got {steps}")
+        parts = self._decoded(one_batch(latents, self._check_latents), seed, steps, first_frame)
+        return cut(overlap_added(parts, self._overlap), self._edge, length)
+
+    def denoise(self, latents: Tensor, noises: Iterable[Tensor], steps: int = 1) -> Tensor:
         """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step -> `(B, 2, F, N)`."""
         f = precondition(self.network.denoiser, self.config.noise)
-        return sample(f, self.network.condition(latents), noises, steps, self.config.noise)
+        with self._inference(latents.shape[-1]):
+            return sample(f, self.network.condition(latents), noises, steps, self.config.noise)
 
-    def _windows(self, n_latents: int) -> typing.Iterator[tuple[int, int, int, int]]:
-        """(start, stop, keep_from, keep_to) in latent frames: what goes through the network, what stays."""
-        window, context = self.config.window_frames, self.config.context_frames
-        if n_latents <= window:
-            yield 0, n_latents, 0, n_latents
-            return
-        keep_from = 0
-        while keep_from < n_latents:
-            start = min(max(keep_from - context, 0), n_latents - window)
-            stop = start + window
-            keep_to = n_latents if stop == n_latents else stop - context
-            yield start, stop, keep_from, keep_to
-            keep_from = keep_to
+    @contextlib.contextmanager
+    def _inference(self, n_latents: int) -> Iterator[None]:
+        """How the network runs on a window of `n_latents`. Raises ValueError for an unknown precision."""
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        half = torch.autocast(self.device.type, torch.bfloat16)
+        precision = half if self.precision == "bf16" else contextlib.nullcontext()
+        with precision, SlidingNorm(n_latents, self.config.norm_frames):
+            yield
+
+    def _encoded(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Checked audio `(B, t_i)` to latents `(B, C, l_i)`."""
+        size, context, hop = self.config.window_frames, self.config.context_frames, self.config.hop
+        pieces = (piece.to(self.device, torch.float32) for piece in in_pieces(blocks, size * hop))
+
+        def after(n_samples: int) -> int:
+            """Silence after the signal: the last latent frame takes a whole window of the transform."""
+            needed = (self.latent_frames(n_samples) - 1) * hop + self.config.transform.window
+            return max(self._edge, needed - n_samples - self._edge)
+
+        padded = between_silence(pieces, self._edge, after)
+        for _, data, keep in windowed(padded, size, context, hop=hop, overlap=self._overlap):
+            with torch.no_grad():
+                spectrogram = self.transform(data)
+                with self._inference(-(-spectrogram.shape[-1] // self.config.network.time_factor)):
+                    z = self.network.encoder(spectrogram)
+                z = z[..., keep].float() * self.config.latent_scale
+            yield z
+
+    def _decoded(self, blocks: Iterable[Tensor], seed: int, steps: int, first_frame: int) -> Iterator[Tensor]:
+        """Checked latents `(B, C, l_i)` to audio that overlaps: `_overlap` samples with the part after it."""
+        size, context = self.config.window_frames, self.config.context_frames
+        factor = self.config.network.time_factor
+        for start, data, keep in windowed(in_pieces(blocks, size), size, context, first_frame):
+            with torch.no_grad():
+                z = data.to(self.device, torch.float32) / self.config.latent_scale
+                spans = [(start, start + z.shape[-1], seed, step) for step in range(steps)]
+                noises = (self._noise(*span).expand(len(z), -1, -1, -1) for span in spans)
+                frames = self.denoise(z, noises, steps)
+                audio = self.transform.inverse(frames[..., keep.start * factor : keep.stop * factor])
+            yield audio
 
     def _noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
         """Standard normal `(1, 2, F, N)` of latent frames start..stop, drawn on the CPU for any device."""
@@ -270,15 +315,14 @@ class Autoencoder(nn.Module):
         frames = [torch.randn(shape, generator=generator(seed, step, frame)) for frame in range(start, stop)]
         return torch.cat(frames, dim=-1)[None].to(self.device)
 
-    def _check_latents(self, latents: Tensor) -> None:
+    def _check_latents(self, latents: Tensor, name: str) -> Tensor:
         channels = self.config.network.latent_channels
         if latents.dim() != 3 or latents.shape[1] != channels or 0 in latents.shape:
-            raise ValueError(f"latents of {self.name} are (B, {channels}, L), got {tuple(latents.shape)}")
+            raise ValueError(f"{name} of {self.name} must be (B, {channels}, L), got {tuple(latents.shape)}")
         if not torch.isfinite(latents).all():
             item, channel, frame = (~torch.isfinite(latents)).nonzero()[0].tolist()
-            raise ValueError(
-                f"latents are not finite, first at item {item}, channel {channel}, frame {frame}"
-            )
+            raise ValueError(f"{name} not finite, first at item {item}, channel {channel}, frame {frame}")
+        return latents
 
     # -------- checkpoints
 
@@ -323,25 +367,7 @@ class Autoencoder(nn.Module):
 
             folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
         path = folder / WEIGHTS
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-        if "config" not in header:
-            raise ValueError(
-                f"{path} carries no lincae configuration in its header; lincae.pretrained reads others"
-            )
-        description = json.loads(header["config"])
-        if description["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format version {description['format_version']}, this lincae reads {FORMAT_VERSION}"
-            )
+        description, tensors = read_checkpoint(path)
         config = from_dict(AutoencoderConfig, description["autoencoder"], f"{path}: autoencoder")
         model = cls(config, description["name"], description["metadata"])
         load_strictly(model.network, tensors, str(path))
@@ -371,22 +397,3 @@ class Autoencoder(nn.Module):
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         usage = 'model = lincae.Autoencoder.load("...")  # this folder, or the id of its repository'
         return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\nimport lincae\n\n{usage}\n```\n"
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """`load_state_dict` that names what is missing, extra or misshapen. Raises ValueError."""
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in tensors.items()}
-    problems = {
-        "missing": sorted(expected.keys() - got.keys()),
-        "unknown": sorted(got.keys() - expected.keys()),
-        "misshapen": [
-            f"{key} {got[key]} instead of {expected[key]}"
-            for key in sorted(expected.keys() & got.keys())
-            if expected[key] != got[key]
-        ],
-    }
-    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
-    module.load_state_dict(tensors)

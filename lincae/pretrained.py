@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .audio import AutoencoderLike, atomic_write, resolve_device
-from .autoencoder import WEIGHTS, Autoencoder, AutoencoderConfig, load_strictly
+from .autoencoder import WEIGHTS, Autoencoder, AutoencoderConfig
 from .baselines import BASELINES, load_baseline
+from .checkpoints import load_strictly
 from .consistency import NoiseConfig
 from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig

@@ -94,17 +94,6 @@ def test_padded_edges_are_whole(model):
     assert (back - audio)[:, :edge].norm() / audio[:, :edge].norm() < 0.1  # the Nyquist bin alone is lost
 
 
-def test_windows_cover_every_latent_once(model):
-    for n_latents in (1, 255, 256, 257, 300, 481, 900):
-        kept = []
-        for start, stop, keep_from, keep_to in model._windows(n_latents):
-            assert stop - start == min(256, n_latents)
-            assert keep_from - start >= 16 or keep_from == 0
-            assert stop - keep_to >= 16 or keep_to == n_latents
-            kept += range(keep_from, keep_to)
-        assert kept == list(range(n_latents))
-
-
 def test_latents_of_long_audio_are_one_sequence(model):
     """Windowed and whole encodings agree up to what GroupNorm sees of the window."""
     whole = random_model(dataclasses.replace(TEST, window_frames=10_000))

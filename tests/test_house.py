@@ -34,14 +34,25 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "latent_sets": {"audio", "latent_files", "streams", "tracks"},
     "latents": {"audio", "latent_files", "latent_sets", "pretrained", "streams"},
     "plots": {"audio"},
-    "autoencoder": {"audio", "transform", "consistency", "network"},
+    "windows": set(),
+    "checkpoints": set(),
+    "autoencoder": {"audio", "checkpoints", "transform", "consistency", "network", "windows"},
     "recipes": {"autoencoder", "linearity", "consistency"},
     "tracks": {"audio", "synth"},
     "corpora": {"audio", "tracks"},
     "shards": {"audio", "corpora", "tracks"},
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
     "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity", "recipes", "runs"},
-    "pretrained": {"audio", "autoencoder", "baselines", "consistency", "foreign", "network", "transform"},
+    "pretrained": {
+        "audio",
+        "autoencoder",
+        "baselines",
+        "checkpoints",
+        "consistency",
+        "foreign",
+        "network",
+        "transform",
+    },
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
 TRAINING_PATH = (
@@ -56,6 +67,8 @@ TRAINING_PATH = (
     "consistency",
     "layers",
     "network",
+    "windows",
+    "checkpoints",
     "autoencoder",
 )
 TRAINING_PATH += ("recipes", "runs", "training")

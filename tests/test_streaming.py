@@ -1,0 +1,294 @@
+"""Any length: windows on their grid, streams equal to the whole, excerpts, sliding GroupNorm, refusals."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_autoencoder import noise, random_model
+
+from lincae import windows
+from lincae.audio import check_audio, keep_freed_memory
+from lincae.autoencoder import TEST
+from lincae.windows import SlidingNorm, Tape, sliding_group_norm, windowed
+
+# short windows: the same paths as long ones in a fraction of the time
+SHORT = dataclasses.replace(TEST, window_frames=24, context_frames=6, norm_frames=8)
+HOP, STEP = SHORT.hop, SHORT.window_frames - 2 * SHORT.context_frames
+MODELS = {pad: random_model(dataclasses.replace(SHORT, pad_edges=pad)) for pad in (False, True)}
+sizes = st.lists(st.integers(1, 3000), min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MODELS[True]
+
+
+def db(windowed_signal: torch.Tensor, whole: torch.Tensor) -> float:
+    """How far the difference lies below the signal."""
+    return (10 * torch.log10(whole.square().sum() / (windowed_signal - whole).square().sum())).item()
+
+
+# ---------------------------------------------------------------- streams
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes, st.booleans())
+def test_encode_stream_equals_encode(sizes, pad):
+    audio = noise(2, sum(sizes))
+    parts = list(MODELS[pad].encode_stream(audio.split(sizes, dim=1)))
+    assert torch.equal(torch.cat(parts, dim=-1), MODELS[pad].encode(audio))
+    assert all(part.shape[-1] > 0 for part in parts)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.booleans(), st.integers(0, 40), st.data())
+def test_decode_stream_equals_decode(sizes, pad, first_frame, data):
+    model, z = MODELS[pad], noise(1, 8, sum(sizes))
+    assume(model.decoded_samples(sum(sizes)) > 0)
+    length = data.draw(st.none() | st.integers(1, model.decoded_samples(sum(sizes))))
+    parts = list(model.decode_stream(z.split(sizes, dim=-1), length, seed=3, first_frame=first_frame))
+    whole = model.decode(z, length, seed=3, first_frame=first_frame)
+    assert torch.equal(torch.cat(parts, dim=-1), whole)
+    assert whole.shape[1] == (length or model.decoded_samples(sum(sizes)))
+    assert all(part.shape[-1] > 0 for part in parts)
+
+
+def test_several_steps_stream_too(model):
+    z = noise(1, 8, 50)
+    parts = list(model.decode_stream(z.split(7, dim=-1), steps=2))
+    assert torch.equal(torch.cat(parts, dim=-1), model.decode(z, steps=2))
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_every_length_comes_back(pad):
+    """Lengths around every change in the number of frames and windows."""
+    model = MODELS[pad]
+    borders = [1, HOP, STEP * HOP, 24 * HOP, 36 * HOP]
+    for n_samples in {max(1, b + shift) for b in borders for shift in (-65, -1, 0, 1, 65)}:
+        z = model.encode(noise(1, n_samples))
+        assert z.shape[-1] == model.latent_frames(n_samples)
+        assert model.decode(z, n_samples).shape == (1, n_samples)
+
+
+def test_latency_is_a_window(model):
+    """A latent frame is out once so many frames, and the transform's overlap, have come after its start."""
+    received, known = 0, 0
+    config = model.config
+
+    def blocks():
+        nonlocal received
+        for block in noise(1, 80 * HOP).split(100, dim=1):
+            # what has come before this block has been answered: the stream asks for more
+            assert known >= received // HOP - config.window_frames - 2
+            received += block.shape[1]
+            yield block
+
+    for part in model.encode_stream(blocks()):
+        known += part.shape[-1]
+    assert known == model.latent_frames(80 * HOP)
+
+
+def test_no_more_is_read_than_the_length_takes(model):
+    taken = []
+
+    def blocks():
+        for index in range(1000):
+            taken.append(index)
+            yield noise(1, 8, 10, seed=index)
+
+    assert sum(part.shape[1] for part in model.decode_stream(blocks(), length=40 * HOP)) == 40 * HOP
+    assert len(taken) < 10
+
+
+@pytest.mark.parametrize("block", [1, 37, 5000])
+def test_memory_does_not_grow_with_the_stream(model, monkeypatch, block):
+    """Twelve hours would take too long here: the numbers held are counted, after 20 and after 200 windows."""
+    room = []
+
+    class Measured(Tape):
+        def append(self, part):
+            super().append(part)
+            room.append(self._room.shape[-1])
+
+    monkeypatch.setattr(windows, "Tape", Measured)
+    monkeypatch.setattr(model.network.encoder, "forward", lambda s: s[:, 0, :8, ::2])
+    n_blocks = 200 * STEP * HOP // 5000 if block == 5000 else 2000
+    z = sum(part.shape[-1] for part in model.encode_stream(torch.zeros(1, block) for _ in range(n_blocks)))
+    assert z == model.latent_frames(block * n_blocks)
+    # two windows, one of them in a block, and the room that is kept free beside them
+    assert max(room) <= 2 * (2 * model.config.window_frames * HOP + 256)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=20),
+    st.integers(0, 200),
+    st.sampled_from([(24, 6), (9, 4), (5, 0)]),
+    st.sampled_from([(1, 0), (4, 3)]),
+)
+def test_windows_keep_every_frame_once(sizes, first, window, geometry):
+    (size, context), (hop, overlap) = window, geometry
+    end = first * hop + sum(sizes) + overlap
+    stream = torch.arange(first * hop, end).expand(2, -1)
+    blocks = stream.split([*sizes, overlap] if overlap else sizes, dim=1)
+    kept, starts = [], []
+    for start, data, keep in windowed(blocks, size, context, first, hop, overlap):
+        assert torch.equal(data[0], torch.arange(start * hop, start * hop + data.shape[1]))
+        assert data.shape[1] <= size * hop + overlap
+        kept += range(start + keep.start, start + keep.stop)
+        starts.append(start)
+        assert keep.start >= context or start == first
+    assert kept == list(range(first, first - (-sum(sizes) // hop)))
+    assert all(start % (size - 2 * context) == 0 for start in starts[1:])
+
+
+def test_twelve_hours_in_windows():
+    """5.4 million frames, of which a window and a block are held."""
+    n_frames, n_windows, reached = 12 * 3600 * 125, 0, 0
+    for start, data, keep in windowed((torch.zeros(1, 9000) for _ in range(600)), 1280, 160):
+        n_windows += 1
+        assert start + keep.start == reached
+        assert data.shape[1] <= 1280
+        reached = start + keep.stop
+    assert (reached, n_windows) == (n_frames, n_frames // 960)
+
+
+# ---------------------------------------------------------------- excerpts
+
+
+@pytest.mark.parametrize(("start", "stop"), [(24, 90), (31, 100), (5, 77)])
+def test_an_excerpt_is_the_middle_of_the_whole(model, start, stop):
+    """Bit for bit within the windows of the whole that it holds, close to it beyond the context."""
+    z = noise(1, 8, 120)
+    whole = model.decode(z, seed=5)[:, start * HOP :]
+    part = model.decode(z[..., start:stop], seed=5, first_frame=start)
+    size, context = SHORT.window_frames, SHORT.context_frames
+    grid = [k for k in range(0, 120, STEP) if k > start and k + size < stop]
+    first, last = (grid[0] + context - start) * HOP, (grid[-1] + size - context - start) * HOP
+    edge = 3 * SHORT.transform.hop  # where windows overlap-add
+    assert torch.equal(part[:, first : last - edge], whole[:, first : last - edge])
+    inner = slice(context * HOP, (stop - start - context) * HOP)
+    assert db(part[:, inner], whole[:, inner]) > 25
+    elsewhere = model.decode(z[..., start:stop], seed=5)
+    assert db(elsewhere[:, inner], whole[:, inner]) < 15  # other noise, another grid
+
+
+def test_single_frames_and_samples(model):
+    z = model.encode(noise(1, 1))
+    assert model.decode(z, 1).shape == (1, 1)
+    assert model.decode(noise(1, 8, 3), first_frame=10**9).shape == (1, model.decoded_samples(3))
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 5, 30), (1, 12, 30)])
+def test_sliding_norm_is_group_norm_of_each_neighbourhood(shape):
+    x, n_frames, width = 3 * noise(*shape) + 2, shape[-1], 9
+    weight, bias = noise(shape[1], seed=1), noise(shape[1], seed=2)
+    slid = sliding_group_norm(x, 4, weight, bias, 1e-5, width)
+    for frame in range(n_frames):
+        lower = min(max(frame - width // 2, 0), n_frames - width)
+        of_these = torch.nn.functional.group_norm(x[..., lower : lower + width], 4, weight, bias)
+        torch.testing.assert_close(slid[..., frame], of_these[..., frame - lower], rtol=1e-4, atol=1e-4)
+    if x.dim() == 4:
+        last = sliding_group_norm(
+            x.contiguous(memory_format=torch.channels_last), 4, weight, bias, 1e-5, width
+        )
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(last, slid)
+
+
+def test_sliding_norm_after_a_loud_passage():
+    """Running sums must not lose a quiet passage behind one 100 dB louder."""
+    x = noise(1, 4, 8, 400)
+    x[..., :200] *= 1e5
+    slid = sliding_group_norm(x, 1, torch.ones(4), torch.zeros(4), 1e-5, 50)[..., 300:]
+    assert abs(slid.std().item() - 1) < 0.02
+
+
+def test_short_signals_are_normalised_as_before():
+    """No longer than `norm_frames`: the very numbers of the network alone."""
+    model = MODELS[False]
+    audio = noise(2, model.transform.n_samples(16))
+    assert torch.equal(model.encode(audio), model.network.encoder(model.transform(audio)))
+    with SlidingNorm(8, 8):
+        inside = model.network.encoder(model.transform(audio))
+    with SlidingNorm(8, 7):
+        assert not torch.equal(model.network.encoder(model.transform(audio)), inside)
+
+
+def test_windows_agree_only_with_sliding_norms():
+    """Every normalisation of the network goes through the sliding one: windows agree 20 dB better."""
+    audio = 0.1 * noise(1, 300 * HOP) * torch.linspace(0.01, 1, 300 * HOP).square()  # level changes
+    agreement = {}
+    for norm_frames in (16, 10**6):
+        settings = [{"window_frames": 1000}, {"window_frames": 80, "context_frames": 16}]
+        configs = [dataclasses.replace(TEST, norm_frames=norm_frames, **s) for s in settings]
+        whole, in_windows = (random_model(config).encode(audio) for config in configs)
+        agreement[norm_frames] = db(in_windows, whole)
+    assert agreement[16] > 35
+    assert agreement[16] > agreement[10**6] + 15
+
+
+# ---------------------------------------------------------------- precision and refusals
+
+
+def test_bf16_is_close_to_fp32():
+    model = random_model(SHORT)
+    audio = noise(1, 40 * HOP)
+    z, y = model.encode(audio), model.decode(model.encode(audio))
+    model.precision = "bf16"
+    half = model.encode(audio)
+    assert half.dtype == torch.float32
+    assert 25 < db(half, z) < 80  # close, and not the same
+    assert 25 < db(model.decode(z), y) < 80
+    model.precision = "fp16"
+    with pytest.raises(ValueError, match=r"one of \('fp32', 'bf16'\), got 'fp16'"):
+        model.encode(audio)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([], "no blocks"),
+        ([torch.zeros(1, 9), torch.zeros(1, 0)], "block 1 is empty"),
+        ([torch.zeros(1, 9), torch.zeros(2, 9)], "block 1 has 2 items, the blocks before it have 1"),
+        ([torch.zeros(9)], r"block 0 must have shape \(B, T\)"),
+        ([torch.zeros(1, 9), torch.full((1, 9), float("nan"))], "block 1 has 9 non-finite samples"),
+    ],
+)
+def test_encode_stream_refuses(model, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        list(model.encode_stream(blocks))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "arguments", "message"),
+    [
+        ([], {}, "no blocks"),
+        ([torch.zeros(1, 8, 0)], {}, r"block 0 of toy must be \(B, 8, L\), got \(1, 8, 0\)"),
+        ([torch.zeros(1, 8, 2), torch.zeros(1, 9, 2)], {}, r"block 1 of toy must be \(B, 8, L\)"),
+        ([torch.zeros(1, 8, 2), torch.zeros(3, 8, 2)], {}, "block 1 has 3 items"),
+        ([torch.full((1, 8, 2), float("inf"))], {}, "block 0 not finite, first at item 0"),
+        ([torch.zeros(1, 8, 4)], {"length": 10_000}, r"10000 samples were wanted, .* held \d+"),
+        ([torch.zeros(1, 8, 1)], {}, "1 samples were wanted, but the stream held 0"),
+        ([torch.zeros(1, 8, 4)], {"length": 0}, "length must be at least 1, got 0"),
+        ([torch.zeros(1, 8, 4)], {"first_frame": -1}, "first_frame must not be negative, got -1"),
+        ([torch.zeros(1, 8, 4)], {"steps": 0}, "at least one step"),
+    ],
+)
+def test_decode_stream_refuses(model, blocks, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        list(model.decode_stream(blocks, **arguments))
+
+
+def test_large_finite_audio_is_no_error():
+    """Sums of it overflow."""
+    check_audio(torch.full((1, 1000), 3e38))
+
+
+def test_keeping_freed_memory_says_whether_it_could():
+    assert keep_freed_memory() in (True, False)
