@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from training_step import default_freed_memory, seconds
 
 import lincae
-from lincae.audio import generator, resolve_device
+from lincae.audio import generator, keep_freed_memory, resolve_device
 from lincae.consistency import GRID, ConsistencyConfig, NoiseConfig, level_weights, sample_t2
 from lincae.layers import BOTH, FREQUENCY, FrequencyAttention, ResBlock, Upsample, norm_silu_conv
-from lincae.runs import keep_freed_memory
 from lincae.training import update_ema
 
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit", "low", "high", "kept")
@@ -100,7 +99,7 @@ def shared_projections(model: lincae.Autoencoder) -> Forms:
     latents = torch.randn(ITEMS, model.config.network.latent_channels, FRAMES // 8)
     with torch.no_grad():
         pyramid = network.pyramid(latents)
-    project = torch.no_grad()(lambda: network.denoiser.condition(pyramid))
+    project = torch.no_grad()(lambda: list(network.denoiser.condition(pyramid)))
     return project, lambda: (project(), project())
 
 

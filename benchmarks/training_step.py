@@ -36,10 +36,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import lincae
-from lincae.audio import generator, resolve_device
+from lincae.audio import generator, keep_freed_memory, resolve_device
 from lincae.linearity import augment
 from lincae.recipes import TrainingConfig
-from lincae.runs import keep_freed_memory
 from lincae.training import Objective, compile_network, update_ema
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

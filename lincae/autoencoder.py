@@ -265,7 +265,7 @@ class Autoencoder(nn.Module):
         """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step -> `(B, 2, F, N)`."""
         f = precondition(self.network.denoiser, self.config.noise)
         with self._inference(latents.shape[-1]):
-            return sample(f, self.network.condition(latents), noises, steps, self.config.noise)
+            return sample(f, self.network.condition(latents, steps), noises, steps, self.config.noise)
 
     @contextlib.contextmanager
     def _inference(self, n_latents: int) -> Iterator[None]:

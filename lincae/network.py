@@ -9,6 +9,7 @@ Spectrograms are `(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B,
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -204,21 +205,8 @@ class UNetLevel(nn.Module):
         )
         self.resample = resample
 
-    def project(self, pyramid_map: Tensor) -> list[Tensor]:
-        return [projection(pyramid_map) for projection in self.projections]
-
-
-@dataclass
-class Condition:
-    """All that the denoiser needs of a latent: the pyramid after the denoiser's own 1x1 projections.
-
-    It depends on the latent alone, so teacher, student and all sampling steps share one. `down` and `up`
-    hold one list per level (finest first), one map per block; `out` feeds the head.
-    """
-
-    down: list[list[Tensor]]
-    up: list[list[Tensor]]
-    out: Tensor
+    def project(self, pyramid_map: Tensor) -> Iterator[Tensor]:
+        return (projection(pyramid_map) for projection in self.projections)
 
 
 class Denoiser(nn.Module):
@@ -248,32 +236,33 @@ class Denoiser(nn.Module):
         self.norm_out = group_norm(channels[0])
         self.conv_out = zeroed(nn.Conv2d(channels[0], 2, 3, padding=1))
 
-    def condition(self, pyramid: list[Tensor]) -> Condition:
-        """Pyramid maps, finest first -> Condition."""
-        return Condition(
-            [level.project(p) for level, p in zip(self.down_levels, pyramid, strict=True)],
-            [level.project(p) for level, p in zip(self.up_levels, pyramid, strict=True)],
-            self.project_out(pyramid[0]),
-        )
+    def condition(self, pyramid: list[Tensor]) -> Iterator[Tensor]:
+        """Pyramid maps, finest first -> their projections, each made when `forward` comes to its block."""
+        for level, pyramid_map in zip(self.down_levels, pyramid, strict=True):
+            yield from level.project(pyramid_map)
+        for level, pyramid_map in zip(reversed(self.up_levels), reversed(pyramid), strict=True):
+            yield from level.project(pyramid_map)
+        yield self.project_out(pyramid[0])
 
-    def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, condition: Iterable[Tensor]) -> Tensor:
         """`x` `(B, 2, F, N)` already times c_in, N a multiple of the time factor; `sigma` `(B,)`."""
+        projected = iter(condition)
         raw_embedding = self.noise_embedding(sigma)
         embedding = self.noise_mlp(raw_embedding)
         h = self.conv_in(x) * (1 + self.gain_in(raw_embedding))[:, None, :, None]
         skips = []
-        for level, maps in zip(self.down_levels, condition.down, strict=True):
-            for block, projected in zip(level.blocks, maps, strict=True):
-                h = block(torch.add(h, projected).mul_(0.5**0.5), embedding)
+        for level in self.down_levels:
+            for block in level.blocks:
+                h = block(torch.add(h, next(projected)).mul_(0.5**0.5), embedding)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
-        for level, maps in zip(reversed(self.up_levels), reversed(condition.up), strict=True):
-            for block, projected in zip(level.blocks, maps, strict=True):
-                h = block(torch.add(h, skips.pop()).add_(projected).mul_(3**-0.5), embedding)
+        for level in reversed(self.up_levels):
+            for block in level.blocks:
+                h = block(torch.add(h, skips.pop()).add_(next(projected)).mul_(3**-0.5), embedding)
             if level.resample is not None:
                 h = level.resample(h)
-        h = F.silu(self.norm_out(torch.add(h, condition.out).mul_(0.5**0.5)))
+        h = F.silu(self.norm_out(torch.add(h, next(projected)).mul_(0.5**0.5)))
         return self.conv_out(h * (1 + self.gain_out(raw_embedding))[:, None, :, None])
 
 
@@ -320,6 +309,11 @@ class Network(nn.Module):
         with torch.no_grad():
             denoiser.conv_in.weight.mul_(QUIET_NOISE)
 
-    def condition(self, latents: Tensor) -> Condition:
-        """Latents `(B, C, L)` -> what every call of the denoiser for them shares."""
-        return self.denoiser.condition(self.pyramid(latents))
+    def condition(self, latents: Tensor, calls: int = 1) -> Iterable[Tensor]:
+        """Latents `(B, C, L)` -> all that the denoiser needs of them, in the order of use, for `calls` calls.
+
+        It depends on the latents alone: teacher, student and all sampling steps share one. For a single call
+        each map is computed when it is needed, so that they do not stand in memory together.
+        """
+        maps = self.denoiser.condition(self.pyramid(latents))
+        return maps if calls == 1 else list(maps)

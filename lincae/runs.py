@@ -3,7 +3,6 @@ the processes that share a run."""
 
 import contextlib
 import csv
-import ctypes
 import io
 import json
 import logging
@@ -11,7 +10,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import zipfile
@@ -108,19 +106,6 @@ class Meter:
 
 
 # ---------------------------------------------------------------- stopping
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed, for the next step, on a CPU.
-
-    By default it returns blocks of more than 32 MiB, which feature maps are, to the system at once, and every
-    step takes them anew, page by page. Without glibc nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        m_mmap_max, m_trim_threshold = -4, -1  # of malloc.h
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, -1)
 
 
 class Interruption:

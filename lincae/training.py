@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .audio import generator, resolve_device
+from .audio import generator, keep_freed_memory, resolve_device
 from .autoencoder import Autoencoder
 from .consistency import consistency_loss, precondition, step_size
 from .corpora import WeightedFiles
@@ -42,7 +42,6 @@ from .runs import (
     OutOfMemoryError,
     commit,
     explained,
-    keep_freed_memory,
     launched,
     leave_interrupts,
     newest,
@@ -84,7 +83,7 @@ class Objective(nn.Module):
         return consistency_loss(
             precondition(network.denoiser, config.autoencoder.noise),
             self.spectrogram(batch.target()),
-            network.condition(latents),
+            network.condition(latents, calls=2),
             step_size(step / config.steps, config.consistency),
             config.autoencoder.noise,
             config.consistency,
