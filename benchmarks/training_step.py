@@ -13,9 +13,9 @@ one to warm up. Memory is the peak of a process (CPU) or of the allocator (CUDA)
 
 Rows: `step` in s and `memory` in MiB, with `low` and `high` the least and greatest ratio of neighbouring
 steps; `operations` and `traffic`, the multiplications and additions of a step and the bytes that its
-operators read and write; `peak`, the machine's own in a matrix product of 4096 and in a copy. `peak_share` is
-our share of that arithmetic, `bound_s` the seconds that the operations would take at the one peak and the
-traffic at the other.
+operators read and write; `peak`, what the machine reaches in arithmetic (the better of a matrix product of
+4096 and a 3x3 convolution of 256 channels) and in a copy. `peak_share` is our share of that arithmetic,
+`bound_s` the seconds that the operations would take at the one peak and then the traffic at the other.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -195,13 +196,21 @@ def resident_peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def peaks(device: torch.device, dtype: torch.dtype, size: int = 4096) -> tuple[float, float]:
-    """FLOP/s of a square matrix product and bytes/s of a copy, the best of five each."""
+def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """FLOP/s of dense arithmetic, of the better of two libraries, and bytes/s of a copy: best of five."""
+    size, (items, channels, n) = 4096, (8, 256, 64)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    maps = torch.randn(items, channels, n, n, device=device).to(dtype)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
     source = torch.ones(GIB // 4, device=device)
     copy = torch.empty_like(source)
-    product = min(seconds(lambda: a @ b, device) for _ in range(5))
-    return 2 * size**3 / product, 2 * GIB / min(seconds(lambda: copy.copy_(source), device) for _ in range(5))
+
+    def rate(amount: float, act: Callable[[], object]) -> float:
+        return amount / min(seconds(act, device) for _ in range(5))
+
+    product = rate(2 * size**3, lambda: a @ b)
+    convolution = rate(2 * 9 * items * (channels * n) ** 2, lambda: F.conv2d(maps, kernel, padding=1))
+    return max(product, convolution), rate(2 * GIB, lambda: copy.copy_(source))
 
 
 def peak_memory(side: str, how: str, options: argparse.Namespace) -> float:
@@ -262,7 +271,7 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(rows)
 
-    settings = SETTINGS[device.type]
+    settings, counts = SETTINGS[device.type], {}
     for setting in options.settings or settings:
         how = settings[setting]
         ours, peer = (side(config, device, h) for side, h in zip(SIDES.values(), how, strict=True))
@@ -273,24 +282,27 @@ def main() -> None:
             for k in range(1, options.repeats + 1)
         ]
         mine, theirs = (statistics.median(side) for side in zip(*times, strict=True))
-        counts = {}
-        for name, side in (("ours", ours), ("peer", peer)) if "compiled" not in setting else ():
+        for side, key in zip((ours, peer), zip(SIDES, how, strict=True), strict=True):
+            if "compiled" in setting or key in counts:
+                continue
             attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with attention, FlopCounterMode(display=False) as flops:
                 side.step(audio, 1)
             with Traffic() as traffic:
                 side.step(audio, 1)
-            counts[name] = flops.get_total_flops(), traffic.n_bytes
+            counts[key] = flops.get_total_flops(), traffic.n_bytes
         dtype = torch.bfloat16 if "bf16" in how[0] else torch.float32
         ratios = [b / a for a, b in times]
         more = {"low": min(ratios), "high": max(ratios)}
-        if counts:
-            product, copy = peaks(device, dtype)
-            n_flops, n_bytes = counts["ours"]
-            more |= {"peak_share": n_flops / mine / product, "bound_s": n_flops / product + n_bytes / copy}
-            write("operations", setting, "TFLOP", *(side[0] / 1e12 for side in counts.values()))
-            write("traffic", setting, "GB", *(side[1] / 1e9 for side in counts.values()))
-            write("peak", f"{setting} matrix product", "GFLOP/s", product / 1e9)
+        if "compiled" not in setting:
+            arithmetic, copy = peaks(device, dtype)
+            sides = [counts[key] for key in zip(SIDES, how, strict=True)]
+            n_flops, n_bytes = sides[0]
+            more["peak_share"] = n_flops / mine / arithmetic
+            more["bound_s"] = n_flops / arithmetic + n_bytes / copy
+            write("operations", setting, "TFLOP", *(side[0] / 1e12 for side in sides))
+            write("traffic", setting, "GB", *(side[1] / 1e9 for side in sides))
+            write("peak", f"{setting} arithmetic", "GFLOP/s", arithmetic / 1e9)
             write("peak", f"{setting} copy", "GB/s", copy / 1e9)
         write("step", setting, "s", mine, theirs, **more)
         del ours, peer
