@@ -200,6 +200,7 @@ def _parser():
     models = argparse.ArgumentParser(add_help=False)
     models.add_argument("--model", required=True, help="a name that lincae.load knows, or a checkpoint")
     models.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    models.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster")
     dtypes = argparse.ArgumentParser(add_help=False)
     dtypes.add_argument("--dtype", default="float32", choices=DTYPES)
 
@@ -232,13 +233,20 @@ def _parser():
 
 
 def _model(options, rank: int = 0):
-    from .audio import resolve_device
+    from .audio import keep_freed_memory, resolve_device
     from .pretrained import load
 
     device = resolve_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type != "cpu" and device.index is None:  # the processes of one machine share its devices
         device = torch.device(device.type, rank % torch.accelerator.device_count())
-    return load(options.model, str(device))
+    model = load(options.model, str(device))
+    if options.precision != getattr(model, "precision", "fp32"):
+        if not hasattr(model, "precision"):
+            raise ValueError(f"{model.name} works in fp32 only, got --precision {options.precision}")
+        model.precision = options.precision
+    return model
 
 
 def _encode(options) -> int:

@@ -54,8 +54,8 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int]) ->
 
 def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """`conv(silu(norm(x)))` of `(B, channels, ...)`; on a CPU with a backward pass that keeps less."""
-    if x.device.type != "cpu":
-        return conv(F.silu(norm(x)))
+    if x.device.type != "cpu" or not torch.is_grad_enabled():
+        return conv(F.silu(norm(x), inplace=not torch.is_grad_enabled()))
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     x, weight, bias = x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype)
     settings = norm.num_groups, norm.eps, list(conv.padding)
@@ -157,15 +157,20 @@ class Upsample(nn.Module):
         if x.device.type != "cpu":
             return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
         (n_rows, n_columns), (n_bins, n_frames), weight = self.factor, x.shape[2:], self.conv.weight
-        kernels = torch.einsum("pst,qrj,oitj->opqisr", self.rows, self.columns, weight).flatten(0, 2)
-        bias = self.conv.bias.repeat_interleave(n_rows * n_columns)
+        kernels = torch.einsum("pst,qrj,oitj->pqoisr", self.rows, self.columns, weight).flatten(0, 2)
+        bias = self.conv.bias.repeat(n_rows * n_columns)
         padding = self.rows.shape[1] - 1, self.columns.shape[1] - 1
-        h = F.conv2d(x, kernels, bias, padding=padding).unflatten(1, (-1, n_rows, n_columns))
-        out = h.new_empty(*h.shape[:2], n_bins, n_rows, n_frames, n_columns)
+        h = F.conv2d(x, kernels, bias, padding=padding)
+        size = n_bins, n_rows, n_frames, n_columns
+        if h.is_contiguous(memory_format=torch.channels_last):
+            out = h.new_empty(len(x), *size, len(weight)).movedim(-1, 1)
+        else:
+            out = h.new_empty(len(x), len(weight), *size)
+        h = h.unflatten(1, (n_rows, n_columns, -1))
         for p, q in itertools.product(range(n_rows), range(n_columns)):
             # the first half of the phases reaches one value back, the second half one forward
             i, j = p >= n_rows / 2, q >= n_columns / 2
-            out[:, :, :, p, :, q] = h[:, :, p, q, i : i + n_bins, j : j + n_frames]
+            out[:, :, :, p, :, q] = h[:, p, q, :, i : i + n_bins, j : j + n_frames]
         return out.flatten(4, 5).flatten(2, 3)
 
 

@@ -264,6 +264,12 @@ def test_an_autoencoder_by_its_checkpoint(tmp_path, checkpoint):
     assert run("decode", tmp_path / "a.safetensors", tmp_path / "b.wav", "--model", checkpoint, *options) == 0
     decoded = model.decode(stored[0][None], audio.numel(), seed=3)
     close(read_audio(tmp_path / "b.wav")[0], decoded[0], 1e-5)
+    half = ("--precision", "bf16")
+    assert run("encode", tmp_path / "a.wav", tmp_path / "half.safetensors", "--model", checkpoint, *half) == 0
+    model.precision = "bf16"
+    torch.testing.assert_close(
+        LatentDataset(tmp_path / "half.safetensors")[0][None], model.encode(audio[None])
+    )
 
 
 def test_errors_of_the_command_line(tmp_path, checkpoint):
@@ -300,6 +306,7 @@ def test_errors_of_the_command_line(tmp_path, checkpoint):
         (["encode", tmp_path / "text.wav", out, "--model", "stft"], "text.wav: cannot be read as audio"),
         (["encode", tmp_path / "no", tmp_path / "set", "--model", "stft"], "does not exist"),
         (["encode", tmp_path, tmp_path / "set", "--model", "no"], "unknown model 'no'"),
+        (["encode", tmp_path / "a.wav", out, "--model", "stft", "--precision", "bf16"], "in fp32 only"),
     ):
         message = run(*arguments)
         assert str(message).startswith("error: "), message
