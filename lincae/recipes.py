@@ -7,6 +7,7 @@ from typing import Any
 from .autoencoder import MODEL_PRESETS, AutoencoderConfig
 from .consistency import ConsistencyConfig
 from .linearity import VARIANTS, LinearityConfig
+from .optimisers import OPTIMISERS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class TrainingConfig:
     processes, doubled by mixtures. `warmup_steps` of `learning_rate` (the first is 0), then a cosine down to
     `final_learning_rate`.
     `ema_every`, `ema_max_decay`: every so many steps ema += (1 - d) (weights - ema), d = min(ema_max_decay,
-    (1 + n) / (10 + n)) at update n. `precision`: Fabric's, "auto" is bf16-mixed on CUDA and fp32 elsewhere.
+    (1 + n) / (10 + n)) at update n. `optimiser`: "radam", the paper's, or "muon" (`lincae.optimisers`).
+    `precision`: Fabric's, "auto" is bf16-mixed on CUDA and fp32 elsewhere.
     """
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -45,6 +47,7 @@ class TrainingConfig:
     warmup_steps: int = 10_000
     ema_every: int = 10
     ema_max_decay: float = 0.9999
+    optimiser: str = "radam"
     precision: str = "auto"
     seed: int = 0
     log_every: int = 50
@@ -57,6 +60,8 @@ class TrainingConfig:
             raise ValueError(f"crop_frames must be a multiple of {factor}, got {self.crop_frames}")
         if self.batch_size < 2:
             raise ValueError(f"mixtures need batch_size >= 2, got {self.batch_size}")
+        if self.optimiser not in OPTIMISERS:
+            raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
         counts = ("steps", "ema_every", "log_every", "validate_every", "checkpoint_every")
         if any(getattr(self, name) < 1 for name in counts):
             raise ValueError(f"{', '.join(counts)} must be at least 1")

@@ -34,6 +34,7 @@ from .autoencoder import Autoencoder
 from .consistency import consistency_loss, precondition, step_size
 from .corpora import WeightedFiles
 from .linearity import VARIANTS, AugmentedBatch, augment, gain_range, implicit_conditioning
+from .optimisers import optimisers
 from .recipes import PRESETS, TrainingConfig, recipe
 from .runs import (
     Interruption,
@@ -206,12 +207,13 @@ def train(
     model = Autoencoder(config.autoencoder, name or run_dir.name)
     ema = copy.deepcopy(model).eval().requires_grad_(False).to(fabric.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.RAdam(parameters, lr=config.learning_rate, foreach=True)
-    objective, optimizer = fabric.setup(Objective(model, config), optimizer)
+    chosen = optimisers(config.optimiser, parameters, config.learning_rate)
+    objective, *chosen = fabric.setup(Objective(model, config), *chosen)
 
     main_process, several = fabric.is_global_zero, fabric.world_size > 1
     meter, described = Meter(), dataclasses.asdict(config)
-    state = {"model": model.network, "ema": ema.network, "optimizer": optimizer, "meter": meter}
+    state = {"model": model.network, "ema": ema.network, "meter": meter}
+    state |= dict(zip(("optimizer", "muon"), chosen, strict=False))
     path = fabric.broadcast(newest(run_dir) if main_process else None)
     first = restore(state, described, fabric.world_size, path, regroup) if path else 0
     stop = min(config.steps, config.steps if stop_at is None else stop_at)
@@ -247,10 +249,12 @@ def train(
     with Interruption() as interruption, explained(lowerable, where):
         for step, audio in zip(range(first, stop), bar, strict=True):
             generate = generator(config.seed, step, fabric.global_rank, 1, device=fabric.device)
-            optimizer.param_groups[0]["lr"] = lr = learning_rate(step, config)
+            lr = learning_rate(step, config)
+            for optimizer in chosen:
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.zero_grad()
             batch = augment(audio.to(fabric.device), step / config.steps, config.linearity, generate)
             loss = objective(batch, step, generate)
-            optimizer.zero_grad()
             fabric.backward(loss)
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             meter.add(loss, norm)
@@ -264,7 +268,8 @@ def train(
             read = read or bool(stopping)
             if read and not meter.finite():
                 raise NonFiniteError(f"loss or gradient is not finite at {where()}")
-            optimizer.step()
+            for optimizer in chosen:
+                optimizer.step()
             if done % config.ema_every == 0:
                 update_ema(ema, model, done // config.ema_every, config.ema_max_decay)
             if done % config.log_every == 0 and logs:

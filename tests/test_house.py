@@ -31,12 +31,14 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "runs": {"audio"},
     "plots": {"audio"},
     "autoencoder": {"audio", "transform", "consistency", "network"},
-    "recipes": {"autoencoder", "linearity", "consistency"},
+    "optimisers": set(),
+    "recipes": {"autoencoder", "linearity", "consistency", "optimisers"},
     "tracks": {"audio", "synth"},
     "corpora": {"audio", "tracks"},
     "shards": {"audio", "corpora", "tracks"},
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
-    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity", "recipes", "runs"},
+    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity"}
+    | {"optimisers", "recipes", "runs"},
     "pretrained": {"audio", "autoencoder", "baselines", "consistency", "foreign", "network", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
@@ -54,7 +56,7 @@ TRAINING_PATH = (
     "network",
     "autoencoder",
 )
-TRAINING_PATH += ("recipes", "runs", "training")
+TRAINING_PATH += ("optimisers", "recipes", "runs", "training")
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

@@ -57,14 +57,15 @@ def test_sixty_steps_lower_the_held_out_loss(variant, bank, held_out, tmp_path):
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     stored = torch.load(states(folder)[0], weights_only=True)
     tensors = {f"{part}.{key}": value for part in ("model", "ema") for key, value in stored[part].items()}
-    for index, values in stored["optimizer"]["state"].items():
-        tensors |= {f"{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    for part in {"optimizer", "muon"} & set(stored):
+        for index, values in stored[part]["state"].items():
+            tensors |= {f"{part}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
     return tensors
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resume_is_exact(bank, tmp_path, workers):
-    config = recipe("test", steps=20)
+@pytest.mark.parametrize(("workers", "optimiser"), [(0, "radam"), (1, "radam"), (0, "muon")])
+def test_resume_is_exact(bank, tmp_path, workers, optimiser):
+    config = recipe("test", steps=20, optimiser=optimiser)
     whole = run(config, bank, tmp_path / "whole")
     run(config, bank, tmp_path / "parts", stop_at=10, workers=workers)
     parts = run(config, bank, tmp_path / "parts", workers=workers)
