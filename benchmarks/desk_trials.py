@@ -23,14 +23,58 @@ from torch import Tensor
 import lincae
 from lincae import metrics
 from lincae.autoencoder import Autoencoder
+from lincae.consistency import NoiseConfig
 from lincae.data import training_data
 from lincae.training import train
 
 TABLE = Path(__file__).with_suffix(".csv")
 EXCERPT_S, START = 1.5, 0.2  # of each test song, from this share of it
 AUDIBLE_RMS = 3e-3
-# name: (steps, changes of preset desk)
-TRIALS: dict[str, tuple[int, dict]] = {}
+NETWORK = "autoencoder.network."
+FORMER = {  # the preset before these trials
+    NETWORK + "attention": (False, False, True),
+    NETWORK + "unet_blocks": (1, 1, 1),
+    NETWORK + "latent_channels": 8,
+    "autoencoder.noise": NoiseConfig(),
+    "consistency.log_sigma_std": 2.0,
+    "linearity.input_gain_min": 1.0,
+    "optimiser": "radam",
+    "precision": "32-true",
+}
+BF16 = FORMER | {"precision": "bf16-mixed"}
+# Most of the time goes into the finest level; none of the 16 latents a frame costs any.
+CHEAP = BF16 | {
+    NETWORK + "attention": (False, False, False),
+    NETWORK + "encoder_blocks": (0, 1, 1),
+    NETWORK + "unet_blocks": (0, 1, 1),
+    NETWORK + "latent_channels": 16,
+}
+MUON = CHEAP | {"optimiser": "muon"}
+UNIFORM = MUON | {
+    NETWORK + "encoder_blocks": (1, 1, 1),
+    "autoencoder.noise": NoiseConfig(sigma_max=20.0, sigma_data=0.25),
+    "consistency.log_sigma_std": 100.0,
+}
+TRIALS = {  # name: (steps, changes of preset desk)
+    "former desk": (230, FORMER),
+    "bf16": (330, BF16),
+    "bf16, cheap network, 16 channels": (300, CHEAP),
+    "the same, Muon": (300, MUON),
+    "Muon, beta 1.5": (300, MUON | {"autoencoder.transform.beta": 1.5}),
+    "Muon, consistency from a fifth on, down to 0.1, sigma_max 10": (
+        300,
+        MUON
+        | {
+            "autoencoder.noise": NoiseConfig(sigma_max=10.0),
+            "consistency.step_end": 0.1,
+            "consistency.step_hold": 0.2,
+            "consistency.sigma_max_share": 0.25,
+            "consistency.log_sigma_std": 100.0,
+        },
+    ),
+    "Muon, encoder block at the finest level, t uniform, sigma_max 20": (260, UNIFORM),
+    "the same, originals at many levels": (260, UNIFORM | {"linearity.input_gain_min": 0.1}),
+}
 
 
 @torch.no_grad()
@@ -74,8 +118,8 @@ def main(names: list[str]) -> None:
     rows = {row["trial"]: row for row in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
     for name in names or [name for name in TRIALS if name not in rows]:
         steps, changes = TRIALS[name]
-        often = {"steps": steps, "checkpoint_every": steps, "validate_every": steps}
-        config = lincae.recipe("desk", "lin-cae", **often, **changes)
+        once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), steps)
+        config = lincae.recipe("desk", "lin-cae", warmup_steps=min(50, steps // 10), **once, **changes)
         rate = config.autoencoder.sample_rate
         data, held_out = (training_data("synthetic", rate, split) for split in ("train", "test"))
         start = time.process_time()

@@ -74,24 +74,26 @@ SMALL = AutoencoderConfig(
     ),
     pad_edges=True,
 )
-# Short windows and a fast latent (125 Hz, 16x) are what a CPU can train: benchmarks/desk_trials.csv.
+# Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
+# most, are what a CPU can train: benchmarks/desk_trials.csv.
 DESK = AutoencoderConfig(
     sample_rate=16000,
     transform=TransformConfig(hop=64),
     network=NetworkConfig(
         base_channels=16,
         multipliers=(1, 2, 4),
-        attention=(False, False, True),
+        attention=(False, False, False),
         encoder_blocks=(1, 1, 1),
-        unet_blocks=(1, 1, 1),
+        unet_blocks=(0, 1, 1),
         downsampling=(FREQUENCY, BOTH),
         bottleneck_channels=128,
         bottleneck_blocks=1,
-        latent_channels=8,
+        latent_channels=16,
         noise_channels=64,
         unused_projections=False,
         unit_variance_init=True,
     ),
+    noise=NoiseConfig(sigma_max=20.0, sigma_data=0.25),
     pad_edges=True,
     window_frames=512,
     context_frames=32,
