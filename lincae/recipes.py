@@ -91,6 +91,7 @@ CURRICULUM = ConsistencyConfig(
 # t uniform (a wide normal): small steps need teachers at every noise level.
 DESK = TrainingConfig(
     autoencoder=MODEL_PRESETS["desk"],
+    linearity=LinearityConfig(input_gain_min=0.1),
     consistency=replace(CURRICULUM, step_end=0.1, step_hold=0.4, log_sigma_std=100.0),
     crop_frames=64,
     batch_size=8,
