@@ -35,7 +35,10 @@ FORMER = {  # the preset before these trials
     NETWORK + "attention": (False, False, True),
     NETWORK + "unet_blocks": (1, 1, 1),
     NETWORK + "latent_channels": 8,
+    NETWORK + "centred": False,
     "autoencoder.noise": NoiseConfig(),
+    "consistency.step_end": 0.2,
+    "consistency.step_hold": 0.6,
     "consistency.log_sigma_std": 2.0,
     "linearity.input_gain_min": 1.0,
     "optimiser": "radam",
@@ -55,6 +58,7 @@ UNIFORM = MUON | {
     "autoencoder.noise": NoiseConfig(sigma_max=20.0, sigma_data=0.25),
     "consistency.log_sigma_std": 100.0,
 }
+LEVELS = UNIFORM | {"linearity.input_gain_min": 0.1}
 TRIALS = {  # name: (steps, changes of preset desk)
     "former desk": (230, FORMER),
     "bf16": (330, BF16),
@@ -73,7 +77,8 @@ TRIALS = {  # name: (steps, changes of preset desk)
         },
     ),
     "Muon, encoder block at the finest level, t uniform, sigma_max 20": (260, UNIFORM),
-    "the same, originals at many levels": (260, UNIFORM | {"linearity.input_gain_min": 0.1}),
+    "the same, originals at many levels": (260, LEVELS),
+    "the same, centred encoder": (260, LEVELS | {NETWORK + "centred": True}),
 }
 
 

@@ -92,6 +92,7 @@ DESK = AutoencoderConfig(
         noise_channels=64,
         unused_projections=False,
         unit_variance_init=True,
+        centred=True,
     ),
     noise=NoiseConfig(sigma_max=20.0, sigma_data=0.25),
     pad_edges=True,

@@ -165,3 +165,16 @@ def test_every_preset_encodes_and_decodes():
         model = Autoencoder(MODEL_PRESETS[preset]).eval()
         audio = 0.1 * randn(1, 3000)
         assert model.decode(model.encode(audio), length=3000).shape == (1, 3000)
+
+
+def test_a_centred_encoder_answers_silence_with_zero():
+    network = Network(replace(TEST.network, centred=True), TEST.transform.n_bins)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    encoder, x = network.encoder, randn(3, 2, TEST.transform.n_bins, 16)
+    assert torch.equal(encoder(torch.zeros_like(x)), torch.zeros(3, 8, 8))
+    z = encoder(x)
+    assert torch.allclose(z[1:2], encoder(x[1:2]), atol=1e-6)
+    answer = encoder.raw(torch.zeros_like(x[:1]))
+    assert answer.abs().max() > 0.1
+    assert torch.allclose(z, torch.tanh(encoder.raw(x) - answer), atol=1e-6)
