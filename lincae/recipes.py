@@ -20,7 +20,8 @@ class TrainingConfig:
     168 frames, 1.985 s, the nearest length that the U-Net takes); mixture weights random in [0.5, 1]
     instead of 0.5; gains computed but not applied without homogeneity; half of m2l's originals averaged
     with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16, which
-    needs none. `small`, `desk` and `test` pad the edges and start with another initialisation.
+    needs none. `small`, `desk` and `test` pad the edges and start with another initialisation; `desk`
+    has a centred encoder, other noise levels, originals at many levels and Muon besides.
 
     Where the paper is silent or short, both presets do as the code does: the Pseudo-Huber constant and the
     density of noise levels (`ConsistencyConfig`); the cap on every gain, drawn or not (`LinearityConfig`);
