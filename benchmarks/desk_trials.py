@@ -1,65 +1,145 @@
-"""Short trials behind the desk preset: what a few hundred CPU steps reach with one choice changed at a time.
+"""Short trials behind the desk preset: what a few CPU minutes reach with one choice changed at a time.
 
-    python benchmarks/desk_trials.py     # two minutes a trial on one core
+    python benchmarks/desk_trials.py                  # those without a row yet, 2 to 4 core-minutes each
+    python benchmarks/desk_trials.py "desk, Adam"     # these, again
 
-Every trial sees the same synthetic audio, seeds and number of steps; scores are of held-out songs, EMA
-weights, one-step decode (columns as in `lincae.training.validate`).
+All see the same synthetic audio and seeds; compare them at equal `core_s`, not at equal steps. Scores are of
+1.5 s of each held-out song, EMA weights, one-step decode: reconstruction, with the swap control (decode of
+another song's latent); errors of the encoder, relative L2 (additivity: Enc(mix) against the sum of the
+latents of four stems, some of them silent); linearity of the decoder; and SI-SDR of
+Dec(Enc(mix) - Enc(mix - s)) against Dec(Enc(s)), the mean of the stems.
 """
 
 import csv
+import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import lincae
-from lincae.consistency import ConsistencyConfig
+from lincae import metrics
+from lincae.autoencoder import Autoencoder
+from lincae.consistency import NoiseConfig
 from lincae.data import training_data
-from lincae.training import train, validate
+from lincae.training import train
 
-STEPS = 200
-TRIALS = {
-    "desk": {},
-    "PyTorch's initialisation": {"autoencoder.network.unit_variance_init": False},
-    "hop 128, same compression": {
-        "autoencoder.transform.hop": 128,
-        "autoencoder.network.latent_channels": 16,
-        "crop_frames": 32,
-    },
-    "t uniform, consistency down to 0.5": {
-        "consistency.step_end": 0.5,
-        "consistency.log_sigma_std": 100.0,
-    },
-    "consistency down to 0.05": {"consistency.step_end": 0.05},
-    "paper's consistency schedule": {"consistency": ConsistencyConfig()},
+TABLE = Path(__file__).with_suffix(".csv")
+EXCERPT_S, START = 1.5, 0.2  # of each test song, from this share of it
+AUDIBLE_RMS = 3e-3
+NETWORK = "autoencoder.network."
+FORMER = {  # the preset before these trials
+    NETWORK + "attention": (False, False, True),
+    NETWORK + "unet_blocks": (1, 1, 1),
+    NETWORK + "latent_channels": 8,
+    NETWORK + "centred": False,
+    "autoencoder.noise": NoiseConfig(),
+    "consistency.step_end": 0.2,
+    "consistency.step_hold": 0.6,
+    "consistency.log_sigma_std": 2.0,
+    "linearity.input_gain_min": 1.0,
+    "optimiser": "radam",
+    "precision": "32-true",
+}
+BF16 = FORMER | {"precision": "bf16-mixed"}
+# Most of the time goes into the finest level; none of the 16 latents a frame costs any.
+CHEAP = BF16 | {
+    NETWORK + "attention": (False, False, False),
+    NETWORK + "encoder_blocks": (0, 1, 1),
+    NETWORK + "unet_blocks": (0, 1, 1),
+    NETWORK + "latent_channels": 16,
+}
+MUON = CHEAP | {"optimiser": "muon"}
+UNIFORM = MUON | {
+    NETWORK + "encoder_blocks": (1, 1, 1),
+    "autoencoder.noise": NoiseConfig(sigma_max=20.0, sigma_data=0.25),
+    "consistency.log_sigma_std": 100.0,
+}
+LEVELS = UNIFORM | {"linearity.input_gain_min": 0.1}
+TRIALS = {  # name: (steps, changes of preset desk)
+    "former desk": (230, FORMER),
+    "bf16": (330, BF16),
+    "bf16, cheap network, 16 channels": (300, CHEAP),
+    "the same, Muon": (300, MUON),
+    "Muon, beta 1.5": (300, MUON | {"autoencoder.transform.beta": 1.5}),
+    "Muon, consistency from a fifth on, down to 0.1, sigma_max 10": (
+        300,
+        MUON
+        | {
+            "autoencoder.noise": NoiseConfig(sigma_max=10.0),
+            "consistency.step_end": 0.1,
+            "consistency.step_hold": 0.2,
+            "consistency.sigma_max_share": 0.25,
+            "consistency.log_sigma_std": 100.0,
+        },
+    ),
+    "Muon, encoder block at the finest level, t uniform, sigma_max 20": (260, UNIFORM),
+    "the same, originals at many levels": (260, LEVELS),
+    "the same, centred encoder": (260, LEVELS | {NETWORK + "centred": True}),
 }
 
 
-def main() -> None:
+@torch.no_grad()
+def scores(model: Autoencoder, songs: list[Tensor]) -> dict[str, float]:
+    """Scores of a model on stems `(S, T)` of songs."""
+    rate = model.sample_rate
+    first, length = int(START * songs[0].shape[1]), int(EXCERPT_S * rate)
+    stems = torch.stack([song[:, first : first + length] for song in songs])
+    stems = stems[~metrics.is_silent(stems.sum(1))]
+    mixtures, n_stems = stems.sum(1), stems.shape[1]
+    decode = partial(model.decode, length=length)
+    gains = 0.1 + 2.9 * torch.rand(len(mixtures), 1, generator=torch.Generator().manual_seed(0))
+    z = model.encode(mixtures)
+    z_stems = model.encode(stems.flatten(0, 1)).unflatten(0, (-1, n_stems))
+    decoded, parts = decode(z), decode(z_stems.flatten(0, 1)).unflatten(0, (-1, n_stems))
+    of_sum, sum_of = decode(z_stems.sum(1)), parts.sum(1)
+    separated = []
+    for s in range(n_stems):
+        estimate = decode(z - model.encode(mixtures - stems[:, s]))
+        audible = stems[:, s].square().mean(1).sqrt() > AUDIBLE_RMS
+        separated.append(metrics.si_sdr_db(estimate, parts[:, s])[audible].nanmean())
+    edges_hz = (0, 300, 700, 1500, 3000, rate // 2)
+    bands = metrics.band_snr_db(decoded, mixtures, rate, edges_hz).nanmean(0)
+    values = {
+        "mss": metrics.mss(decoded, mixtures, rate),
+        "snr_db": metrics.snr_db(decoded, mixtures),
+        "swap_snr_db": metrics.snr_db(decode(z.roll(1, 0)), mixtures),
+        "enc_additivity": metrics.relative_l2(z_stems.sum(1), z),
+        "enc_homogeneity": metrics.relative_l2(model.encode(gains * mixtures), gains[..., None] * z),
+        "dec_homogeneity_snr_db": metrics.snr_db(decode(gains[..., None] * z), gains * decoded),
+        "dec_additivity_snr_db": metrics.snr_db(of_sum, sum_of),
+        "dec_additivity_mss": metrics.mss(of_sum, sum_of, rate),
+        "si_sdr_db": torch.stack(separated),
+    }
+    means = {name: value.nanmean().item() for name, value in values.items()}
+    return means | {f"snr_db_below_{hz}": v for hz, v in zip(edges_hz[1:], bands.tolist(), strict=True)}
+
+
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    table = Path(__file__).parent / "desk_trials.csv"
-    rows = list(csv.DictReader(table.open())) if table.exists() else []
-    measured = [row["trial"] for row in rows]  # kept: delete the file to measure all again
-    for name, changes in TRIALS.items():
-        if name in measured:
-            continue
-        config = lincae.recipe("desk", "lin-cae", steps=STEPS, checkpoint_every=STEPS, **changes)
+    rows = {row["trial"]: row for row in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
+    for name in names or [name for name in TRIALS if name not in rows]:
+        steps, changes = TRIALS[name]
+        once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), steps)
+        config = lincae.recipe("desk", "lin-cae", warmup_steps=min(50, steps // 10), **once, **changes)
         rate = config.autoencoder.sample_rate
-        held_out = training_data("synthetic", rate, split="test").crops(range(32), config.crop_samples, 0)
-        start = time.perf_counter()
+        data, held_out = (training_data("synthetic", rate, split) for split in ("train", "test"))
+        start = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            model = train(config, training_data("synthetic", rate), folder, device="cpu", progress=False)
-        seconds = time.perf_counter() - start
+            model = train(config, data, folder, device="cpu", progress=False)
+        spent = round(time.process_time() - start)
         size = sum(p.numel() for p in model.network.parameters())
-        scores = {key: f"{value:.4f}" for key, value in validate(model, held_out).items()}
-        rows.append({"trial": name, "steps": STEPS, "seconds": round(seconds), "parameters": size, **scores})
-        print(rows[-1], flush=True)
-        with table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[-1])
+        measured = {key: f"{value:.3f}" for key, value in scores(model, held_out.stems).items()}
+        rows[name] = {"trial": name, "steps": steps, "core_s": spent, "parameters": size, **measured}
+        print(rows[name], flush=True)
+        with TABLE.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[name])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(rows.values())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -24,7 +24,7 @@ import lincae
 from lincae.audio import generator, keep_freed_memory, resolve_device
 from lincae.consistency import GRID, ConsistencyConfig, NoiseConfig, level_weights, sample_t2
 from lincae.layers import BOTH, FREQUENCY, FrequencyAttention, ResBlock, Upsample, norm_silu_conv
-from lincae.training import update_ema
+from lincae.objective import update_ema
 
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit", "low", "high", "kept")
 ITEMS, FRAMES = 4, 64

@@ -14,8 +14,9 @@ from lincae._torchaudio import ensure_torchaudio
 
 ensure_torchaudio()  # before anything that may import torchaudio, transformers or diffusers
 
-from lincae.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
+from lincae.autoencoder import Autoencoder  # noqa: E402
 from lincae.linearity import VARIANTS, LinearityConfig  # noqa: E402
+from lincae.presets import AutoencoderConfig  # noqa: E402
 from lincae.pretrained import load  # noqa: E402
 from lincae.recipes import PRESETS, TrainingConfig, recipe  # noqa: E402
 

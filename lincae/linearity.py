@@ -39,6 +39,8 @@ class LinearityConfig:
     computes them there and never uses them: False.
     `premix_probability`: share of the originals first replaced by an average with another item (the released
     code's M2L: 0.5).
+    `input_gain_min`: originals first get a gain of their own, log-uniform in [input_gain_min, 1], so that the
+    encoder meets one sound at many levels, also where gains act on its latents; 1 leaves them as they are.
     """
 
     homogeneity: bool = True
@@ -54,6 +56,7 @@ class LinearityConfig:
     mixture_weights: str = "equal"
     plain_gains: bool = True
     premix_probability: float = 0.0
+    input_gain_min: float = 1.0
 
     def __post_init__(self):
         if self.gain_min > self.gain_max:
@@ -66,6 +69,8 @@ class LinearityConfig:
             raise ValueError(
                 f"need 0 <= anneal_from < anneal_to <= 1, peak > 0 and zero_below >= 0, got {self}"
             )
+        if not 0 < self.input_gain_min <= 1:
+            raise ValueError(f"input_gain_min lies in (0, 1], got {self.input_gain_min}")
         if self.mixture_weights not in ("equal", "random"):
             raise ValueError(f"mixture_weights is 'equal' or 'random', got {self.mixture_weights!r}")
 
@@ -104,6 +109,9 @@ def augment(
         raise ValueError(f"mixtures need audio (B, T) with at least two items, got {tuple(audio.shape)}")
     if config.premix_probability > 0:
         audio = premix(audio, config.premix_probability, generator)
+    if config.input_gain_min < 1:
+        exponents = torch.rand(audio.shape[0], generator=generator, device=generator.device)
+        audio = scale(audio, config.input_gain_min**exponents)
     weights = sample_mixture_weights(audio.shape[0], config.mixture_weights, generator).to(audio)
     both = torch.cat((audio, mix(audio, weights)))
     low, high = gain_range(progress, config)

@@ -43,6 +43,8 @@ class NetworkConfig:
     `unused_projections` keeps the noise projections that the released checkpoints carry in the pyramid's
     bottleneck without ever using them (526,336 numbers at the default size), so that those files convert
     both ways without loss; they are not trained. `unit_variance_init`: see `Network.keep_variance`.
+    `centred`: the encoder's answer to silence is subtracted before the tanh, so that Enc(0) = 0. Without it
+    training has to unlearn a constant that all latents share, most of what is not linear in the encoder.
     """
 
     base_channels: int = 64
@@ -58,6 +60,7 @@ class NetworkConfig:
     heads: int = 4
     unused_projections: bool = True
     unit_variance_init: bool = False
+    centred: bool = False
 
     def __post_init__(self):
         for name in ("multipliers", "attention", "encoder_blocks", "unet_blocks", "downsampling"):
@@ -117,7 +120,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: NetworkConfig, n_bins: int):
         super().__init__()
-        wide = config.bottleneck_channels
+        self.centred, wide = config.centred, config.bottleneck_channels
         self.conv_in = nn.Conv2d(2, config.channels[0], 3, padding=1)
         self.frequency_gain = nn.Parameter(torch.ones(1, 1, n_bins, 1))
         self.levels = nn.ModuleList(EncoderLevel(config, level) for level in range(len(config.channels)))
@@ -130,6 +133,13 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv1d(wide, config.latent_channels, 1)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
+        if not self.centred:
+            return torch.tanh(self.raw(spectrogram))
+        silence = torch.zeros_like(spectrogram[:1])
+        h = self.raw(torch.cat((spectrogram, silence)))
+        return torch.tanh(h[:-1] - h[-1:])
+
+    def raw(self, spectrogram: Tensor) -> Tensor:
         h = self.conv_in(spectrogram) * self.frequency_gain
         for level in self.levels:
             h = level(h)
@@ -137,7 +147,7 @@ class Encoder(nn.Module):
         h = self.conv_features(h)
         for block in self.bottleneck:
             h = block(h)
-        return torch.tanh(self.conv_out(F.silu(self.norm_out(h))))
+        return self.conv_out(F.silu(self.norm_out(h)))
 
 
 class PyramidLevel(nn.Module):

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from .audio import AutoencoderLike, atomic_write, resolve_device
-from .autoencoder import WEIGHTS, Autoencoder, AutoencoderConfig
+from .autoencoder import WEIGHTS, Autoencoder
 from .baselines import BASELINES, load_baseline
 from .checkpoints import load_strictly
 from .consistency import NoiseConfig
 from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
+from .presets import AutoencoderConfig
 from .transform import OVERLAP, TransformConfig
 
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"

@@ -15,10 +15,15 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from .audio import atomic_write
 
@@ -106,6 +111,21 @@ class Meter:
 
 
 # ---------------------------------------------------------------- stopping
+
+
+def alone(folder: Path) -> IO[str]:
+    """Hold a run folder until the returned file is closed or this process ends, however it ends.
+
+    Raises BlockingIOError while another process holds it. Where there are no POSIX locks, nothing is held.
+    """
+    file = (folder / "lock").open("w")
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise BlockingIOError(f"another process trains in {folder}: wait for it, or stop it") from error
+    return file
 
 
 class Interruption:

@@ -12,6 +12,7 @@ A resumed run thus needs no generator state. A run folder holds `log.csv`, `vali
 `best/`, of the highest `rec_snr_db` in a validation. Axis legend: see `lincae.autoencoder`.
 """
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -19,27 +20,29 @@ import logging
 import math
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .audio import generator, keep_freed_memory, resolve_device
 from .autoencoder import Autoencoder
-from .consistency import consistency_loss, precondition, step_size
+from .consistency import step_size
 from .corpora import WeightedFiles
-from .linearity import VARIANTS, AugmentedBatch, augment, gain_range, implicit_conditioning
+from .linearity import VARIANTS, augment, gain_range
+from .objective import Objective, compile_network, learning_rate, update_ema, validate
+from .optimisers import optimisers
 from .recipes import PRESETS, TrainingConfig, recipe
 from .runs import (
     Interruption,
     Log,
     Meter,
     OutOfMemoryError,
+    alone,
     commit,
     explained,
     launched,
@@ -63,96 +66,6 @@ class TrainingData(Protocol):
     sample_rate: int
 
     def crops(self, indices: range, n_samples: int, seed: int) -> Tensor: ...
-
-
-# ---------------------------------------------------------------- one step
-
-
-class Objective(nn.Module):
-    """Loss of one batch: what Fabric wraps, so that precision and gradient averaging apply to `forward`."""
-
-    def __init__(self, model: Autoencoder, config: TrainingConfig):
-        super().__init__()
-        self.model, self.config = model, config
-
-    def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> Tensor:
-        config, network = self.config, self.model.network
-        latents = implicit_conditioning(
-            lambda audio: network.encoder(self.spectrogram(audio)), batch, config.linearity
-        )
-        return consistency_loss(
-            precondition(network.denoiser, config.autoencoder.noise),
-            self.spectrogram(batch.target()),
-            network.condition(latents, calls=2),
-            step_size(step / config.steps, config.consistency),
-            config.autoencoder.noise,
-            config.consistency,
-            generator,
-        )
-
-    def spectrogram(self, audio: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
-            return self.model.transform(audio)
-
-
-def compile_network(model: Autoencoder, backend: str) -> None:
-    """Let a backend of torch.compile take the parts of the network; the state dict stays as it is."""
-    for part in model.network.children():
-        part.compile(backend=backend)
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear from 0 over the warm-up, then a cosine to the final rate at `steps` (section 3.3)."""
-    if step < config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    moved = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    span = config.learning_rate - config.final_learning_rate
-    return config.final_learning_rate + 0.5 * span * (1 + math.cos(math.pi * moved))
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, n_updates: int, max_decay: float) -> None:
-    """EMA update number `n_updates` (from 1). The warmed-up decay forgets the initial weights at once, and
-    until it reaches `max_decay` averages over the latest tenth of the training."""
-    decay = min(max_decay, (1 + n_updates) / (10 + n_updates))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-
-
-@torch.no_grad()
-def validate(model: Autoencoder, audio: Tensor) -> dict[str, float]:
-    """What a run should watch, on held-out crops `(B, T)` with B >= 2, B even.
-
-    `rec_rel_l2`: one-step reconstruction error in the transform domain, `rec_snr_db` on the waveform;
-    `swap_rel_l2`: the same error when every item is given another item's latent (a decoder that ignores its
-    latent scores no worse); `level_ratio`: |Enc(0.1 x)| / |Enc(x)|, 0.1 when homogeneous, 1 when the
-    encoder is blind to level; `enc_additivity_error`: relative L2 of Enc(u) + Enc(v) against Enc(u + v);
-    `dec_homogeneity_snr_db`: Dec(0.5 z) against 0.5 Dec(z); `dec_additivity_snr_db`: Dec(Enc(u) + Enc(v))
-    against Dec(Enc(u + v)). All decodes start from the same noise.
-    """
-
-    def relative(prediction: Tensor, reference: Tensor) -> float:
-        error, size = (x.flatten(1).norm(dim=1) for x in (prediction - reference, reference))
-        return (error / size).mean().item()
-
-    def snr_db(prediction: Tensor, reference: Tensor) -> float:
-        noise_power, power = ((x**2).sum(-1) for x in (prediction - reference, reference))
-        return (10 * torch.log10(power / noise_power)).mean().item()
-
-    z = model.encode(audio)
-    audio = audio.to(z.device)
-    u, v = audio.chunk(2)
-    z_sum, z_of_sum, z_quiet = sum(z.chunk(2)), model.encode(u + v), model.encode(0.1 * audio)
-    decode = partial(model.decode, length=audio.shape[-1])
-    decoded, target = decode(z), model.transform(audio)
-    return {
-        "rec_rel_l2": relative(model.transform(decoded), target),
-        "swap_rel_l2": relative(model.transform(decode(z.roll(1, 0))), target),
-        "rec_snr_db": snr_db(decoded, audio),
-        "level_ratio": (z_quiet.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).mean().item(),
-        "enc_additivity_error": relative(z_sum, z_of_sum),
-        "dec_homogeneity_snr_db": snr_db(decode(0.5 * z), 0.5 * decoded),
-        "dec_additivity_snr_db": snr_db(decode(z_sum), decode(z_of_sum)),
-    }
 
 
 # ---------------------------------------------------------------- the loop
@@ -190,7 +103,7 @@ def train(
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
     where batch and processes do not match, and when `run_dir` holds a run of another configuration or number
     of processes (showing the difference); NonFiniteError, OutOfMemoryError and OSError (such as a full disk)
-    with the step and the last good checkpoint.
+    with the step and the last good checkpoint; BlockingIOError while another process trains in `run_dir`.
     """
     run_dir, device_ = Path(run_dir), resolve_device(device)
     if data.sample_rate != config.autoencoder.sample_rate:
@@ -204,7 +117,8 @@ def train(
     precision = config.precision
     if precision == "auto":
         precision = "bf16-mixed" if device_.type == "cuda" else "32-true"
-    fabric = Fabric(accelerator=device_.type, devices=devices, num_nodes=nodes, precision=precision)
+    chosen_devices = devices if device_.index is None or devices > 1 else [device_.index]
+    fabric = Fabric(accelerator=device_.type, devices=chosen_devices, num_nodes=nodes, precision=precision)
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -214,12 +128,14 @@ def train(
     if compiler:
         compile_network(model, compiler)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.RAdam(parameters, lr=config.learning_rate, foreach=True)
-    objective, optimizer = fabric.setup(Objective(model, config), optimizer)
+    chosen = optimisers(config.optimiser, parameters, config.learning_rate)
+    objective, *chosen = fabric.setup(Objective(model, config), *chosen)
 
     main_process, several = fabric.is_global_zero, fabric.world_size > 1
+    lock = alone(run_dir) if main_process else contextlib.nullcontext()
     meter, described = Meter(), dataclasses.asdict(config)
-    state = {"model": model.network, "ema": ema.network, "optimizer": optimizer, "meter": meter}
+    state = {"model": model.network, "ema": ema.network, "meter": meter}
+    state |= dict(zip(("optimizer", "muon"), chosen, strict=False))
     path = fabric.broadcast(newest(run_dir) if main_process else None)
     first = restore(state, described, fabric.world_size, path, regroup) if path else 0
     stop = min(config.steps, config.steps if stop_at is None else stop_at)
@@ -252,13 +168,15 @@ def train(
         return f"step {step} (lr {learning_rate(step, config):.3g}); last good checkpoint: {last}"
 
     lowerable = {key: described[key] for key in ("batch_size", "crop_frames", "precision")}
-    with Interruption() as interruption, explained(lowerable, where):
+    with lock, Interruption() as interruption, explained(lowerable, where):
         for step, audio in zip(range(first, stop), bar, strict=True):
             generate = generator(config.seed, step, fabric.global_rank, 1, device=fabric.device)
-            optimizer.param_groups[0]["lr"] = lr = learning_rate(step, config)
+            lr = learning_rate(step, config)
+            for optimizer in chosen:
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.zero_grad()
             batch = augment(audio.to(fabric.device), step / config.steps, config.linearity, generate)
             loss = objective(batch, step, generate)
-            optimizer.zero_grad()
             fabric.backward(loss)
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             meter.add(loss, norm)
@@ -272,7 +190,8 @@ def train(
             read = read or bool(stopping)
             if read and not meter.finite():
                 raise NonFiniteError(f"loss or gradient is not finite at {where()}")
-            optimizer.step()
+            for optimizer in chosen:
+                optimizer.step()
             if done % config.ema_every == 0:
                 update_ema(ema, model, done // config.ema_every, config.ema_max_decay)
             if done % config.log_every == 0 and logs:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from lincae import autoencoder
 from lincae.audio import AutoencoderLike
-from lincae.autoencoder import CONFIG, MODEL_PRESETS, TEST, WEIGHTS, Autoencoder
+from lincae.autoencoder import CONFIG, WEIGHTS, Autoencoder
+from lincae.presets import MODEL_PRESETS, TEST
 
 
 def random_model(config=TEST, seed: int = 0) -> Autoencoder:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lincae"
 MAY_IMPORT = {  # room -> rooms of the package that it may enter
-    "__init__": {"_torchaudio", "autoencoder", "linearity", "pretrained", "recipes"},
+    "__init__": {"_torchaudio", "autoencoder", "linearity", "presets", "pretrained", "recipes"},
     "_torchaudio": set(),
     "audio": set(),
     "transform": set(),
@@ -36,23 +36,19 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "plots": {"audio"},
     "windows": set(),
     "checkpoints": set(),
-    "autoencoder": {"audio", "checkpoints", "transform", "consistency", "network", "windows"},
-    "recipes": {"autoencoder", "linearity", "consistency"},
+    "presets": {"consistency", "network", "transform"},
+    "autoencoder": {"audio", "checkpoints", "transform", "consistency", "network", "presets", "windows"},
+    "optimisers": set(),
+    "recipes": {"presets", "linearity", "consistency", "optimisers"},
+    "objective": {"autoencoder", "consistency", "linearity", "recipes"},
     "tracks": {"audio", "synth"},
     "corpora": {"audio", "tracks"},
     "shards": {"audio", "corpora", "tracks"},
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
-    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity", "recipes", "runs"},
-    "pretrained": {
-        "audio",
-        "autoencoder",
-        "baselines",
-        "checkpoints",
-        "consistency",
-        "foreign",
-        "network",
-        "transform",
-    },
+    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity"}
+    | {"objective", "optimisers", "recipes", "runs"},
+    "pretrained": {"audio", "autoencoder", "baselines", "checkpoints", "consistency"}
+    | {"foreign", "network", "presets", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
 TRAINING_PATH = (
@@ -69,9 +65,10 @@ TRAINING_PATH = (
     "network",
     "windows",
     "checkpoints",
+    "presets",
     "autoencoder",
 )
-TRAINING_PATH += ("recipes", "runs", "training")
+TRAINING_PATH += ("optimisers", "recipes", "objective", "runs", "training")
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

@@ -182,6 +182,18 @@ def test_mixture_weights():
     assert w.mean().item() == pytest.approx(0.75, abs=0.006)  # four standard errors
 
 
+def test_input_gains_lower_originals_before_they_are_mixed():
+    config = replace(LIN_CAE, input_gain_min=0.1)
+    batch = augment(audio(50), 0.0, config, generator(3))
+    gains = batch.audio[:50].abs().amax(-1) / 0.9
+    assert 0.1 <= gains.min() < 0.15
+    assert 0.8 < gains.max() <= 1
+    assert gains.log10().mean() == pytest.approx(-0.5, abs=0.15)
+    assert torch.equal(batch.audio[50:], mix(batch.audio[:50], batch.weights))
+    plain = augment(audio(50), 0.0, LIN_CAE, generator(3))
+    assert torch.allclose(batch.audio[:50], gains[:, None] * plain.audio[:50], atol=1e-6)
+
+
 def test_premix_averages_the_chosen_share():
     n = 4000
     x = torch.randn(n, 3, generator=generator(1))
@@ -292,6 +304,7 @@ def test_linearity_imports_torch_and_the_standard_library_alone():
         ({"gain_min": 2.0, "gain_max": 1.0}, "gain_min 2.0 is above gain_max 1.0"),
         ({"gain_probability": 1.5}, "probabilities lie in"),
         ({"premix_probability": -0.1}, "probabilities lie in"),
+        ({"input_gain_min": 0.0}, r"input_gain_min lies in \(0, 1\]"),
         ({"anneal_from": 0.9, "anneal_to": 0.9}, "anneal_from < anneal_to"),
         ({"anneal_to": 1.1}, "anneal_from < anneal_to"),
         ({"peak": 0.0}, "peak > 0"),

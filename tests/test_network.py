@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.autoencoder import Autoencoder
 from lincae.layers import Upsample
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
+from lincae.presets import MODEL_PRESETS
 
 TEST = MODEL_PRESETS["test"]
 
@@ -182,3 +183,16 @@ def test_enlargement_by_phases_is_enlargement_then_convolution(kind, size):
     torch.testing.assert_close(
         torch.autograd.grad((layer(x) * towards).sum(), inputs), expected, rtol=1e-11, atol=1e-11
     )
+
+
+def test_a_centred_encoder_answers_silence_with_zero():
+    network = Network(replace(TEST.network, centred=True), TEST.transform.n_bins)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    encoder, x = network.encoder, randn(3, 2, TEST.transform.n_bins, 16)
+    assert torch.equal(encoder(torch.zeros_like(x)), torch.zeros(3, 8, 8))
+    z = encoder(x)
+    assert torch.allclose(z[1:2], encoder(x[1:2]), atol=1e-6)
+    answer = encoder.raw(torch.zeros_like(x[:1]))
+    assert answer.abs().max() > 0.1
+    assert torch.allclose(z, torch.tanh(encoder.raw(x) - answer), atol=1e-6)

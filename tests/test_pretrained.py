@@ -11,9 +11,10 @@ import yaml
 from official import arguments, build, randn
 
 from lincae import pretrained
-from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
+from lincae.autoencoder import Autoencoder
 from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
+from lincae.presets import MODEL_PRESETS, AutoencoderConfig
 from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
 from lincae.transform import TransformConfig
 

@@ -19,9 +19,10 @@ from lincae import training
 from lincae.audio import generator
 from lincae.autoencoder import Autoencoder
 from lincae.linearity import augment
+from lincae.objective import Objective, learning_rate
 from lincae.recipes import recipe
 from lincae.runs import Log, OutOfMemoryError, launched, states
-from lincae.training import Objective, StepBatches, learning_rate, train
+from lincae.training import StepBatches, train
 
 JOBS = Path(__file__).parent / "jobs.py"
 SMALL = {"batch_size": 4, "steps": 12, "log_every": 2, "validate_every": 3, "checkpoint_every": 4}

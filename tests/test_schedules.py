@@ -9,8 +9,8 @@ from torch import nn
 
 from lincae.consistency import step_size
 from lincae.linearity import gain_range
+from lincae.objective import learning_rate, update_ema
 from lincae.recipes import PRESETS, TrainingConfig, recipe
-from lincae.training import learning_rate, update_ema
 
 PAPER = TrainingConfig()
 

@@ -10,7 +10,7 @@ from test_autoencoder import noise, random_model
 
 from lincae import windows
 from lincae.audio import check_audio, keep_freed_memory
-from lincae.autoencoder import TEST
+from lincae.presets import TEST
 from lincae.windows import SlidingNorm, Tape, sliding_group_norm, windowed
 
 # short windows: the same paths as long ones in a fraction of the time

@@ -17,9 +17,10 @@ import torch
 from lincae.autoencoder import Autoencoder
 from lincae.data import StemBank
 from lincae.linearity import VARIANTS
+from lincae.objective import validate
 from lincae.recipes import PRESETS, TrainingConfig, recipe
 from lincae.runs import states
-from lincae.training import LOG_COLUMNS, NonFiniteError, main, train, validate
+from lincae.training import LOG_COLUMNS, NonFiniteError, main, train
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +58,15 @@ def test_sixty_steps_lower_the_held_out_loss(variant, bank, held_out, tmp_path):
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     stored = torch.load(states(folder)[0], weights_only=True)
     tensors = {f"{part}.{key}": value for part in ("model", "ema") for key, value in stored[part].items()}
-    for index, values in stored["optimizer"]["state"].items():
-        tensors |= {f"{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    for part in {"optimizer", "muon"} & set(stored):
+        for index, values in stored[part]["state"].items():
+            tensors |= {f"{part}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
     return tensors
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resume_is_exact(bank, tmp_path, workers):
-    config = recipe("test", steps=20)
+@pytest.mark.parametrize(("workers", "optimiser"), [(0, "radam"), (1, "radam"), (0, "muon")])
+def test_resume_is_exact(bank, tmp_path, workers, optimiser):
+    config = recipe("test", steps=20, optimiser=optimiser)
     whole = run(config, bank, tmp_path / "whole")
     run(config, bank, tmp_path / "parts", stop_at=10, workers=workers)
     parts = run(config, bank, tmp_path / "parts", workers=workers)
@@ -199,6 +201,18 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
         run(config, Poisoned(), tmp_path)
     assert torch.load(states(tmp_path)[0], weights_only=True)["step"] == 8
     assert all(torch.isfinite(p).all() for p in Autoencoder.load(tmp_path, "cpu").parameters())
+
+
+def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
+    hold = "import pathlib, sys, time; from lincae.runs import alone; file = alone(pathlib.Path(sys.argv[1]))"
+    hold += "; print('held', flush=True); time.sleep(60)"
+    config = recipe("test", steps=1)
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError, match=f"another process trains in {tmp_path}"):
+            run(config, bank, tmp_path)
+        other.kill()
+    run(config, bank, tmp_path)
 
 
 def test_data_at_another_rate_is_refused(tmp_path):
