@@ -140,7 +140,9 @@ class Encoder(nn.Module):
         return torch.tanh(h[:-1] - h[-1:])
 
     def raw(self, spectrogram: Tensor) -> Tensor:
-        h = self.conv_in(spectrogram) * self.frequency_gain
+        h = self.conv_in(spectrogram)
+        gain = self.frequency_gain
+        h = (h.to(gain.dtype) * gain).to(h.dtype)  # under autocast, or maps of two types are added: slow
         for level in self.levels:
             h = level(h)
         h = self.norm_features(h).flatten(1, 2)  # channel-major: index = channel * F_last + frequency
