@@ -5,7 +5,8 @@
 Both forms take turns in one process, forward and backward where they have one, at the sizes of the 58 M
 network (4 items of 64 frames, fp32); `ours` and `peer` are the median ms of `--repeats` turns, `low` and
 `high` the least and greatest ratio. `kept` says whether the package works that way on this device: rows that
-say no were tried and left out. Whole steps are in training_step.csv.
+say no were tried and left out. Attention is computed twice on a CPU, to keep less: its ratio is the price in
+time of the memory in training_step.csv, where whole steps are.
 """
 
 import argparse
