@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_step import default_freed_memory, seconds
+from training_step import seconds
 
 import lincae
 from lincae.audio import generator, keep_freed_memory, resolve_device
@@ -133,15 +133,6 @@ def warp(model: lincae.Autoencoder) -> Forms:
     )
 
 
-def freed_memory(channels: int, n_bins: int) -> Forms:
-    x = maps(channels, n_bins).detach()
-
-    def under(settings: Callable[[], None]) -> Callable[[], object]:
-        return lambda: (settings(), F.silu(x), F.silu(x))
-
-    return under(keep_freed_memory), under(default_freed_memory)
-
-
 def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms]]]:
     """(name, setting, kept, how to make both forms)."""
     model = lincae.Autoencoder(lincae.recipe("official").autoencoder)
@@ -164,8 +155,6 @@ def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms
         ("EMA of all tensors at once", "58 M", True, lambda: moving_average(model)),
         ("warp without angles", "1024 x 64", True, lambda: warp(model)),
     ]  # fmt: skip
-    if on_cpu:
-        table += [("freed memory kept", "64 x 1024", True, lambda: freed_memory(64, 1024))]
     table += [
         ("channels last convolution", f"{c} x {n}", False, lambda c=c, n=n: channels_last(c, n))
         for c, n in levels
