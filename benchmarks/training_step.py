@@ -9,7 +9,7 @@ items, two transforms, a teacher with graph, per-tensor EMA; fp32 on the CPU, fp
 scaler on CUDA, there also compiled. Ours is `lincae.training`'s objective with its optimizer and EMA. Both
 take turns in one process and are compared by the median of `--repeats` steps after one to warm up. On a CPU
 ours keeps freed memory (`keep_freed_memory`) and the peer has glibc's thresholds, but also the memory that
-ours has kept: alone it is slower. Memory is the peak of a process (CPU) or of the allocator (CUDA) of its own.
+ours has kept: alone it is slower. Memory is the peak of a process of its own (CUDA: of the allocator).
 
 Rows: `step` in s and `memory` in MiB, with `low` and `high` the least and greatest ratio of neighbouring
 steps; `operations` and `traffic`, the multiplications and additions of a step and the bytes that its
