@@ -5,7 +5,8 @@
 Both forms take turns in one process, forward and backward where they have one, at the sizes of the 58 M
 network (4 items of 64 frames, fp32); `ours` and `peer` are the median ms of `--repeats` turns, `low` and
 `high` the least and greatest ratio. `kept` says whether the package works that way on this device: rows that
-say no were tried and left out. Whole steps are in training_step.csv.
+say no were tried and left out. Attention is computed twice on a CPU, to keep less: its ratio is the price in
+time of the memory in training_step.csv, where whole steps are.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training_step import default_freed_memory, seconds
+from training_step import seconds
 
 import lincae
 from lincae.audio import generator, keep_freed_memory, resolve_device
@@ -132,15 +133,6 @@ def warp(model: lincae.Autoencoder) -> Forms:
     )
 
 
-def freed_memory(channels: int, n_bins: int) -> Forms:
-    x = maps(channels, n_bins).detach()
-
-    def under(settings: Callable[[], None]) -> Callable[[], object]:
-        return lambda: (settings(), F.silu(x), F.silu(x))
-
-    return under(keep_freed_memory), under(default_freed_memory)
-
-
 def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms]]]:
     """(name, setting, kept, how to make both forms)."""
     model = lincae.Autoencoder(lincae.recipe("official").autoencoder)
@@ -163,8 +155,6 @@ def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms
         ("EMA of all tensors at once", "58 M", True, lambda: moving_average(model)),
         ("warp without angles", "1024 x 64", True, lambda: warp(model)),
     ]  # fmt: skip
-    if on_cpu:
-        table += [("freed memory kept", "64 x 1024", True, lambda: freed_memory(64, 1024))]
     table += [
         ("channels last convolution", f"{c} x {n}", False, lambda c=c, n=n: channels_last(c, n))
         for c, n in levels

@@ -272,9 +272,9 @@ def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
 
     By default glibc returns large blocks to the kernel at once, which hands them out again page by page,
-    zeroed: up to half of the time of a large network on a CPU (benchmarks/inference.csv). The price is a peak
-    about a fifth higher. For the whole process, and not to be undone: an application's choice, to be made
-    before the first large tensors.
+    zeroed, a large part of the time of a large network on a CPU (benchmarks/inference.py --allocator). The
+    price is a higher peak. For the whole process: an application's choice, to be made before the first large
+    tensors.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return False

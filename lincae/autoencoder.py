@@ -33,8 +33,7 @@ class Autoencoder(nn.Module):
 
     `metadata` is a JSON-able dict that travels in the checkpoint: step, data, training configuration, commit.
     `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and decode. bf16 is
-    faster, 38 dB or more from fp32 to encode and 46 to decode (the bundled models, benchmarks/inference.csv);
-    weights and everything around stay fp32.
+    faster, and close to fp32 (benchmarks/inference.csv); weights and everything around stay fp32.
     """
 
     precision = "fp32"

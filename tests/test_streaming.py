@@ -1,6 +1,7 @@
 """Any length: windows on their grid, streams equal to the whole, excerpts, sliding GroupNorm, refusals."""
 
 import dataclasses
+import platform
 
 import pytest
 import torch
@@ -291,4 +292,4 @@ def test_large_finite_audio_is_no_error():
 
 
 def test_keeping_freed_memory_says_whether_it_could():
-    assert keep_freed_memory() in (True, False)
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
