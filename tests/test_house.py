@@ -19,6 +19,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "linearity": set(),
     "consistency": set(),
     "layers": set(),
+    "convnext": set(),
     "network": {"layers"},
     "synth": set(),
     "metrics": set(),

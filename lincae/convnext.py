@@ -1,0 +1,78 @@
+"""ConvNeXt-V2 blocks over time (Woo et al., CVPR 2023), shared by the spectral VAE and the Re-Encoder.
+
+Axes: B batch, C channels, L frames. Maps are `(B, C, L)`, a condition is `(B, K)`: one vector for all frames.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN of ConvNeXt-V2 over `(B, L, C)`: channels compete by their L2 norms over time. Starts as identity.
+
+    The norm is over all frames of the input, so a block's output depends on the length it is given.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = x.float().norm(dim=1, keepdim=True)
+        response = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return x + self.gain * (x * response.to(x.dtype)) + self.bias
+
+
+class AdaptiveLayerNorm(nn.Module):
+    """LayerNorm over channels of `(B, L, C)` whose gain and bias come from a condition `(B, K)` (AdaLN).
+
+    The projection starts at zero: at the start it is the usual LayerNorm, whatever the condition.
+    """
+
+    def __init__(self, channels: int, condition_channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.project = nn.Linear(condition_channels, 2 * channels)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        gain, bias = self.project(condition).unsqueeze(1).chunk(2, dim=-1)
+        return self.norm(x) * (1 + gain) + bias
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depth-wise convolution, LayerNorm, two 1x1 layers with GELU and GRN, around a residual connection.
+
+    `hidden` is the width between the two 1x1 layers. With `condition_channels` the norm is an AdaLN and
+    `forward` needs a condition; without, it takes none. `(B, C, L)` in and out, any L >= 1.
+
+    The usual initialisation: weights of standard deviation 0.02 (truncated), biases zero.
+    """
+
+    def __init__(self, channels: int, hidden: int, kernel: int = 7, condition_channels: int | None = None):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel = {kernel}: an odd number keeps the frames where they are")
+        self.depthwise = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        if condition_channels is None:
+            self.norm = nn.LayerNorm(channels, eps=1e-6)
+        else:
+            self.norm = AdaptiveLayerNorm(channels, condition_channels)
+        self.expand = nn.Linear(channels, hidden)
+        self.respond = GlobalResponseNorm(hidden)
+        self.contract = nn.Linear(hidden, channels)
+        for layer in (self.depthwise, self.expand, self.contract):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        if (condition is not None) != isinstance(self.norm, AdaptiveLayerNorm):
+            need = "needs" if condition is None else "was built without"
+            raise ValueError(f"this ConvNeXtBlock {need} a condition")
+        y = self.depthwise(x).transpose(1, 2)
+        y = self.norm(y) if condition is None else self.norm(y, condition)
+        y = self.contract(self.respond(F.gelu(self.expand(y))))
+        return x + y.transpose(1, 2)
