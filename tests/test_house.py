@@ -29,6 +29,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "foreign": set(),
     "clap": {"audio", "foreign"},
     "baselines": {"audio"},
+    "bundle": {"pretrained"},
     "runs": {"audio"},
     "streams": {"audio"},
     "latent_files": {"audio", "runs"},
