@@ -34,7 +34,7 @@ from .audio import generator, keep_freed_memory, resolve_device
 from .autoencoder import Autoencoder
 from .consistency import step_size
 from .corpora import WeightedFiles
-from .linearity import VARIANTS, augment, gain_range
+from .linearity import BEYOND, VARIANTS, augment, gain_range
 from .objective import Objective, compile_network, learning_rate, update_ema, validate
 from .optimisers import optimisers
 from .recipes import PRESETS, TrainingConfig, recipe
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
         "python -m lincae.training", description="Train a consistency autoencoder."
     )
     parser.add_argument("--preset", default="desk", choices=PRESETS)
-    parser.add_argument("--variant", default="lin-cae", choices=VARIANTS)
+    parser.add_argument("--variant", default="lin-cae", choices=VARIANTS | BEYOND)
     sources = "synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
     parser.add_argument("--data", nargs="+", default=["synthetic"], help=sources)
     held_out = "what to validate on (default: synthetic test songs, or other crops of --data)"
