@@ -36,6 +36,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "latent_sets": {"audio", "latent_files", "streams", "tracks"},
     "latents": {"audio", "latent_files", "latent_sets", "pretrained", "streams"},
     "plots": {"audio"},
+    "studies": {"audio", "autoencoder", "metrics"},
     "windows": set(),
     "checkpoints": set(),
     "presets": {"consistency", "network", "transform"},
