@@ -89,9 +89,9 @@ class TrainingConfig:
 CURRICULUM = ConsistencyConfig(
     step_start=1.0, step_end=0.2, step_hold=0.6, sigma_max_share=0.5, weight_exponent=0.0
 )
-# t uniform (a wide normal): small steps need teachers at every noise level. Steps end at a third: from sigma_max
-# the teachers stand at 0.17 and 0.03, between the levels of the loud and of the quiet bins. There they restore
-# what regression leaves silent (MSS), and see enough of the rest to pass on few errors (SNR).
+# t uniform (a wide normal): small steps need teachers at every noise level. Steps end at a third: from
+# sigma_max the teachers stand at 0.17 and 0.03, between the levels of the loud and of the quiet bins. There
+# they restore what regression leaves silent, and see enough of the rest to pass on few errors.
 DESK = TrainingConfig(
     autoencoder=MODEL_PRESETS["desk"],
     linearity=LinearityConfig(input_gain_min=0.1),
