@@ -83,14 +83,14 @@ TRIALS = {  # name: (steps, changes of preset desk)
     "Muon, encoder block at the finest level, t uniform, sigma_max 20": (260, UNIFORM),
     "the same, originals at many levels": (260, LEVELS),
     "the same, centred encoder": (260, CENTRED),
-    "centred, steps to 0.3, teachers at 3.6 and below": (700, HALF | {"consistency.step_end": 0.3}),
+    "centred, steps to 0.3, teachers at 3.5 and below": (700, HALF | {"consistency.step_end": 0.3}),
     "centred, steps to 0.5, teacher at 0.8": (700, HALF | {"consistency.step_end": 0.5}),
     "centred, steps to 0.75, teacher at 0.08": (700, HALF | {"consistency.step_end": 0.75}),
-    "centred, rho -3, steps to 0.34, teachers at 0.17 and 0.03": (
+    "rho -3, steps to 0.34, teachers at 0.17, 0.03": (
         700,
         QUIET | {"consistency.step_end": 0.34},
     ),
-    "centred, rho -3, steps to 0.25, teachers at 0.34 and below": (
+    "rho -3, steps to 0.25, teachers at 0.34, 0.06 ...": (
         700,
         QUIET | {"consistency.step_end": 0.25},
     ),
