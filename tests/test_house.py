@@ -24,7 +24,11 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "synth": set(),
     "metrics": set(),
     "protocols": {"audio", "metrics"},
-    "evaluation": {"audio", "metrics", "protocols"},
+    "probes": {"audio", "protocols"},
+    "evaluation": {"audio", "metrics", "probes", "protocols"},
+    "report": {"audio", "evaluation", "plots", "protocols", "tables"},
+    "adapters": {"audio"},
+    "codecs": {"audio", "baselines"},
     "tables": set(),
     "foreign": set(),
     "clap": {"audio", "foreign"},
@@ -48,7 +52,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
     "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity"}
     | {"objective", "optimisers", "recipes", "runs"},
-    "pretrained": {"audio", "autoencoder", "baselines", "checkpoints", "consistency"}
+    "pretrained": {"audio", "autoencoder", "baselines", "checkpoints", "codecs", "consistency"}
     | {"foreign", "network", "presets", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
