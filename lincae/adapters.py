@@ -1,7 +1,7 @@
 """Any object that encodes and decodes, as the `AutoencoderLike` that reports and notebooks take.
 
     model = adapt(my_model, sample_rate=44100, channels=2)
-    model = adapt(encode=lambda x: vae.encode(x).latent_dist, decode=vae.decode, sample_rate=16000, channels=1)
+    model = adapt(encode=lambda x: vae.encode(x)[0], decode=vae.decode, sample_rate=16000, channels=1)
     linearity_report(model, tracks("embedded", n_tracks=6))
 
 What cannot be measured is refused, with the reason. Nothing is guessed from shapes that has two readings:
@@ -94,7 +94,7 @@ class Adapted:
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio (B, T) to latents (B, C, L) on the model's device. Raises as `check_audio`."""
-        return self._as_latents(self._run("encode", self._padded(check_audio(audio)), seed=0))
+        return self._run("encode", self._padded(check_audio(audio)), 0, self._as_latents)
 
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
         """Latents (B, C, L) to audio (B, length), all that they hold by default; torch's random numbers are
@@ -102,7 +102,7 @@ class Adapted:
         hold."""
         if z.ndim != 3 or z.shape[1] != self._n_latents or z.numel() == 0:
             raise ValueError(f"latents of {self.name} are (B, {self._n_latents}, L), got {tuple(z.shape)}")
-        audio = self._as_audio(self._run("decode", self._as_model_latents(z.to(self.device)), seed))
+        audio = resample(self._native(z, seed), self.output_rate, self.sample_rate)
         length = audio.shape[1] if length is None else length
         if not 1 <= length <= audio.shape[1]:
             held = f"1..{audio.shape[1]}, what {z.shape[2]} latent frames of {self.name} hold"
@@ -115,14 +115,15 @@ class Adapted:
         audio = F.pad(audio.float().to(self.device), (0, -audio.shape[1] % self._multiple))
         return audio if self.channels is None else audio[:, None].expand(-1, self.channels, -1).contiguous()
 
-    def _run(self, what: str, given: Any, seed: int) -> Any:
-        """Output of the model in eval mode, without gradients, with torch's random numbers from `seed`."""
+    def _run(self, what: str, given: Any, seed: int, then: Callable[[Any], Tensor]) -> Tensor:
+        """`then` of what the model returns in eval mode, without gradients; random numbers of torch are those
+        of `seed` for both."""
         function = self._encode if what == "encode" else self._decode
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), _evaluating(self.module), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             try:
-                return function(given)
+                output = function(given)
             except FAILURES as error:
                 shape = tuple(given.shape) if isinstance(given, Tensor) else [tuple(z.shape) for z in given]
                 hint = ""
@@ -130,12 +131,18 @@ class Adapted:
                     hint = ". channels=None is for models that take audio (B, T), channels=1 for (B, 1, T),"
                     hint += " channels=2 for stereo models; multiple=... pads the length"
                 raise ValueError(f"{self.name}: {what} failed on {shape}: {error}{hint}") from error
+            return then(output)
+
+    def _native(self, z: Tensor, seed: int = 0) -> Tensor:
+        """All that latents (B, C, L) decode to, (B, T) at the output's rate."""
+        return self._run("decode", self._as_model_latents(z.to(self.device)), seed, self._as_audio)
 
     def _as_latents(self, output: Any) -> Tensor:
         output = getattr(output, "latent_dist", output)
         if hasattr(output, "sample") and callable(output.sample):
             output = self._of_posterior(output)
-        if codes := [k for k in ("audio_codes", "codes", "indices") if getattr(output, k, None) is not None]:
+        codes = [key for key in ("audio_codes", "codes", "indices") if getattr(output, key, None) is not None]
+        if codes and not isinstance(output, (Tensor, np.ndarray, tuple, list)):
             self._refuse(
                 f"encode returns {type(output).__name__} with {codes[0]}, which are discrete", DISCRETE
             )
@@ -166,7 +173,7 @@ class Adapted:
             self._refuse(f"encode returns a distribution ({type(posterior).__name__})", reason)
         if self.latent == "sample":
             return posterior.sample()
-        centre = next(getattr(posterior, kind) for kind in ("mode", "mean") if hasattr(posterior, kind))
+        centre = getattr(posterior, "mode", None) if hasattr(posterior, "mode") else posterior.mean
         return centre() if callable(centre) else centre
 
     def _as_model_latents(self, z: Tensor) -> Any:
@@ -186,8 +193,7 @@ class Adapted:
             self._refuse(
                 f"decode returns {tuple(output.shape)}", f"with channels={self.channels}: {expected}"
             )
-        audio = output.float() if self.channels is None else output.float().mean(1)
-        return resample(audio, self.output_rate, self.sample_rate)
+        return output.float() if self.channels is None else output.float().mean(1)
 
     def _refuse(self, found: str, reason: str) -> None:
         raise ValueError(f"{self.name}: {found}: {reason}")
@@ -205,13 +211,17 @@ class Adapted:
             frames = f"{short.shape[-1]} and {z.shape[-1]} frames for {lengths[0]} and {lengths[1]} samples"
             self._refuse(f"latents have {frames}", "a latent needs a time axis, the last one")
         self._n_latents = z.shape[1]
-        hop = (lengths[1] - lengths[0]) / (z.shape[-1] - short.shape[-1])
-        # frames are counted in whole ones: a hop that is not whole is one that the lengths do not divide
-        near = round(hop)
-        self.hop = near if abs(hop - near) < near * near / lengths[1] + 1e-9 else hop
+        # whole frames hide the hop of the encoder; what a frame more decodes to shows it
+        longer = self._native(z).shape[1] - self._native(short).shape[1]
+        hop = longer / (z.shape[-1] - short.shape[-1]) * self.sample_rate / self.output_rate
+        if hop < 1:
+            self._refuse(
+                f"a latent frame decodes to {hop:g} samples", "latents have to be (B, C, L), time last"
+            )
+        self.hop = round(hop) if hop == round(hop) else hop
         self._multiple = multiple or max(1, round(self.hop))
         self.latent_rate = self.sample_rate / self.hop
-        again = self._as_latents(self._run("encode", self._padded(noise), seed=1))
+        again = self._run("encode", self._padded(noise), 1, self._as_latents)
         z = self.encode(noise)
         if self.latent != "sample" and (change := (again - z).norm() / z.norm()) > 1e-4:
             reason = 'return the posterior\'s mean, or state latent="sample" for seeded draws'
@@ -225,14 +235,15 @@ class Adapted:
             self._refuse("decode differs from call to call with one seed", reason)
         asked = lengths[1]
         if audio.shape[1] < asked or audio.shape[1] > asked + 2 * max(self._multiple, self.hop):
-            reason = f"a model that changes the rate needs output_rate={round(audio.shape[1] / asked * self.output_rate)}"
-            reason += "; one that cuts its ends has to be padded in encode=..."
+            rate = round(audio.shape[1] / asked * self.output_rate)
+            reason = f"a model that changes the rate needs output_rate (here {rate}?);"
+            reason += " one that cuts its ends has to be padded in encode=..."
             self._refuse(f"decodes {audio.shape[1]} of {asked} samples", reason)
 
 
 DISCRETE = (
-    "indices cannot be added or scaled; hand over what the encoder gives to the quantiser (for EnCodec and DAC"
-    " lincae.codecs does)"
+    "indices cannot be added or scaled; hand over what the encoder gives to the quantiser"
+    " (lincae.codecs does so for EnCodec and DAC)"
 )
 
 

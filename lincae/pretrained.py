@@ -24,6 +24,7 @@ from .audio import AutoencoderLike, atomic_write, resolve_device
 from .autoencoder import WEIGHTS, Autoencoder
 from .baselines import BASELINES, load_baseline
 from .checkpoints import load_strictly
+from .codecs import HUB, codec_kind, load_codec
 from .consistency import NoiseConfig
 from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
@@ -39,9 +40,9 @@ KINDS = ("frontend", "generator", "diffusion")  # of official constructor argume
 
 
 def names() -> list[str]:
-    """What `load` knows by name: released models, baselines, then the repository's own checkpoints."""
+    """What `load` knows by name: released models, baselines, codecs, then the repository's checkpoints."""
     bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
-    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *bundled]
+    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *HUB, *bundled]
 
 
 def listed(models: str | Sequence[str]) -> list[str]:
@@ -61,9 +62,11 @@ def load(
     latent_scale: float | None = None,
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
-    `Autoencoder`, but for "stable-audio-vae", "stft" and "tanh", which `lincae.baselines` describes.
+    `Autoencoder`, but for "stable-audio-vae", "stft" and "tanh", which `lincae.baselines` describes, and for
+    EnCodec and DAC ("encodec-24khz", "dac-44khz", ...), of which `lincae.codecs` does.
 
-    Folders: what `Autoencoder.save` writes, or the four official files, named as on the hub
+    Folders: what `Autoencoder.save` writes; what diffusers or transformers saved (AutoencoderOobleck,
+    EncodecModel, DacModel); or the four official files, named as on the hub
     (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`, ...) or as the
     official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...). Files:
     `music2latent.pt`, or another state dict of such a network at 44.1 kHz, also in a Lightning checkpoint
@@ -73,7 +76,8 @@ def load(
     official files do not hold it, so for a folder or file of Lin-CAE None is 1, as in the official code.
 
     Raises ValueError for an unknown name (listing the known ones), settings that this network does not have
-    and tensors that do not fit; FileNotFoundError for missing files; ImportError without pyyaml or diffusers.
+    and tensors that do not fit; FileNotFoundError for missing files; ImportError without pyyaml, diffusers
+    or transformers.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in LIN_CAE:
@@ -86,6 +90,10 @@ def load(
         model = _foreign(name, f"hub: {MUSIC2LATENT_HUB}", files, latent_scale)
     elif name in BASELINES and latent_scale is None:
         return load_baseline(name, device)
+    elif name in HUB or (path.is_dir() and codec_kind(path)):
+        if latent_scale is not None:
+            raise ValueError(f"latents of {name} have no scale; the argument is for official files")
+        return load_codec(name, device)
     elif path.is_file():
         model = _foreign(path.stem, str(path), [path], latent_scale)
     elif (path / WEIGHTS).is_file() or name in names():

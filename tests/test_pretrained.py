@@ -13,6 +13,7 @@ from official import arguments, build, randn
 from lincae import pretrained
 from lincae.autoencoder import Autoencoder
 from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy
+from lincae.codecs import HUB
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.presets import MODEL_PRESETS, AutoencoderConfig
 from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
@@ -141,7 +142,7 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
     model = Autoencoder(MODEL_PRESETS["test"], "mine", {"step": 3})
     model.save(tmp_path / "desk" / "lin-cae")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
-    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, "desk/lin-cae"]
+    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, *HUB, "desk/lin-cae"]
     for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):
         loaded = load(source, "cpu")
         assert loaded.metadata == {"step": 3}
