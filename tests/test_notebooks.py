@@ -49,7 +49,7 @@ def test_house_rules(path):
     assert sum(len(source.splitlines()) for source in sources) <= 150
     assert max(len(source.splitlines()) for source in sources) < 26
     assert not any(word in source for source in sources for word in ("class ", "try:"))
-    # No training loops but one: what a user of lincae.linearity adds to their own, shown and executed as it is.
+    # No training loops but one: what users of lincae.linearity add to theirs, shown and executed as it is.
     loops = [cell for cell in cells if ".backward(" in cell.source]
     assert [cell.metadata.tags for cell in loops] == [["training-loop"]] * (path.stem == "07_any_autoencoder")
     assert path.stat().st_size < 600_000

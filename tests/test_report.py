@@ -130,7 +130,7 @@ def test_a_decoder_that_ignores_its_latent_does_not_count(reports):
 
 
 def test_the_floor_is_that_of_the_noise(reports):
-    """Two noises differ by sqrt(2) of their level; cross-fades, a quarter of the track, average two thirds."""
+    """Two noises differ by sqrt(2) of their level; in cross-fades, a quarter of the track, by less."""
     floor = values(reports["noisy"].table())["floor"]
     signal_to_noise = math.hypot(2 * STEM, NoisyDecoder.level) / NoisyDecoder.level
     faded = 1 - 1 / 4 * 1 / 3
