@@ -110,11 +110,11 @@ def _number(row: Any) -> str:
     if pd.isna(row.linearity_db):
         value, below = "–", "no number: additivity and separation need tracks with stems"
     else:
-        value = f"{row.linearity_db:.1f} dB"
+        value = f"{_short(row.linearity_db)} dB"
         below = (
             f"{row.n_tracks} tracks"
             if pd.isna(row.low)
-            else f"{row.low:.1f} to {row.high:.1f}, {row.n_tracks} tracks"
+            else f"{_short(row.low)} to {_short(row.high)}, {row.n_tracks} tracks"
         )
     below += "" if row.counts else "; does not reconstruct, so this says nothing"
     kind = "number" if row.counts else "number grey"
@@ -139,11 +139,16 @@ def _table(table: pd.DataFrame) -> str:
 def _cell(row: pd.Series) -> str:
     if pd.isna(row.value):
         return "<td>–</td>"
-    span = "" if pd.isna(row.low) else f"{row.low:.1f} to {row.high:.1f}"
-    swap = "" if pd.isna(row.swap) else f"wrong latent {row.swap:.1f}"
+    span = "" if pd.isna(row.low) else f"{_short(row.low)} to {_short(row.high)}"
+    swap = "" if pd.isna(row.swap) else f"wrong latent {_short(row.swap)}"
     small = "; ".join(part for part in (span, swap) if part)
     kind = "" if row.counts else ' class="grey"'
-    return f"<td{kind}>{row.value:.1f}<small>{small}</small></td>"
+    return f"<td{kind}>{_short(row.value)}<small>{small}</small></td>"
+
+
+def _short(value: float) -> str:
+    """One decimal; no minus before zero."""
+    return f"{round(value, 1) + 0.0:.1f}"
 
 
 PAGE = Template("""<!DOCTYPE html>
