@@ -119,8 +119,10 @@ class Adapted:
         """`then` of what the model returns in eval mode, without gradients; random numbers of torch are those
         of `seed` for both."""
         function = self._encode if what == "encode" else self._decode
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), _evaluating(self.module), torch.random.fork_rng(devices):
+        kind = self.device.type
+        devices = [] if kind == "cpu" else [self.device]
+        forked = torch.random.fork_rng(devices, device_type=kind) if devices else torch.random.fork_rng([])
+        with torch.no_grad(), _evaluating(self.module), forked:
             torch.manual_seed(seed)
             try:
                 output = function(given)

@@ -22,6 +22,7 @@ homogeneity of encoder and decoder, additivity of encoder and decoder, and separ
 Axis legend: as in `lincae.evaluation`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,7 +261,8 @@ def advantage(
 
     `value` compares means over tracks; its interval (95 %) is of a bootstrap that draws the same tracks for
     both. Errors are those of the paper's tables. `goals`: for some of ADVANTAGES; default: GOALS, all. `met`
-    is said of the value, beside which the interval stands. Raises ValueError for a model without rows.
+    is said of the value, beside which the interval stands. Of tracks that have no value for both (silence) a
+    claim is NaN, and not met. Raises ValueError for a model without rows.
     """
     if absent := {linear, plain} - set(frame.model):
         raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
@@ -270,10 +272,12 @@ def advantage(
         part = column.of(frame)
         part = part[part.comparison == comparison].dropna(subset=[column.metric])
         means = part.groupby(["dataset", "track", "model"], sort=False)[column.metric].mean().unstack("model")
-        both = means[[linear, plain]].dropna().to_numpy()
-        chosen = np.random.default_rng(seed).integers(len(both), size=(tables.N_RESAMPLES, len(both)))
-        value, drawn = compare(*both.mean(0)), compare(*both[chosen].mean(1).T)
-        low, high = np.quantile(drawn, [(1 - tables.LEVEL) / 2, (1 + tables.LEVEL) / 2])
+        both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
+        value = low = high = math.nan
+        if len(both):
+            chosen = np.random.default_rng(seed).integers(len(both), size=(tables.N_RESAMPLES, len(both)))
+            value, drawn = compare(*both.mean(0)), compare(*both[chosen].mean(1).T)
+            low, high = np.quantile(drawn, [(1 - tables.LEVEL) / 2, (1 + tables.LEVEL) / 2])
         met = bool(value <= goal if claim.endswith("at most") else value >= goal)
         row = {"claim": f"{claim}: {linear}, {plain}", "goal": goal, "value": value}
         rows.append(row | {"low": low, "high": high, "met": met})
