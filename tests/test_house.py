@@ -38,18 +38,21 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "windows": set(),
     "checkpoints": set(),
     "presets": {"consistency", "network", "transform"},
-    "autoencoder": {"audio", "checkpoints", "transform", "consistency", "network", "presets", "windows"},
+    "framewise": {"audio", "checkpoints", "transform", "windows"},
+    "autoencoder": {"audio", "consistency", "framewise", "network", "presets", "windows"},
+    "spectral_vae": {"convnext", "framewise", "presets"},
     "optimisers": set(),
     "recipes": {"presets", "linearity", "consistency", "optimisers"},
-    "objective": {"autoencoder", "consistency", "linearity", "recipes"},
+    "objective": {"autoencoder", "consistency", "framewise", "linearity", "recipes"},
+    "vae_objective": {"linearity", "objective", "recipes", "spectral_vae", "transform"},
     "tracks": {"audio", "synth"},
     "corpora": {"audio", "tracks"},
     "shards": {"audio", "corpora", "tracks"},
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
-    "training": {"audio", "autoencoder", "consistency", "corpora", "data", "linearity"}
-    | {"objective", "optimisers", "recipes", "runs"},
+    "training": {"audio", "autoencoder", "corpora", "data", "linearity"}
+    | {"objective", "optimisers", "recipes", "runs", "spectral_vae", "vae_objective"},
     "pretrained": {"audio", "autoencoder", "baselines", "checkpoints", "consistency"}
-    | {"foreign", "network", "presets", "transform"},
+    | {"foreign", "network", "presets", "spectral_vae", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
 TRAINING_PATH = (
@@ -67,9 +70,12 @@ TRAINING_PATH = (
     "windows",
     "checkpoints",
     "presets",
+    "framewise",
     "autoencoder",
+    "convnext",
+    "spectral_vae",
 )
-TRAINING_PATH += ("optimisers", "recipes", "objective", "runs", "training")
+TRAINING_PATH += ("optimisers", "recipes", "objective", "vae_objective", "runs", "training")
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 
