@@ -98,27 +98,35 @@ class VaeLossConfig:
     """Weights of the terms of a spectral VAE's loss, 0: left out, and what they are taken of.
 
     `stft`, `mel`: multi-resolution STFT distances of auraloss (spectral convergence and log magnitude), with
-    `fft_sizes` and, of `mel_bins`, `mel_fft_sizes`. `waveform`: sum of |error| over sum of |target|, without
-    which phase is free, and with it what a difference of two decodes amounts to. `kl`: of the posterior, in
-    nats per latent number.
+    `fft_sizes` and, of `mel_bins`, `mel_fft_sizes`; magnitudes below `floor` count as it. `waveform`: sum of
+    |error| over sum of |target|, without which phase is free, and with it what a difference of two decodes
+    amounts to. `kl`: of the posterior, in nats per latent number.
+    `adversarial`, `feature_matching`: of a multi-band discriminator (`lincae.discriminator`) with
+    `discriminator_channels` and resolutions of `discriminator_fft_sizes`; trained where one of them counts.
     """
 
     stft: float = 1.0
     mel: float = 1.0
     waveform: float = 1.0
-    kl: float = 1e-4
+    kl: float = 1e-3
+    adversarial: float = 0.0
+    feature_matching: float = 0.0
     fft_sizes: tuple[int, ...] = (512, 1024, 2048)
     mel_fft_sizes: tuple[int, ...] = (1024,)
     mel_bins: int = 80
+    floor: float = 1e-3
+    discriminator_fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    discriminator_channels: int = 32
 
     def __post_init__(self):
-        for name in ("fft_sizes", "mel_fft_sizes"):
+        for name in ("fft_sizes", "mel_fft_sizes", "discriminator_fft_sizes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        weights = (self.stft, self.mel, self.waveform, self.kl)
-        if min(weights) < 0 or max(weights[:3]) == 0:
+        reconstruction = (self.stft, self.mel, self.waveform)
+        weights = (*reconstruction, self.kl, self.adversarial, self.feature_matching)
+        if min(weights) < 0 or max(reconstruction) == 0:
             raise ValueError(f"weights must not be negative, and something must be reconstructed, got {self}")
-        if not self.fft_sizes or not self.mel_fft_sizes or self.mel_bins < 1:
-            raise ValueError(f"need FFT sizes and mel_bins >= 1, got {self}")
+        if not self.fft_sizes or not self.mel_fft_sizes or self.mel_bins < 1 or self.floor <= 0:
+            raise ValueError(f"need FFT sizes, mel_bins >= 1 and a positive floor, got {self}")
 
 
 @dataclass(frozen=True)
@@ -207,13 +215,15 @@ VAE_PRESETS = {
     "desk": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["desk"],
         linearity=LinearityConfig(input_gain_min=0.1),
+        loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
         batch_size=8,
-        steps=5_000,
-        learning_rate=3e-3,
+        steps=3_000,
+        learning_rate=2e-3,
         final_learning_rate=1e-5,
         warmup_steps=100,
         ema_every=1,
         optimiser="muon",
+        precision="bf16-mixed",
         validate_every=200,
         checkpoint_every=200,
     ),

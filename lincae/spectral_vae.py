@@ -31,7 +31,7 @@ class SpectralVae(FramewiseAutoencoder):
     kind, config_class = "spectral-vae", SpectralVaeConfig
 
     def __init__(self, config: SpectralVaeConfig, name: str = "vae", metadata: dict | None = None):
-        super().__init__(config, VaeNetwork(config.network, config.transform.n_bins), name, metadata)
+        super().__init__(config, VaeNetwork(config), name, metadata)
 
     def _latents_of(self, audio: Tensor) -> Tensor:
         spectrogram = self.transform(audio)
@@ -47,55 +47,69 @@ class SpectralVae(FramewiseAutoencoder):
 
 
 class VaeNetwork(nn.Module):
-    def __init__(self, config: VaeNetworkConfig, n_bins: int):
+    def __init__(self, config: SpectralVaeConfig):
         super().__init__()
-        self.config = config
-        self.encoder = VaeEncoder(config, n_bins)
-        self.decoder = VaeDecoder(config, n_bins)
+        self.config = config.network
+        n_bins = config.transform.n_bins
+        bins_hz = torch.arange(n_bins) * config.sample_rate / config.transform.window
+        emphasis = (1 + bins_hz / config.emphasis_hz).sqrt()[:, None]
+        self.encoder = VaeEncoder(config.network, emphasis)
+        self.decoder = VaeDecoder(config.network, emphasis)
 
 
 class VaeEncoder(nn.Module):
-    """Spectrogram `(B, 2, F, N)` to mean and log variance of the posterior, each `(B, C, L)` float32."""
+    """Spectrogram `(B, 2, F, N)` to mean and log variance of the posterior, each `(B, C, L)` float32.
 
-    def __init__(self, config: VaeNetworkConfig, n_bins: int):
+    `emphasis`: factors `(F, 1)`.
+    """
+
+    def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
         super().__init__()
-        self.stack = Stack(2 * n_bins, 2 * config.latent_channels, config)
+        self.register_buffer("emphasis", emphasis, persistent=False)
+        self.project_in = nn.Conv1d(2 * len(emphasis), config.channels, 1)
+        self.blocks = blocks(config)
+        # Between width and latents, several frames: the STFT's overlap by three quarters, latents need not.
+        kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
+        self.project_out = nn.Conv1d(config.channels, 2 * config.latent_channels, **kernel)
+        without_bias(self.project_in, self.project_out)
 
     def forward(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.stack(spectrogram.flatten(1, 2)).float().chunk(2, dim=1)
+        x = self.project_in((spectrogram * self.emphasis).flatten(1, 2))
+        mean, log_variance = self.project_out(self.blocks(x)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
 
 
 class VaeDecoder(nn.Module):
-    """Unscaled latents `(B, C, L)` to a spectrogram `(B, 2, F, N)`."""
+    """Unscaled latents `(B, C, L)` to a spectrogram `(B, 2, F, N)`, by the mirror image of `VaeEncoder`."""
 
-    def __init__(self, config: VaeNetworkConfig, n_bins: int):
+    def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
         super().__init__()
-        self.stack = Stack(config.latent_channels, 2 * n_bins, config)
+        self.register_buffer("emphasis", emphasis, persistent=False)
+        kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
+        self.project_in = nn.Conv1d(config.latent_channels, config.channels, **kernel)
+        self.blocks = blocks(config)
+        self.project_out = nn.Conv1d(config.channels, 2 * len(emphasis), 1)
+        without_bias(self.project_in, self.project_out)
 
     def forward(self, latents: Tensor) -> Tensor:
-        return self.stack(latents).unflatten(1, (2, -1))
+        x = self.project_out(self.blocks(self.project_in(latents)))
+        return x.unflatten(1, (2, -1)) / self.emphasis
 
 
-class Stack(nn.Module):
-    """`(B, n_in, L)` to `(B, n_out, L)`: a projection, ConvNeXt-V2 blocks, a projection."""
-
-    def __init__(self, n_in: int, n_out: int, config: VaeNetworkConfig):
-        super().__init__()
-        self.project_in = nn.Conv1d(n_in, config.channels, 1)
-        self.blocks = nn.ModuleList(
+def blocks(config: VaeNetworkConfig) -> nn.Sequential:
+    """`(B, channels, L)` in and out."""
+    return nn.Sequential(
+        *(
             ConvNeXtBlock(config.channels, config.hidden, config.kernel, norm_frames=config.norm_frames)
             for _ in range(config.blocks)
         )
-        self.project_out = nn.Conv1d(config.channels, n_out, 1)
-        for layer in (self.project_in, self.project_out):
-            nn.init.zeros_(layer.bias)
+    )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.project_in(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.project_out(x)
+
+def without_bias(*layers: nn.Module) -> None:
+    """Biases begin at zero: at first, silence is encoded and decoded as zero."""
+    for layer in layers:
+        nn.init.zeros_(layer.bias)
 
 
 def sampled(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .discriminator import MultiBandDiscriminator
 from .linearity import AugmentedBatch, implicit_conditioning
 from .objective import TrainingObjective
 from .recipes import VaeLossConfig, VaeTrainingConfig
@@ -19,7 +20,8 @@ from .transform import OVERLAP
 
 
 class VaeObjective(TrainingObjective):
-    """Weighted sum of the terms of `VaeLossConfig` over the scaled mixtures of a batch."""
+    """Weighted sum of the terms of `VaeLossConfig` over the scaled mixtures of a batch, and with a
+    discriminator its own loss, which has no gradient for the model."""
 
     model_class = SpectralVae
     model: SpectralVae
@@ -28,6 +30,13 @@ class VaeObjective(TrainingObjective):
     def __init__(self, model: SpectralVae, config: VaeTrainingConfig):
         super().__init__(model, config)
         self.reconstruction = ReconstructionLoss(config.loss, config.sample_rate)
+        self.discriminator = None
+        if config.loss.adversarial or config.loss.feature_matching:
+            sizes = config.loss.discriminator_fft_sizes
+            self.discriminator = MultiBandDiscriminator(sizes, config.loss.discriminator_channels)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {} if self.discriminator is None else {"discriminator": self.discriminator}
 
     def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> Tensor:
         posteriors = []
@@ -37,12 +46,17 @@ class VaeObjective(TrainingObjective):
             return sampled(*posteriors[-1], generator)
 
         z = implicit_conditioning(encode, batch, self.config.linearity)
-        frames = self.model.network.decoder(z)
+        frames, weights = self.model.network.decoder(z), self.config.loss
         with torch.autocast(z.device.type, enabled=False):
             decoded = self.model.transform.inverse(frames.float())
-            terms = self.reconstruction(self.covered(decoded), self.covered(batch.target()))
-            kl = torch.stack([kl_divergence(*posterior) for posterior in posteriors]).mean()
-        return self.config.loss.kl * kl + sum(terms.values())
+            decoded, target = self.covered(decoded), self.covered(batch.target())
+            loss = sum(self.reconstruction(decoded, target).values())
+            loss = loss + weights.kl * torch.stack([kl_divergence(*p) for p in posteriors]).mean()
+        if self.discriminator is not None:
+            terms = self.discriminator.terms(decoded, target)
+            loss = loss + weights.adversarial * terms.adversarial + terms.discriminator
+            loss = loss + weights.feature_matching * terms.feature_matching
+        return loss
 
     def covered(self, audio: Tensor) -> Tensor:
         """Without the hops at both ends, which fewer windows cover than the others and which fade."""
@@ -75,12 +89,21 @@ class ReconstructionLoss(nn.Module):
         self.config = config
         try:
             import librosa  # noqa: F401 (auraloss only prints that it lacks it)
-            from auraloss.freq import MultiResolutionSTFTLoss
+            from auraloss.freq import STFTLoss
         except ImportError as error:
             raise ImportError("a spectral VAE trains with auraloss: pip install auraloss librosa") from error
 
-        def resolutions(sizes: tuple[int, ...], **options: Any) -> nn.Module:
-            return MultiResolutionSTFTLoss(sizes, [size // 4 for size in sizes], sizes, **options)
+        class MagnitudeLoss(STFTLoss):
+            def stft(self, x: Tensor) -> tuple[Tensor, None]:
+                """The magnitudes, without the phase that auraloss computes even where its weight is 0."""
+                spectrum = torch.stft(
+                    x, self.fft_size, self.hop_size, self.win_length, self.window, return_complex=True
+                )
+                return (spectrum.real**2 + spectrum.imag**2).clamp_min(self.eps).sqrt(), None
+
+        def resolutions(sizes: tuple[int, ...], **options: Any) -> nn.ModuleList:
+            options["eps"] = config.floor**2
+            return nn.ModuleList(MagnitudeLoss(size, size // 4, size, **options) for size in sizes)
 
         mel = {"scale": "mel", "sample_rate": sample_rate, "n_bins": config.mel_bins}
         self.stft = resolutions(config.fft_sizes)
@@ -88,9 +111,10 @@ class ReconstructionLoss(nn.Module):
 
     def forward(self, audio: Tensor, target: Tensor) -> dict[str, Tensor]:
         terms, config = {}, self.config
-        for name, distance in (("stft", self.stft), ("mel", self.mel)):
-            if weight := getattr(config, name):
-                terms[name] = weight * distance(audio[:, None], target[:, None])
+        for name, weight, distances in (("stft", config.stft, self.stft), ("mel", config.mel, self.mel)):
+            if weight:
+                each = [distance(audio[:, None], target[:, None]) for distance in distances]
+                terms[name] = weight * sum(each) / len(each)
         if config.waveform:
             error = (audio - target).abs().mean() / target.abs().mean().clamp_min(1e-8)
             terms["waveform"] = config.waveform * error

@@ -44,7 +44,8 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "optimisers": set(),
     "recipes": {"presets", "linearity", "consistency", "optimisers"},
     "objective": {"autoencoder", "consistency", "framewise", "linearity", "recipes"},
-    "vae_objective": {"linearity", "objective", "recipes", "spectral_vae", "transform"},
+    "discriminator": set(),
+    "vae_objective": {"discriminator", "linearity", "objective", "recipes", "spectral_vae", "transform"},
     "tracks": {"audio", "synth"},
     "corpora": {"audio", "tracks"},
     "shards": {"audio", "corpora", "tracks"},
@@ -75,7 +76,7 @@ TRAINING_PATH = (
     "convnext",
     "spectral_vae",
 )
-TRAINING_PATH += ("optimisers", "recipes", "objective", "vae_objective", "runs", "training")
+TRAINING_PATH += ("optimisers", "recipes", "objective", "discriminator", "vae_objective", "runs", "training")
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 
