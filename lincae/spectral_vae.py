@@ -18,6 +18,7 @@ from .framewise import FramewiseAutoencoder
 from .presets import SpectralVaeConfig, VaeNetworkConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
+LOG_VARIANCE_AT_FIRST = -4.0  # little noise: the decoder learns what latents mean before the KL is paid for
 
 
 class SpectralVae(FramewiseAutoencoder):
@@ -70,13 +71,18 @@ class VaeEncoder(nn.Module):
         self.blocks = blocks(config)
         # Between width and latents, several frames: the STFT's overlap by three quarters, latents need not.
         kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
-        self.project_out = nn.Conv1d(config.channels, 2 * config.latent_channels, **kernel)
-        without_bias(self.project_in, self.project_out)
+        self.project_out = nn.Conv1d(config.channels, config.latent_channels, **kernel)
+        zero_biases(self.project_in, self.project_out)
+        # Of normalised maps: linear in the level, the variance of a loud sound would grow without bound.
+        self.norm_variance = nn.LayerNorm(config.channels, eps=1e-6)
+        self.log_variance = nn.Linear(config.channels, config.latent_channels)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, LOG_VARIANCE_AT_FIRST)
 
     def forward(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.project_in((spectrogram * self.emphasis).flatten(1, 2))
-        mean, log_variance = self.project_out(self.blocks(x)).float().chunk(2, dim=1)
-        return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
+        x = self.blocks(self.project_in((spectrogram * self.emphasis).flatten(1, 2)))
+        log_variance = self.log_variance(self.norm_variance(x.transpose(1, 2))).transpose(1, 2)
+        return self.project_out(x).float(), log_variance.float().clamp(*LOG_VARIANCE_RANGE)
 
 
 class VaeDecoder(nn.Module):
@@ -89,7 +95,7 @@ class VaeDecoder(nn.Module):
         self.project_in = nn.Conv1d(config.latent_channels, config.channels, **kernel)
         self.blocks = blocks(config)
         self.project_out = nn.Conv1d(config.channels, 2 * len(emphasis), 1)
-        without_bias(self.project_in, self.project_out)
+        zero_biases(self.project_in, self.project_out)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.project_out(self.blocks(self.project_in(latents)))
@@ -106,7 +112,7 @@ def blocks(config: VaeNetworkConfig) -> nn.Sequential:
     )
 
 
-def without_bias(*layers: nn.Module) -> None:
+def zero_biases(*layers: nn.Module) -> None:
     """Biases begin at zero: at first, silence is encoded and decoded as zero."""
     for layer in layers:
         nn.init.zeros_(layer.bias)
