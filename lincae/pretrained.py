@@ -21,16 +21,18 @@ import torch
 from torch import Tensor
 
 from .audio import AutoencoderLike, atomic_write, resolve_device
-from .autoencoder import WEIGHTS, Autoencoder
+from .autoencoder import Autoencoder
 from .baselines import BASELINES, load_baseline
-from .checkpoints import load_strictly
+from .checkpoints import WEIGHTS, kind_of, load_strictly
 from .codecs import HUB, codec_kind, load_codec
 from .consistency import NoiseConfig
 from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
 from .presets import AutoencoderConfig
+from .spectral_vae import SpectralVae
 from .transform import OVERLAP, TransformConfig
 
+OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae)}
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 LIN_CAE_HUB, MUSIC2LATENT_HUB = "BernardoTorres/linear_consistency_autoencoders", "SonyCSLParis/music2latent"
 MUSIC2LATENT, MUSIC2LATENT_SCALE = "music2latent", 1 / 0.06
@@ -62,10 +64,11 @@ def load(
     latent_scale: float | None = None,
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
-    `Autoencoder`, but for "stable-audio-vae", "stft" and "tanh", which `lincae.baselines` describes, and for
-    EnCodec and DAC ("encodec-24khz", "dac-44khz", ...), of which `lincae.codecs` does.
+    `Autoencoder` or, where the checkpoint says so, a `SpectralVae`; "stable-audio-vae", "stft" and "tanh" are
+    what `lincae.baselines` describes, EnCodec and DAC ("encodec-24khz", "dac-44khz", ...) what
+    `lincae.codecs` does.
 
-    Folders: what `Autoencoder.save` writes; what diffusers or transformers saved (AutoencoderOobleck,
+    Folders: what `save` of either wrote; what diffusers or transformers saved (AutoencoderOobleck,
     EncodecModel, DacModel); or the four official files, named as on the hub
     (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`, ...) or as the
     official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...). Files:
@@ -99,7 +102,8 @@ def load(
     elif (path / WEIGHTS).is_file() or name in names():
         if latent_scale is not None:
             raise ValueError(f"{name} holds its own latent scale; the argument is for official files")
-        return Autoencoder.load(path if (path / WEIGHTS).is_file() else BUNDLED / name, device)
+        folder = path if (path / WEIGHTS).is_file() else BUNDLED / name
+        return OWN[kind_of(folder / WEIGHTS)].load(folder, device)
     elif path.is_dir():
         model = _foreign(path.name, str(path), _files_in(path, checkpoint), latent_scale)
     else:
