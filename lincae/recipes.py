@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .consistency import ConsistencyConfig
-from .linearity import VARIANTS, LinearityConfig
+from .linearity import BEYOND, VARIANTS, LinearityConfig
 from .optimisers import OPTIMISERS
 from .presets import MODEL_PRESETS, VAE_MODEL_PRESETS, AutoencoderConfig, SpectralVaeConfig
 
@@ -253,13 +253,17 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Ru
     Raises ValueError naming the allowed presets, variants or fields.
     """
     presets = VAE_PRESETS if variant in VAE_VARIANTS else PRESETS
-    variants = VARIANTS | VAE_VARIANTS
+    variants = VARIANTS | BEYOND | VAE_VARIANTS
     for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
     config, base = presets[preset], variants[variant]
     linearity = replace(
-        config.linearity, homogeneity=base.homogeneity, additivity=base.additivity, anneal=base.anneal
+        config.linearity,
+        homogeneity=base.homogeneity,
+        additivity=base.additivity,
+        anneal=base.anneal,
+        subtraction_probability=base.subtraction_probability,
     )
     if preset == "official" and variant == "m2l":
         linearity = replace(linearity, premix_probability=0.5)
