@@ -80,10 +80,8 @@ test: $(READY)
 # The checkpoints that ship: the EMA weights of finished runs in half precision, with the runs' logs.
 bundle: $(READY)
 	for variant in $(VARIANTS); do \
-	  [ ! -e runs/desk-$$variant/model.safetensors ] || { \
-	    $(BIN)/python -c "import torch, lincae; m = lincae.load('runs/desk-$$variant', 'cpu'); \
-	      m.name = 'desk/$$variant'; m.save('data/checkpoints/desk/$$variant', torch.float16)" && \
-	    cp runs/desk-$$variant/*.csv data/checkpoints/desk/$$variant/; } || exit; \
+	  [ ! -e runs/desk-$$variant/model.safetensors ] || \
+	    $(BIN)/python -m lincae.bundle runs/desk-$$variant desk/$$variant || exit; \
 	done
 
 bench: $(READY)

@@ -8,6 +8,7 @@ latents are `(B, C, L)`; stereo is two items of a batch.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -20,7 +21,16 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .audio import atomic_write, check_audio, resolve_device
-from .checkpoints import CARD, CONFIG, FORMAT_VERSION, WEIGHTS, from_dict, load_strictly, read_checkpoint
+from .checkpoints import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    HASH_ROW,
+    WEIGHTS,
+    from_dict,
+    load_strictly,
+    read_checkpoint,
+)
 from .transform import Transform
 from .windows import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 
@@ -238,9 +248,10 @@ class FramewiseAutoencoder(nn.Module):
         tensors = {
             key: value.to("cpu", dtype).contiguous() for key, value in self.network.state_dict().items()
         }
+        weights = to_safetensors(tensors, metadata={"config": text})
         with atomic_write(folder / WEIGHTS) as file:
-            file.write(to_safetensors(tensors, metadata={"config": text}))
-        for name, content in ((CONFIG, text), (CARD, self.card())):
+            file.write(weights)
+        for name, content in ((CONFIG, text), (CARD, self.card(hashlib.sha256(weights).hexdigest()))):
             with atomic_write(folder / name) as file:
                 file.write(content.encode())
         return folder
@@ -276,14 +287,15 @@ class FramewiseAutoencoder(nn.Module):
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"lincae: {self.name}")
         return str(address)
 
-    def card(self) -> str:
-        """Model card in Markdown: what the checkpoint says of itself."""
+    def card(self, sha256: str) -> str:
+        """Model card in Markdown: what the checkpoint says of itself, and the hash of its weights file."""
         n_parameters = sum(p.numel() for p in self.network.parameters())
         rows = {
             "sample rate": f"{self.sample_rate} Hz",
             "latents": f"{self.config.network.latent_channels} channels at {self.latent_rate:.2f} Hz",
             "compression": f"{self.compression:g}x",
             "parameters": f"{n_parameters:,}",
+            HASH_ROW: sha256,
             **{key: json.dumps(value) for key, value in self.metadata.items()},
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

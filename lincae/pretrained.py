@@ -23,7 +23,7 @@ from torch import Tensor
 from .audio import AutoencoderLike, atomic_write, resolve_device
 from .autoencoder import Autoencoder
 from .baselines import BASELINES, load_baseline
-from .checkpoints import WEIGHTS, kind_of, load_strictly
+from .checkpoints import WEIGHTS, check_hash, kind_of, load_strictly
 from .codecs import HUB, codec_kind, load_codec
 from .consistency import NoiseConfig
 from .foreign import read_pickle
@@ -78,9 +78,9 @@ def load(
     `latent_scale`: factor of the public latents. None is the released models' own (33, 40, 15 and 1 / 0.06);
     official files do not hold it, so for a folder or file of Lin-CAE None is 1, as in the official code.
 
-    Raises ValueError for an unknown name (listing the known ones), settings that this network does not have
-    and tensors that do not fit; FileNotFoundError for missing files; ImportError without pyyaml, diffusers
-    or transformers.
+    Raises ValueError for an unknown name (listing the known ones), a bundled file that is not the one of its
+    card, settings that this network does not have and tensors that do not fit; FileNotFoundError for missing
+    files; ImportError without pyyaml, diffusers or transformers.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in LIN_CAE:
@@ -102,8 +102,10 @@ def load(
     elif (path / WEIGHTS).is_file() or name in names():
         if latent_scale is not None:
             raise ValueError(f"{name} holds its own latent scale; the argument is for official files")
-        folder = path if (path / WEIGHTS).is_file() else BUNDLED / name
-        return OWN[kind_of(folder / WEIGHTS)].load(folder, device)
+        if not (path / WEIGHTS).is_file():
+            path = BUNDLED / name
+            check_hash(path)
+        return OWN[kind_of(path / WEIGHTS)].load(path, device)
     elif path.is_dir():
         model = _foreign(path.name, str(path), _files_in(path, checkpoint), latent_scale)
     else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .consistency import ConsistencyConfig
-from .linearity import VARIANTS, LinearityConfig
+from .linearity import BEYOND, VARIANTS, LinearityConfig
 from .optimisers import OPTIMISERS
 from .presets import MODEL_PRESETS, VAE_MODEL_PRESETS, AutoencoderConfig, SpectralVaeConfig
 
@@ -214,18 +214,20 @@ VAE_PRESETS = {
     "full": VaeTrainingConfig(),
     "desk": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["desk"],
-        linearity=LinearityConfig(input_gain_min=0.1),
+        # Gains of both signs: what is even in an encoder is most of what does not add (vae_trials.csv).
+        linearity=LinearityConfig(gain_min=-3.0, input_gain_min=0.1),
         loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
         batch_size=8,
-        steps=3_000,
+        steps=500,
         learning_rate=2e-3,
         final_learning_rate=1e-5,
-        warmup_steps=100,
+        warmup_steps=50,
         ema_every=1,
+        log_every=10,
         optimiser="muon",
         precision="bf16-mixed",
-        validate_every=200,
-        checkpoint_every=200,
+        validate_every=50,
+        checkpoint_every=50,
     ),
     "test": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["test"],
@@ -253,13 +255,17 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Ru
     Raises ValueError naming the allowed presets, variants or fields.
     """
     presets = VAE_PRESETS if variant in VAE_VARIANTS else PRESETS
-    variants = VARIANTS | VAE_VARIANTS
+    variants = VARIANTS | BEYOND | VAE_VARIANTS
     for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
     config, base = presets[preset], variants[variant]
     linearity = replace(
-        config.linearity, homogeneity=base.homogeneity, additivity=base.additivity, anneal=base.anneal
+        config.linearity,
+        homogeneity=base.homogeneity,
+        additivity=base.additivity,
+        anneal=base.anneal,
+        subtraction_probability=base.subtraction_probability,
     )
     if preset == "official" and variant == "m2l":
         linearity = replace(linearity, premix_probability=0.5)

@@ -20,6 +20,7 @@ import dataclasses
 import json
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tqdm.auto import tqdm
 from .audio import generator, keep_freed_memory, resolve_device
 from .autoencoder import Autoencoder
 from .corpora import WeightedFiles
-from .linearity import VARIANTS
+from .linearity import BEYOND, VARIANTS
 from .objective import Objective, TrainingData, TrainingObjective, compile_network, learning_rate, update_ema
 from .optimisers import optimisers
 from .recipes import PRESETS, VAE_PRESETS, VAE_VARIANTS, RunConfig, TrainingConfig, VaeTrainingConfig, recipe
@@ -45,9 +46,11 @@ from .runs import (
     alone,
     commit,
     explained,
+    hardware,
     launched,
     leave_interrupts,
     newest,
+    noted,
     restore,
     store,
 )
@@ -88,6 +91,7 @@ def train(
     stop_at: int | None = None,
     progress: bool = True,
     objective: type[TrainingObjective] | None = None,
+    command: str | None = None,
 ) -> Autoencoder | SpectralVae:
     """Train, or continue the run in `run_dir`, until `config.steps` (or `stop_at`); returns the EMA model.
 
@@ -95,7 +99,8 @@ def train(
     default what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data
     for each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another
     number of processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first.
-    `objective`: what is trained, by default what the kind of configuration says.
+    `objective`: what is trained, by default what the kind of configuration says. `command`: what started the
+    run, for the checkpoint's card.
 
     Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
@@ -141,6 +146,7 @@ def train(
     logs = {kind: Log(run_dir / kind, first) for kind in (LOG, VALIDATION)} if main_process else {}
     best = logs[VALIDATION].best(CRITERION) if logs and (run_dir / BEST).exists() else -math.inf
     metadata = {"data": data.description, "training": described, "commit": commit()}
+    metadata |= {"hardware": hardware(fabric.device), **({"command": command} if command else {})}
 
     def publish(step: int, folders: list[Path]) -> None:
         ema.metadata = {"step": step, **metadata}
@@ -242,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
         "python -m lincae.training", description="Train a consistency autoencoder, or a spectral VAE."
     )
     parser.add_argument("--preset", default="desk", choices=list(PRESETS | VAE_PRESETS))
-    parser.add_argument("--variant", default="lin-cae", choices=list(VARIANTS | VAE_VARIANTS))
+    parser.add_argument("--variant", default="lin-cae", choices=list(VARIANTS | BEYOND | VAE_VARIANTS))
     sources = "synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
     parser.add_argument("--data", nargs="+", default=["synthetic"], help=sources)
     held_out = "what to validate on (default: synthetic test songs, or other crops of --data)"
@@ -261,6 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. steps=1000 linearity.gain_max=2"
     )
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     try:
         changes = dict(assignment(text) for text in options.set)
@@ -273,13 +280,16 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.data == ["synthetic"]:
             held_out, seed = training_data(options.data, rate, split="test"), 0
         given = ("device", "devices", "nodes", "workers", "keep", "regroup", "compiler")
-        train(
-            config,
-            data,
-            options.run or f"runs/{options.preset}-{options.variant}",
-            validation=held_out.crops(range(16), config.crop_samples, seed),
-            **{key: getattr(options, key) for key in given},
-        )
+        run = Path(options.run or f"runs/{options.preset}-{options.variant}")
+        with noted(run, LOG):
+            train(
+                config,
+                data,
+                run,
+                validation=held_out.crops(range(16), config.crop_samples, seed),
+                command=shlex.join(["python", "-m", "lincae.training", *arguments]),
+                **{key: getattr(options, key) for key in given},
+            )
     except (ValueError, OSError, NonFiniteError, OutOfMemoryError) as error:
         sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
 

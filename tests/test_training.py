@@ -279,9 +279,15 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     main(["--variant", "m2l", "--data", f"{corpus}=1", *common])
     stored = Autoencoder.load(tmp_path / "runs" / "test-m2l", "cpu").metadata
     assert (stored["step"], stored["training"]["linearity"]["gain_max"]) == (6, 2)
+    assert stored["command"].startswith("python -m lincae.training --variant m2l --data ")
+    assert "thread" in stored["hardware"]
     assert [row["step"] for row in rows(tmp_path / "runs/test-m2l/validation.csv")] == [6]  # other crops
     main(["--data", f"{corpus}=1", "--validation", f"{corpus}=1", "--run", "validated", *common, "steps=2"])
     assert Autoencoder.load(tmp_path / "validated" / "best", "cpu").metadata["step"] == 2
+    (line,) = csv.DictReader((tmp_path / "runs/runs.csv").open())
+    assert (line["run"], line["step"], line["outcome"]) == ("test-m2l", "5", "finished")
+    assert float(line["loss"]) > 0
+    assert int(line["seconds"]) >= 0
     for bad, message in (
         (["--data", "nowhere=1"], "nowhere"),
         (["--set", "steps"], "--set takes FIELD=VALUE"),
