@@ -50,13 +50,11 @@ def figure(rows: pd.DataFrame, per_track: pd.DataFrame, good: Mapping[str, bool]
         shifts = sorted({float(c.split()[0]) for c in everywhere.condition if c and not c.startswith("0 ")})
         axes[1, 0].set_xticks(shifts, [f"{shift:g}" for shift in shifts])
         axes[1, 0].minorticks_off()
-        known = rows.assign(counts=rows.model.map(good), percent=100 * rows.value)
+        known = rows.assign(counts=rows.model.map(good))
         separated = known[(known.protocol == "separation") & (known.comparison == "linearity")]
         _strips(axes[0, 2], separated, "stem", "db", title="separated, SI-SDR [dB]")
         fitted = known[known.protocol == "linear_fit"]
-        low = min(-3.0, 100 * float(fitted.value.min())) if len(fitted) else -3.0
-        labels = {"title": "explained by a linear map [%]", "ylim": (low, 103)}
-        _strips(axes[1, 1], fitted, "condition", "percent", **labels)
+        _strips(axes[1, 1], fitted, "condition", "db", title="output over what no linear map explains [dB]")
         parts = per_track.melt(["model", "track"], list(SHORT), "part", "db").replace({"part": SHORT})
         parts = parts.assign(counts=parts.model.map(good))
         _strips(axes[1, 2], parts, "part", "db", title="the number (mean) and its parts [dB]")
