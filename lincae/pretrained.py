@@ -43,18 +43,18 @@ KINDS = ("frontend", "generator", "diffusion")  # of official constructor argume
 
 def names() -> list[str]:
     """What `load` knows by name: released models, baselines, codecs, then the repository's checkpoints."""
-    bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
-    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *HUB, *bundled]
+    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *HUB, *listed("bundled")]
 
 
 def listed(models: str | Sequence[str]) -> list[str]:
     """The models that a notebook's parameter names: a list, one name, or a JSON list as `papermill -p` passes
-    it. Raises ValueError for none."""
+    it. "bundled" stands for all checkpoints of the repository. Raises ValueError for none."""
     if isinstance(models, str):
         models = json.loads(models) if models.startswith("[") else [models]
     if not models:
         raise ValueError(f"models names none; choose from {', '.join(names())}, or give paths of checkpoints")
-    return list(models)
+    bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
+    return [name for model in models for name in (bundled if model == "bundled" else [model])]
 
 
 def load(

@@ -54,7 +54,7 @@ def figure(rows: pd.DataFrame, per_track: pd.DataFrame, good: Mapping[str, bool]
         separated = known[(known.protocol == "separation") & (known.comparison == "linearity")]
         _strips(axes[0, 2], separated, "stem", "db", title="separated, SI-SDR [dB]")
         fitted = known[known.protocol == "linear_fit"]
-        _strips(axes[1, 1], fitted, "condition", "db", title="output over what no linear map explains [dB]")
+        _strips(axes[1, 1], fitted, "condition", "db", title="best linear map [dB]")
         parts = per_track.melt(["model", "track"], list(SHORT), "part", "db").replace({"part": SHORT})
         parts = parts.assign(counts=parts.model.map(good))
         _strips(axes[1, 2], parts, "part", "db", title="the number (mean) and its parts [dB]")

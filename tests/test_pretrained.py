@@ -145,6 +145,8 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
     model.save(tmp_path / "desk" / "lin-cae")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
     assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, *HUB, "desk/lin-cae"]
+    assert listed("bundled") == ["desk/lin-cae"]
+    assert listed(["stft", "bundled"]) == ["stft", "desk/lin-cae"]
     for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):
         loaded = load(source, "cpu")
         assert loaded.metadata == {"step": 3}
