@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from fakes import RATE, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, two_tracks
+from matplotlib.image import imread
 
 from lincae import report as report_module
 from lincae.baselines import TanhToy
@@ -287,6 +288,7 @@ def test_a_browser_shows_the_page(reports, tmp_path):
         check=True,
     )
     assert "How linear is it?" in shown.stdout
+    assert imread(tmp_path / "page.png").std() > 0.01
 
 
 # ---------------------------------------------------------------- one model against another
