@@ -13,7 +13,7 @@ PYTHON ?= python3
 # Asked for by version: a range would let pip take the newest build, which the other pins were not tested with.
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
-VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l
+VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-vae vae
 # Of `make reproduce`, all empty: the notebooks' defaults. DATASET and MODELS are names or paths.
 DATASET ?=
 MODELS ?=

@@ -1,26 +1,45 @@
 """Reading checkpoints: what is checked of a file before a model is made of it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 FORMAT_VERSION = 1
+FIRST_KIND = "consistency"  # of files that do not say
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HASH_ROW = f"sha256 of {WEIGHTS}"  # of a card's table
 LFS_POINTER = b"version https://git-lfs"
 
 
-def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
     """The description in the header of a weights file, and its tensors in fp32.
 
-    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version.
+    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version or
+    another `kind` of model.
     """
+    with opened(path) as (file, description):
+        if (held := description.get("kind", FIRST_KIND)) != kind:
+            raise ValueError(f"{path} holds a {held} model, not a {kind} one: use lincae.load")
+        return description, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+
+
+def kind_of(path: Path) -> str:
+    """The kind of model in a weights file. Raises as `read_checkpoint`."""
+    with opened(path) as (_, description):
+        return description.get("kind", FIRST_KIND)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
+    """A weights file, and the description in its header. Raises as `read_checkpoint`."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}"
@@ -29,19 +48,17 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            if "config" not in header:
+                raise ValueError(
+                    f"{path} carries no lincae configuration in its header; lincae.pretrained reads others"
+                )
+            description = json.loads(header["config"])
+            if description["format_version"] != FORMAT_VERSION:
+                version = description["format_version"]
+                raise ValueError(f"{path}: format version {version}, this lincae reads {FORMAT_VERSION}")
+            yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if "config" not in header:
-        raise ValueError(
-            f"{path} carries no lincae configuration in its header; lincae.pretrained reads others"
-        )
-    description = json.loads(header["config"])
-    if description["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {description['format_version']}, this lincae reads {FORMAT_VERSION}"
-        )
-    return description, tensors
 
 
 def refuse_pointer(path: Path) -> None:
