@@ -151,6 +151,48 @@ def spectrogram_grid(
     return figure
 
 
+def mixing_board(
+    latents: Mapping[str, Tensor], gains_db: Sequence[float], mixes: Mapping[str, Tensor], sample_rate: int
+) -> Figure:
+    """The idea of a latent mixer: latents `(C, L)` of stems at their gains, one sum, one decode.
+
+    `mixes`: title -> `(T,)` audio, spectrograms on one dB scale; the first is what the sum decodes to.
+    """
+    factors = [10 ** (level_db / 20) for level_db in gains_db]
+    images = [z.detach().cpu() * g for z, g in zip(latents.values(), factors, strict=True)]
+    largest = max(float(image.abs().quantile(0.99)) for image in images) or 1.0
+    levels = ["off" if level_db == -np.inf else f"{level_db:+g} dB" for level_db in gains_db]
+    titles = [f"{name}  ×  {level}" for name, level in zip(latents, levels, strict=True)]
+    figure = plt.figure(figsize=(10, 3.9))
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(3, 2.4, 4))
+    boards = left.subplots(len(images), 1, squeeze=False)[:, 0]
+    total = middle.subplots(3, 1, height_ratios=(1, 1.4, 1))
+    for axis in (total[0], total[2]):
+        axis.axis("off")
+    panels = zip([*boards, total[1]], [*images, sum(images)], [*titles, "one latent"], strict=True)
+    for axis, image, title in panels:
+        axis.imshow(image, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest)
+        axis.set_title(title, loc="left")
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    arrow = {"ha": "center", "va": "center", "fontsize": 22, "color": COLOURS[0]}
+    total[0].text(0.5, 0.1, "add  →", transform=total[0].transAxes, **arrow)
+    total[2].text(0.5, 0.9, "decode once  →", transform=total[2].transAxes, **arrow)
+    pictures = {title: spectrogram_db(audio, sample_rate) for title, audio in mixes.items()}
+    top = max(image.max() for image, _ in pictures.values())
+    ticks = [hz for hz in TICKS_HZ if hz <= sample_rate / 2]
+    for axis, title in zip(right.subplots(len(mixes), 1, sharex=True, squeeze=False).flat, mixes, strict=True):
+        image, extent = pictures[title]
+        axis.imshow(image, extent=extent, origin="lower", aspect="auto", vmin=top + FLOOR_DB, vmax=top)
+        axis.set_yticks([np.log2(hz / LOWEST_HZ) for hz in ticks], [f"{hz} Hz" for hz in ticks])
+        axis.set_title(title, loc="left")
+        axis.grid(False)
+    axis.set_xlabel("s")
+    left.suptitle("latents of the stems, each at its fader", x=0.02, ha="left")
+    right.suptitle("is the mix", x=0.15, ha="left")
+    return figure
+
+
 def lines(axis: Axes, table: pd.DataFrame, x: str, columns: Mapping[str, str], **labels: str) -> None:
     """Curves of a table's columns (column -> legend) over `x`; `labels` are the axis' properties."""
     for column, legend in columns.items():
