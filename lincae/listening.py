@@ -16,6 +16,7 @@ import asyncio
 import io
 import itertools
 import math
+import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
@@ -161,18 +162,18 @@ class Desk(widgets.VBox):
         if not self.upload.value:
             return
         with tempfile.TemporaryDirectory() as folder:
-            paths = []
-            for number, item in enumerate(self.upload.value):
-                paths.append(Path(folder, str(number), Path(item["name"]).name))
-                paths[-1].parent.mkdir()
-                paths[-1].write_bytes(item["content"])
+            paths = [Path(folder, str(k), Path(x["name"]).name) for k, x in enumerate(self.upload.value)]
+            for path, item in zip(paths, self.upload.value, strict=True):
+                path.parent.mkdir()
+                path.write_bytes(item["content"])
             self._take(lambda: (paths, "upload"))
 
     def _take(self, listing: Callable[[], tuple[list[Path], str]]) -> None:
         try:
             track, notes = stem_track(*listing())
         except PROBLEMS as error:
-            self._say(error=error)
+            # a temporary copy is called by the name of what was uploaded
+            self._say(error=re.sub(rf"^{re.escape(tempfile.gettempdir())}/[^/]+/\d+/", "", str(error)))
             return
         self._tracks.append(track)
         self._quiet = True
@@ -310,9 +311,9 @@ class Desk(widgets.VBox):
             found.append(f"the first {MAX_RANGE_S:g} s of the range: the desk takes no more at once")
         return found
 
-    def _say(self, notes: Sequence[str] = (), error: BaseException | None = None) -> None:
+    def _say(self, notes: Sequence[str] = (), error: BaseException | str = "") -> None:
         said = [f"<p>{note}</p>" for note in notes]
-        if error is not None:
+        if error:
             said.append(f'<p class="lc-error" role="alert">{escape(str(error))}</p>')
         self.status.value = "".join(said)
 

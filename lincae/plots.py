@@ -160,9 +160,11 @@ def mixing_board(
     """
     factors = [10 ** (level_db / 20) for level_db in gains_db]
     images = [z.detach().cpu() * g for z, g in zip(latents.values(), factors, strict=True)]
-    largest = max(float(image.abs().quantile(0.99)) for image in images) or 1.0
-    levels = ["off" if level_db == -np.inf else f"{level_db:+g} dB" for level_db in gains_db]
-    titles = [f"{name}  ×  {level}" for name, level in zip(latents, levels, strict=True)]
+    largest = float(sum(images).abs().quantile(0.99)) or 1.0
+    levels = [
+        "off" if level_db == -np.inf else f"{level_db:+g} dB" if level_db else "0 dB" for level_db in gains_db
+    ]
+    titles = [f"{name}, {level}" for name, level in zip(latents, levels, strict=True)]
     figure = plt.figure(figsize=(10, 3.9))
     left, middle, right = figure.subfigures(1, 3, width_ratios=(3, 2.4, 4))
     boards = left.subplots(len(images), 1, squeeze=False)[:, 0]
@@ -175,13 +177,15 @@ def mixing_board(
         axis.set_title(title, loc="left")
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
-    arrow = {"ha": "center", "va": "center", "fontsize": 22, "color": COLOURS[0]}
+    arrow = {"ha": "center", "va": "center", "fontsize": 15, "color": COLOURS[0]}
     total[0].text(0.5, 0.1, "add  →", transform=total[0].transAxes, **arrow)
     total[2].text(0.5, 0.9, "decode once  →", transform=total[2].transAxes, **arrow)
     pictures = {title: spectrogram_db(audio, sample_rate) for title, audio in mixes.items()}
     top = max(image.max() for image, _ in pictures.values())
     ticks = [hz for hz in TICKS_HZ if hz <= sample_rate / 2]
-    for axis, title in zip(right.subplots(len(mixes), 1, sharex=True, squeeze=False).flat, mixes, strict=True):
+    for axis, title in zip(
+        right.subplots(len(mixes), 1, sharex=True, squeeze=False).flat, mixes, strict=True
+    ):
         image, extent = pictures[title]
         axis.imshow(image, extent=extent, origin="lower", aspect="auto", vmin=top + FLOOR_DB, vmax=top)
         axis.set_yticks([np.log2(hz / LOWEST_HZ) for hz in ticks], [f"{hz} Hz" for hz in ticks])

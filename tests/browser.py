@@ -72,7 +72,9 @@ def served(notebook: Path, log: Path, *options: str) -> Iterator[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["JUPYTER_PATH"] = str(ROOT / "lincae" / "web")
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + 60
