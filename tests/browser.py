@@ -63,14 +63,14 @@ class Watched:
 
 @contextlib.contextmanager
 def served(notebook: Path, log: Path, *options: str) -> Iterator[str]:
-    """Voila with a notebook; yields its address."""
+    """Voila with a notebook, set up as by `make mixer`; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}"]
-    command += ["--Voila.ip=127.0.0.1", "--template=lincae", *options]
+    command += options
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment["JUPYTER_PATH"] = str(ROOT / "lincae" / "web")
+    environment |= dict.fromkeys(("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"), str(ROOT / "lincae" / "web"))
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
