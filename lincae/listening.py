@@ -13,7 +13,6 @@ Axis legend: `T` samples. Audio is (channels, T).
 """
 
 import asyncio
-import io
 import itertools
 import math
 import re
@@ -27,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import matplotlib
-import matplotlib.image
 from torch import Tensor
 
 from .audio import AutoencoderLike
@@ -36,7 +33,7 @@ from .controls import Channel, Player, asset, shown_db
 from .loudness import amplitude, loudness_lufs, true_peak_dbtp
 from .metrics import is_silent, snr_db
 from .mixing import Mixer, Strip, amplitudes, stem_files, stem_track
-from .plots import COLOURS, FLOOR_DB, LOWEST_HZ, TICKS_HZ, spectrogram_db
+from .plots import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
 from .pretrained import load
 from .tracks import Track
 
@@ -348,11 +345,8 @@ def _pictures(mixes: dict[str, Tensor], sample_rate: int) -> dict[str, dict]:
     }
     pictures = {}
     for key, (image, extent) in images.items():
-        png = io.BytesIO()
-        matplotlib.image.imsave(png, image[::-1], vmin=top + FLOOR_DB, vmax=top, cmap="magma", format="png")
-        octaves = {hz: math.log2(hz / LOWEST_HZ) / extent[3] for hz in TICKS_HZ if hz < sample_rate / 2}
-        ticks = [[share, f"{hz} Hz"] for hz, share in octaves.items()]
-        pictures[key] = {"png": png.getvalue(), "title": titles[key], "ticks": ticks}
+        ticks = frequency_ticks(extent, sample_rate)
+        pictures[key] = {"png": spectrogram_bytes(image, top), "title": titles[key], "ticks": ticks}
     return pictures
 
 

@@ -4,6 +4,7 @@ Axis legend: `T` samples, `S` source (stem). Figures are matplotlib's; every one
 numbers in it (`save`).
 """
 
+import io
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 from torch import Tensor
@@ -94,6 +96,27 @@ def spectrogram_db(audio: Tensor, sample_rate: int, window_s: float = 0.04) -> t
     last = np.clip(np.round(edges[1:]).astype(int), first + 1, len(magnitude))
     image = np.stack([magnitude[i:j].max(0) for i, j in zip(first, last, strict=True)])
     return 20 * np.log10(image + 1e-12), [0, len(samples) / sample_rate, 0, octaves]
+
+
+def spectrogram_bytes(
+    image: np.ndarray, top_db: float, kind: str = "png", size: tuple[int, int] | None = None
+) -> bytes:
+    """An image of `spectrogram_db` as an encoded picture, FLOOR_DB below `top_db` to `top_db`, high notes up.
+
+    `size`: width and height in pixels, else a pixel a value.
+    """
+    share = np.clip((image[::-1] - top_db - FLOOR_DB) / -FLOOR_DB, 0, 1)
+    picture = Image.fromarray(plt.get_cmap(STYLE["image.cmap"])(share, bytes=True)[..., :3])
+    file = io.BytesIO()
+    (picture.resize(size) if size else picture).save(file, kind, quality=72, optimize=True)
+    return file.getvalue()
+
+
+def frequency_ticks(extent: Sequence[float], sample_rate: int) -> list[tuple[float, str]]:
+    """Share of the height and label of TICKS_HZ in a picture of `spectrogram_db` with this extent."""
+    return [
+        (float(np.log2(hz / LOWEST_HZ) / extent[3]), f"{hz} Hz") for hz in TICKS_HZ if hz < sample_rate / 2
+    ]
 
 
 def spectrogram_grid(
