@@ -114,9 +114,8 @@ def spectrogram_bytes(
 
 def frequency_ticks(extent: Sequence[float], sample_rate: int) -> list[tuple[float, str]]:
     """Share of the height and label of TICKS_HZ in a picture of `spectrogram_db` with this extent."""
-    return [
-        (float(np.log2(hz / LOWEST_HZ) / extent[3]), f"{hz} Hz") for hz in TICKS_HZ if hz < sample_rate / 2
-    ]
+    shown = [hz for hz in TICKS_HZ if hz < sample_rate / 2]
+    return [(float(np.log2(hz / LOWEST_HZ) / extent[3]), f"{hz} Hz") for hz in shown]
 
 
 def spectrogram_grid(
