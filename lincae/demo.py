@@ -37,6 +37,7 @@ OPUS_LEVEL = 0.78  # of libsndfile: about 60 kbit/s a channel, 25 dB above its o
 PICTURE = (440, 120)  # pixels
 LOUD_LU = 6.0  # louder than the waveform by so much: a warning
 TRUTH = "waveform"
+BLOCKS = {"mixture": "The mixture, scaled and summed", "stems": "Stems by subtraction"}
 UNPUBLISHABLE = {"clip": "CC BY-NC-SA 3.0"}  # datasets whose sound may not be published here
 
 
@@ -253,6 +254,14 @@ def _described(rows: Sequence[Operation], name: str, start_s: float, board: Boar
                 "numbers": {k: round(v, 2) if math.isfinite(v) else None for k, v in sound.numbers.items()},
                 "gain_db": round(sound.gain_db, 2),
             }
-        described.append({"name": row.name, "title": row.title, "formula": row.formula, "tiles": tiles})
+        described.append(
+            {
+                "name": row.name,
+                "title": row.title,
+                "formula": row.formula,
+                "block": BLOCKS[row.block],
+                "tiles": tiles,
+            }
+        )
     seconds = min(len(sound.audio) / sound.sample_rate for sound in sounds)
     return {"name": name, "start_s": start_s, "seconds": seconds, "rows": described}

@@ -134,14 +134,14 @@ function board() {
     button.onclick = () => chooseTrack(each);
     return button;
   }));
-  const heads = make("div", { class: "heads", "aria-hidden": "true" }, make("span"), ...columns.map((name, k) => make("span", {}, k ? `latent: ${name}` : name)));
+  const heads = make("div", { class: "heads", "aria-hidden": "true" }, make("span"), ...columns.map((name, k) => make("span", {}, k ? `latents of ${name}` : "waveform: the truth")));
   const rows = track.rows.map((row, r) => {
-    const safety = row.tiles[columns[0]].gain_db;
-    const about = make("div", { class: "about" }, make("h2", {}, row.title), make("div", { class: "formula" }, row.formula),
-      make("div", { class: "safety" }, `safety gain ${decibels(safety)}, the same for the whole block`));
+    const about = make("div", { class: "about" }, make("h2", {}, row.title), make("div", { class: "formula" }, row.formula));
     const tiles = columns.map((name) => {
       const { image, numbers } = row.tiles[name];
-      const note = name === columns[0] ? "" : `SNR ${decibels(numbers.snr_db)}`;
+      const linear = "linearity_snr_db" in numbers;
+      const number = linear ? `linearity ${decibels(numbers.linearity_snr_db)}` : `SNR ${decibels(numbers.snr_db)}`;
+      const note = name === columns[0] ? "" : number;
       const tile = make("button", { class: "tile", type: "button", "aria-pressed": "false", "data-row": r, "data-source": name,
         "aria-label": `${row.title}, ${name}${note && `, ${note}`}` },
         make("img", { src: `data:image/jpeg;base64,${image}`, alt: "" }), make("i", { class: "cursor" }), make("span", { class: "sign", "aria-hidden": "true" }, "▶"));
@@ -152,8 +152,11 @@ function board() {
       };
       return tile;
     });
-    return make("div", { class: "row", role: "group", "aria-label": row.title }, about, ...tiles);
-  });
+    const line = make("div", { class: "row", role: "group", "aria-label": row.title }, about, ...tiles);
+    if (r && row.block === track.rows[r - 1].block) return [line];
+    const safety = `safety gain ${decibels(row.tiles[columns[0]].gain_db)}, the same for all of them`;
+    return [make("p", { class: "block" }, make("strong", {}, row.block), `: ${safety}`), line];
+  }).flat();
   $("board").style.setProperty("--columns", columns.length);
   $("board").replaceChildren(heads, ...rows);
 }
@@ -178,12 +181,12 @@ function show() {
     $("picture").querySelector("img").src = `data:image/jpeg;base64,${tile.image}`;
     $("picture").querySelector(".axis").replaceChildren(...tile.ticks.map(([share, label]) => {
       const mark = make("span", {}, label);
-      mark.style.bottom = `${100 * share}%`;
+      mark.style.setProperty("--at", `${100 * share}%`);
       return mark;
     }));
     const lines = [
       ["SNR against the waveform", decibels(numbers.snr_db)], ["SI-SDR", decibels(numbers.si_sdr_db)],
-      ["MSS (0 is equal)", numbers.mss?.toFixed(2) ?? "–"], ["Linearity, SNR", decibels(numbers.linearity_snr_db)],
+      ["MSS (0 is equal)", numbers.mss?.toFixed(2) ?? "–"], ["Linearity", decibels(numbers.linearity_snr_db)],
       ["Loudness", numbers.lufs === null ? "silent" : `${numbers.lufs.toFixed(1).replace("-", "−")} LUFS`],
       ["True peak", decibels(numbers.true_peak_dbtp)], ["Safety gain", decibels(tile.gain_db)],
     ];
@@ -248,6 +251,7 @@ $("picture").addEventListener("click", (event) => {
   const box = $("picture").getBoundingClientRect();
   seek(((event.clientX - box.left) / box.width) * track.seconds);
 });
+$("details").open = window.matchMedia("(min-width: 701px)").matches; // on a phone the board needs the room
 $("play").onclick = toggle;
 $("stop").onclick = stop;
 $("loop").onchange = () => { if (playing) begin(); };

@@ -215,7 +215,7 @@ function render({ model, el }) {
       const axis = images[key].parentElement.querySelector(".lc-axis");
       axis.replaceChildren(...ticks.map(([share, label]) => {
         const mark = element("span", {}, label);
-        mark.style.bottom = `${100 * share}%`;
+        mark.style.setProperty("--at", `${100 * share}%`);
         return mark;
       }));
     }
