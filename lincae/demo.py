@@ -177,7 +177,7 @@ def _board(
 
 def _excerpt(track: Track, seconds: float) -> float:
     """Start, in whole seconds, of the stretch in which most stems sound, and the softest of these loudest."""
-    stems, best = track.stems(8000), (-1, -math.inf, 0)
+    stems, best = track.stems(8000, 0.0, track.duration_s), (-1, -math.inf, 0)
     for start_s in range(max(1, int(track.duration_s - seconds) + 1)):
         part = stems[:, start_s * 8000 : round((start_s + seconds) * 8000)]
         levels = part[~is_silent(part)].square().mean(1)
