@@ -43,7 +43,9 @@ def of_the_page(chromium) -> None:
         page.wait_for_function("window.demo.position() > 1.5")
         page.click("#play")
         page.mouse.move(0, 0)
-        row.evaluate("row => row.previousElementSibling.previousElementSibling.scrollIntoView({block: 'center'})")
+        row.evaluate(
+            "row => row.previousElementSibling.previousElementSibling.scrollIntoView({block: 'center'})"
+        )
         page.wait_for_timeout(500)
         page.screenshot(path=FIGURES / f"{name}.png")
 
