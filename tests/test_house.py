@@ -43,6 +43,10 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "latents": {"audio", "latent_files", "latent_sets", "pretrained", "streams"},
     "plots": {"audio"},
     "studies": {"audio", "autoencoder", "metrics"},
+    "loudness": set(),
+    "mixing": {"audio", "latents", "loudness", "metrics", "tracks"},
+    "controls": {"loudness", "mixing"},
+    "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "tracks"},
     "windows": set(),
     "checkpoints": set(),
     "presets": {"consistency", "network", "transform"},
@@ -118,7 +122,7 @@ def test_import_loads_nothing_optional():
     optional = (
         "soundfile soxr torchaudio pandas matplotlib musdb stempeg av huggingface_hub lightning IPython"
     )
-    optional += " transformers diffusers auraloss librosa"
+    optional += " transformers diffusers auraloss librosa ipywidgets anywidget"
     code = f"import sys, lincae; print(sorted(set(sys.modules) & set({optional.split()!r})))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
