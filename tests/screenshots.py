@@ -29,7 +29,7 @@ def of_the_desk(chromium, address: str) -> None:
     page.evaluate('document.querySelector(".lincae-player").player.seek(2.2)')
     page.wait_for_timeout(3000)
     page.locator(".lincae-desk").screenshot(path=FIGURES / "desk.png")
-    page.set_viewport_size(PHONE)
+    page.set_viewport_size(PHONE | {"height": 1300})  # all of it at once
     page.wait_for_timeout(1000)
     page.locator(".lincae-desk").screenshot(path=FIGURES / "desk_phone.png")
 

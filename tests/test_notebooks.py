@@ -190,6 +190,20 @@ def test_separation(tmp_path, evaluation):
     dots = pd.read_csv(tmp_path / "05_separation.csv")
     assert set(dots.comparison) == {"linearity", "input"}
     assert not dots[dots.model == "untrained"].counts.any()
+    page = tmp_path / "demo" / "index.html"
+    assert 100_000 < page.stat().st_size < 6_000_000
+    assert set(pd.read_csv(page.with_name("demo.csv")).sound) == {"waveform", "untrained", "tanh"}
+
+
+def test_latent_mixer(tmp_path, evaluation):
+    """On the linear reference every fader does what it says."""
+    small = {"dataset": evaluation["dataset"], "seconds": 1.0, "faders_db": [-12.0, 6.0]}
+    execute("08_latent_mixer", tmp_path, models=["stft", "tanh"], **small)
+    idea = pd.read_csv(tmp_path / "08_idea.csv")
+    assert (idea[idea.model == "stft"].snr_db > 60).all()
+    faders = pd.read_csv(tmp_path / "08_faders.csv")
+    assert faders[faders.model == "stft"].error_db.abs().max() < 0.01
+    assert faders[faders.model == "tanh"].error_db.abs().max() > 0.01
 
 
 def test_any_autoencoder(tmp_path, evaluation):
