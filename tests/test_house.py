@@ -46,6 +46,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "loudness": set(),
     "mixing": {"audio", "latents", "loudness", "metrics", "tracks"},
     "controls": {"loudness", "mixing"},
+    "demo": {"audio", "loudness", "metrics", "plots", "protocols", "tracks"},
     "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "tracks"},
     "windows": set(),
     "checkpoints": set(),
@@ -143,7 +144,7 @@ def test_package_is_thin(room):
 
 def test_package_size():
     """Lines of code: what is left without blank lines, comments and docstrings."""
-    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 7000
+    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 8500
 
 
 def code_only(room: str) -> ast.Module:
