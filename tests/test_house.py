@@ -38,6 +38,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "loudness": set(),
     "mixing": {"audio", "latents", "loudness", "metrics", "tracks"},
     "controls": {"loudness", "mixing"},
+    "demo": {"audio", "loudness", "metrics", "plots", "protocols", "tracks"},
     "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "tracks"},
     "windows": set(),
     "checkpoints": set(),
