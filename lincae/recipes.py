@@ -214,11 +214,10 @@ VAE_PRESETS = {
     "full": VaeTrainingConfig(),
     "desk": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["desk"],
-        # Gains of both signs: what is even in an encoder is most of what does not add (vae_trials.csv).
-        linearity=LinearityConfig(gain_min=-3.0, input_gain_min=0.1),
+        linearity=LinearityConfig(input_gain_min=0.1),
         loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
         batch_size=8,
-        steps=500,
+        steps=1_000,
         learning_rate=2e-3,
         final_learning_rate=1e-5,
         warmup_steps=50,
@@ -226,8 +225,8 @@ VAE_PRESETS = {
         log_every=10,
         optimiser="muon",
         precision="bf16-mixed",
-        validate_every=50,
-        checkpoint_every=50,
+        validate_every=100,
+        checkpoint_every=100,
     ),
     "test": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["test"],
