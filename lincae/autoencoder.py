@@ -136,6 +136,17 @@ class Autoencoder(nn.Module):
         stream = self.decode_stream([latents], length, seed, steps, first_frame)
         return joined(stream, torch.empty(latents.shape[0], length, device=self.device))
 
+    def decode_with_gradient(self, latents: Tensor, seed: int = 0) -> Tensor:
+        """As `decode`, of latents that fit one window, with a gradient to them: for losses on sound.
+
+        Raises as `decode`, and ValueError for more than `window_frames` latent frames.
+        """
+        n_frames = self._check_latents(latents, "latents").shape[-1]
+        if n_frames > self.config.window_frames:
+            raise ValueError(f"a gradient reaches {self.config.window_frames} latent frames, got {n_frames}")
+        audio = self.transform.inverse(self._window(latents, 0, seed, steps=1))
+        return audio[:, self._edge : self._edge + self.decoded_samples(n_frames)]
+
     def decode_stream(
         self,
         latents: Iterable[Tensor],
@@ -201,12 +212,16 @@ class Autoencoder(nn.Module):
         factor = self.config.network.time_factor
         for start, data, keep in windowed(in_pieces(blocks, size), size, context, first_frame):
             with torch.no_grad():
-                z = data.to(self.device, torch.float32) / self.config.latent_scale
-                spans = [(start, start + z.shape[-1], seed, step) for step in range(steps)]
-                noises = (self._noise(*span).expand(len(z), -1, -1, -1) for span in spans)
-                frames = self.denoise(z, noises, steps)
+                frames = self._window(data, start, seed, steps)
                 audio = self.transform.inverse(frames[..., keep.start * factor : keep.stop * factor])
             yield audio
+
+    def _window(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
+        """Public latents `(B, C, L)` of frames `start` on, as one window, to `(B, 2, F, N)`."""
+        z = latents.to(self.device, torch.float32) / self.config.latent_scale
+        spans = [(start, start + z.shape[-1], seed, step) for step in range(steps)]
+        noises = (self._noise(*span).expand(len(z), -1, -1, -1) for span in spans)
+        return self.denoise(z, noises, steps)
 
     def _noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
         """Standard normal `(1, 2, F, N)` of latent frames start..stop, drawn on the CPU for any device."""

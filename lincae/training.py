@@ -41,6 +41,7 @@ from .runs import (
     Interruption,
     Log,
     Meter,
+    NonFiniteError,
     OutOfMemoryError,
     alone,
     commit,
@@ -69,10 +70,6 @@ class TrainingData(Protocol):
 
 
 # ---------------------------------------------------------------- the loop
-
-
-class NonFiniteError(RuntimeError):
-    """Training met a loss or gradient that is not finite."""
 
 
 def train(
