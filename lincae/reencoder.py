@@ -96,13 +96,19 @@ class Trunk(nn.Module):
         self.leave = nn.Conv1d(width, channels_out, 1)
 
     def start_as_copies(self, copies: int) -> None:
-        """Every `channels_in` of the output become the input, `copies` times; without any, zero."""
+        """Every `channels_in` of the output become the input, `copies` times; without any, zero.
+
+        The first bias is random, but orthogonal to the columns, so that the last layer does not see it.
+        Beside it the LayerNorm of a block keeps the level of a frame, which it would divide out otherwise: in
+        latents that scale like the sound, level is half of the matter.
+        """
         nn.init.orthogonal_(self.enter.weight)
-        back = self.enter.weight.detach().squeeze(-1).T
+        columns = self.enter.weight.detach().squeeze(-1)
         with torch.no_grad():
-            self.leave.weight.copy_(torch.cat([back] * copies)[..., None] if copies else torch.zeros(()))
-        for layer in (self.enter, self.leave):
-            nn.init.zeros_(layer.bias)
+            self.leave.weight.copy_(torch.cat([columns.T] * copies)[..., None] if copies else torch.zeros(()))
+            bias = torch.randn(len(columns))
+            self.enter.bias.copy_(bias - columns @ (columns.T @ bias))
+        nn.init.zeros_(self.leave.bias)
         for block in self.blocks:
             nn.init.zeros_(block.contract.weight)
 
@@ -116,14 +122,16 @@ class Trunk(nn.Module):
 class ConditionEncoder(nn.Module):
     """G of section 2.3: latents of left and right `(B, 2, C, L)` to the mean and log variance `(B, H)` of c.
 
-    Blocks over time, then the mean over time. Starts at the prior: mean 0, variance 1.
+    Blocks over time, then the mean over time. Starts with variance 1 and a random projection for the mean:
+    from a mean of 0 and an AdaLN at 0, neither would learn from the other.
     """
 
     def __init__(self, config: ReEncoderConfig):
         super().__init__()
         self.trunk = Trunk(2 * config.latent_channels, 2 * config.condition, config, config.condition_blocks)
-        for parameter in self.trunk.leave.parameters():
-            nn.init.zeros_(parameter)
+        nn.init.zeros_(self.trunk.leave.weight[config.condition :].detach())
+        nn.init.normal_(self.trunk.leave.weight[: config.condition].detach(), std=config.hidden**-0.5)
+        nn.init.zeros_(self.trunk.leave.bias)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.trunk(z.flatten(1, 2)).mean(-1).chunk(2, -1)

@@ -58,7 +58,7 @@ FULL = ReEncoderTraining()
 # Minutes of one CPU core: small modules and discriminators, few steps, and so a rate that falls.
 DESK = replace(
     FULL,
-    learning_rate=2e-3,
+    learning_rate=1e-3,
     discriminator_learning_rate=1e-3,
     warmup_steps=50,
     discriminator_warmup_steps=50,
@@ -80,8 +80,8 @@ PRESETS = {"full": FULL, "desk": DESK, "test": TEST}
 # from a module that was trained with l1 (--start).
 DESK_CHANGES = {
     "l1": {},
-    "l1+mel": {"steps": 60, "batch_size": 4, "learning_rate": 1e-3},
-    "l1+gan": {"steps": 120, "batch_size": 8, "learning_rate": 1e-3},
+    "l1+mel": {"steps": 60, "batch_size": 4},
+    "l1+gan": {"steps": 200, "batch_size": 8},
 }
 
 
