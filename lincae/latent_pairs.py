@@ -53,6 +53,7 @@ class Source:
 
     name: str
     read: Callable[[int], Tensor]
+    dataset: str = ""
 
 
 def synthetic_sources(
@@ -93,7 +94,7 @@ def track_sources(task: str, tracks: Sequence[Track], seconds: float | None = No
             stems = track.stems(sample_rate, start_s, length_s)
             return upmix(stems, sample_rate, index) if task == "stereo" else stems.sum(0, keepdim=True)
 
-        return Source(track.name, read)
+        return Source(track.name, read, track.dataset)
 
     return [source(index, track) for index, track in enumerate(tracks)]
 

@@ -279,3 +279,16 @@ class ReEncoder(nn.Module):
         module = cls(config, description["autoencoder"], description["latent_std"], description["metadata"])
         load_strictly(module, tensors, str(path))
         return module.eval().to(resolve_device(device))
+
+
+def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str, ReEncoder]:
+    """The modules of a task in a folder, by name: `bandwidth-m-gan.safetensors` is "m-gan".
+
+    Raises ValueError for an unknown task; FileNotFoundError where there are none, naming the folder.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    paths = sorted(Path(folder).glob(f"{task}-*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no {task}-*.safetensors: `make reencoder` trains them")
+    return {path.stem.removeprefix(f"{task}-"): ReEncoder.load(path, device) for path in paths}

@@ -103,11 +103,11 @@ def bandwidth_frame(
         outputs = {INPUT: narrow} | {
             name: model.decode(z, length=target.shape[-1], seed=seed).cpu() for name, z in latents.items()
         }
+        labels = {"model": model.name, "dataset": source.dataset, "track": source.name}
         for system, audio in outputs.items():
             for name, edges in bands.items():
                 cut = (band(x[0], rate, *edges) for x in (audio, target))
-                labels = {"model": model.name, "track": source.name, "system": system, "band": name}
-                rows.append(labels | distances(*cut, rate))
+                rows.append(labels | {"system": system, "band": name} | distances(*cut, rate))
     return pd.DataFrame(rows)
 
 
@@ -153,15 +153,14 @@ def stereo_frame(
         outputs = {INPUT: mono.expand(2, -1), CODED_INPUT: coded_mono.expand(2, -1)} | {
             name: model.decode(z, length=length, seed=seed).cpu() for name, z in latents.items()
         }
+        labels = {"model": model.name, "dataset": source.dataset, "track": source.name}
         for system, audio in outputs.items():
             for channel, x, y in zip(CHANNELS, _four(audio), _four(target), strict=True):
-                labels = {"model": model.name, "track": source.name, "system": system, "channel": channel}
-                rows.append(labels | distances(x, y, rate))
+                rows.append(labels | {"system": system, "channel": channel} | distances(x, y, rate))
             if system in mixed:
                 name, weight = mixed[system]
-                true, made = log_ratio(target), log_ratio(audio)
-                labels = {"model": model.name, "track": source.name, "module": name, "lambda": weight}
-                ratios.append(labels | {"log_ratio_true": true, "log_ratio": made})
+                energies = {"log_ratio_true": log_ratio(target), "log_ratio": log_ratio(audio)}
+                ratios.append(labels | {"module": name, "lambda": weight} | energies)
     return pd.DataFrame(rows), pd.DataFrame(ratios)
 
 

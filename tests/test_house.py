@@ -33,7 +33,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "streams": {"audio"},
     "latent_files": {"audio", "runs"},
     "latent_sets": {"audio", "latent_files", "streams", "tracks"},
-    "latents": {"audio", "latent_files", "latent_sets", "pretrained", "streams"},
+    "latents": {"audio", "latent_files", "latent_sets", "pretrained", "reencoder", "streams"},
     "stereo": {"audio"},
     "reencoder": {"audio", "checkpoints", "convnext", "latent_files"},
     "reencoder_recipes": {"reencoder"},

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from lincae.baselines import StftAutoencoder, TanhToy
-from lincae.latent_files import LatentFileError, describe
-from lincae.reencoder import SIZES, ReEncoder, ReEncoderConfig
+from lincae.latent_files import LatentFileError, Shard, describe
+from lincae.latent_sets import LatentDataset
+from lincae.latents import main
+from lincae.reencoder import SIZES, ReEncoder, ReEncoderConfig, modules_in
 
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
 
@@ -185,3 +187,49 @@ def test_files_that_are_none(tmp_path):
     folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
     with pytest.raises(ValueError, match="but not one of a Re-Encoder"):
         ReEncoder.load(folder / "model.safetensors")
+
+
+def test_modules_in_a_folder(tmp_path):
+    for name in ("bandwidth-m-gan", "bandwidth-s-l1"):
+        small().save(tmp_path / f"{name}.safetensors")
+    small("stereo").save(tmp_path / "stereo-left_right.safetensors")
+    assert list(modules_in(tmp_path, "bandwidth", "cpu")) == ["m-gan", "s-l1"]
+    assert modules_in(tmp_path, "stereo", "cpu")["left_right"].stereo
+    with pytest.raises(FileNotFoundError, match="`make reencoder` trains them"):
+        modules_in(tmp_path / "nothing", "stereo")
+    with pytest.raises(ValueError, match="task must be one of"):
+        modules_in(tmp_path, "denoising")
+
+
+# ---------------------------------------------------------------- latents on disk
+
+
+def test_command_line_takes_and_writes_latents(tmp_path):
+    """`python -m lincae.latents process`: mono to stereo by seed, or in the image of another file."""
+    model = StftAutoencoder(16000, hop=8)
+    owner = describe(model)
+    config = ReEncoderConfig("stereo", 34, hidden=34, blocks=1, condition=4, condition_blocks=1)
+    module = trained(ReEncoder(config, owner))
+    module.save(tmp_path / "module.safetensors")
+    z = {"mono": latents(1, 34, 20), "image": latents(2, 34, 15)}
+    for name, values in z.items():
+        shard = Shard(tmp_path / f"{name}.safetensors", owner)
+        shard.add(name, [values], 100)
+        shard.finish()
+
+    def process(source, *options):
+        arguments = ["process", str(tmp_path / f"{source}.safetensors"), str(tmp_path / "out.safetensors")]
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--module", str(tmp_path / "module.safetensors"), "--device", "cpu", *options])
+        return ended.value.code
+
+    def result():
+        return LatentDataset(tmp_path / "out.safetensors").frames("out")
+
+    assert not process("mono", "--seed", "3")
+    torch.testing.assert_close(result(), module.process(z["mono"], seed=3)[0])
+    assert not process("mono", "--like", str(tmp_path / "image.safetensors"))
+    torch.testing.assert_close(result(), module.process(z["mono"], module.oracle(z["image"][None]))[0])
+    assert "has 2 channels, mono to stereo takes one" in process("image")
+    ReEncoder(config, describe(TanhToy(16000))).save(tmp_path / "module.safetensors")
+    assert "holds latents of another model: stft" in process("mono")
