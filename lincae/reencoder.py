@@ -29,11 +29,13 @@ from torch import Tensor, nn
 
 from .audio import AutoencoderLike, atomic_write, generator, resolve_device
 from .checkpoints import FORMAT_VERSION, from_dict, load_strictly, read_checkpoint
-from .convnext import ConvNeXtBlock
+from .convnext import AdaptiveLayerNorm, ConvNeXtBlock
 from .latent_files import check_same_model, describe
 
 TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
+START_LOG_VARIANCE = -2.0  # of the condition
+START_GAIN = 0.1  # standard deviation of AdaLN's weights
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Trunk(nn.Module):
         nn.init.zeros_(self.leave.bias)
         for block in self.blocks:
             nn.init.zeros_(block.contract.weight)
+            if isinstance(block.norm, AdaptiveLayerNorm):  # from zero, neither it nor `contract` would move
+                nn.init.normal_(block.norm.project.weight, std=START_GAIN)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         x = self.enter(x)
@@ -122,16 +126,24 @@ class Trunk(nn.Module):
 class ConditionEncoder(nn.Module):
     """G of section 2.3: latents of left and right `(B, 2, C, L)` to the mean and log variance `(B, H)` of c.
 
-    Blocks over time, then the mean over time. Starts with variance 1 and a random projection for the mean:
-    from a mean of 0 and an AdaLN at 0, neither would learn from the other.
+    Blocks over time, then the mean over time. It starts as random features of unit size, bent enough for
+    their means to tell levels apart, and with a variance below the prior's: from a mean that says nothing, or that
+    the noise of equation 5 drowns, the module would not learn to use a condition.
     """
 
     def __init__(self, config: ReEncoderConfig):
         super().__init__()
         self.trunk = Trunk(2 * config.latent_channels, 2 * config.condition, config, config.condition_blocks)
-        nn.init.zeros_(self.trunk.leave.weight[config.condition :].detach())
-        nn.init.normal_(self.trunk.leave.weight[: config.condition].detach(), std=config.hidden**-0.5)
-        nn.init.zeros_(self.trunk.leave.bias)
+        width, leave = config.hidden, self.trunk.leave
+        for block in self.trunk.blocks:
+            nn.init.normal_(block.depthwise.weight, std=config.kernel**-0.5)
+            nn.init.normal_(block.expand.weight, std=width**-0.5)
+            nn.init.normal_(block.contract.weight, std=(config.expansion * width) ** -0.5)
+        with torch.no_grad():
+            leave.weight[: config.condition].normal_(std=4 * width**-0.5)
+            leave.weight[config.condition :].zero_()
+            leave.bias[: config.condition].zero_()
+            leave.bias[config.condition :].fill_(START_LOG_VARIANCE)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.trunk(z.flatten(1, 2)).mean(-1).chunk(2, -1)

@@ -23,14 +23,17 @@ PREDELAY_S = 0.01
 def upmix(stems: Tensor, sample_rate: int, seed: int) -> Tensor:
     """Stems `(S, T)` to a stereo mixture `(2, T)`: each at a place and a width of its own, in one room.
 
-    Places are uniform over the whole base, with constant power; widths are shares of a decorrelated copy
-    that enters left and right with opposite sign, so that it vanishes in mono. Raises as `check_audio`.
+    Places are uniform over a stage, with constant power; the stage has a random width, and lies anywhere that
+    it fits: a wide one around the centre, a narrow one also far left or right. Widths are shares of a
+    decorrelated copy that enters left and right with opposite sign, so that it vanishes in mono. Raises as
+    `check_audio`.
     """
     check_audio(stems, name="stems")
     draw = generator(seed, 0)
     length = stems.shape[-1]
-    spots = 2 * torch.rand(len(stems), generator=draw) - 1
-    widths = 0.7 * torch.rand(len(stems), generator=draw)
+    stage, centre = torch.rand(2, generator=draw)
+    spots = (2 * centre - 1) * (1 - stage) + stage * (2 * torch.rand(len(stems), generator=draw) - 1)
+    widths = 0.5 * torch.rand(len(stems), generator=draw)
     sends = 10 ** (_uniform(draw, *SEND_DB, len(stems)) / 20)
     out = stems.new_zeros(2, length)
     for k, stem in enumerate(stems):

@@ -9,7 +9,7 @@ from lincae.baselines import StftAutoencoder, TanhToy
 from lincae.latent_files import LatentFileError, Shard, describe
 from lincae.latent_sets import LatentDataset
 from lincae.latents import main
-from lincae.reencoder import SIZES, ReEncoder, ReEncoderConfig, modules_in
+from lincae.reencoder import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
 
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
 
@@ -62,12 +62,16 @@ def test_a_new_upmixer_copies_mono_to_both_channels(layout):
     torch.testing.assert_close(stereo, torch.stack([z, z], 1))
 
 
-def test_condition_encoder_starts_with_unit_variance_and_pools_over_time():
+def test_condition_encoder_starts_with_a_mean_that_tells_items_apart_and_pools_over_time():
+    """Spread of the mean over items against the noise of equation 5."""
+    module = ReEncoder(ReEncoderConfig("stereo", 6, hidden=48, blocks=1, condition=8), OWNER)
+    gains = torch.linspace(-1.5, 1.5, 16).exp()[:, None, None]
+    z = latents(16, 6, 50)
+    mean, log_variance = module.posterior(torch.stack([z * gains, z / gains], 1))
+    assert mean.shape == log_variance.shape == (16, 8)
+    assert (log_variance == START_LOG_VARIANCE).all()
+    assert mean.std(0).mean() > 0.5 * (0.5 * log_variance).exp().mean()
     module = small("stereo")
-    mean, log_variance = module.posterior(latents(3, 2, 6, 20))
-    assert mean.shape == log_variance.shape == (3, 4)
-    assert mean.std() > 0.05, "a mean that says nothing teaches the AdaLN nothing"
-    assert not log_variance.any()
     z = latents(1, 2, 6, 9)
     twice = trained(module).posterior(torch.cat([z, z.flip(-1), z], -1))[0]
     assert twice.shape == (1, 4)
