@@ -127,8 +127,8 @@ class ConditionEncoder(nn.Module):
     """G of section 2.3: latents of left and right `(B, 2, C, L)` to the mean and log variance `(B, H)` of c.
 
     Blocks over time, then the mean over time. It starts as random features of unit size, bent enough for
-    their means to tell levels apart, and with a variance below the prior's: from a mean that says nothing, or that
-    the noise of equation 5 drowns, the module would not learn to use a condition.
+    their means to tell levels apart, and with a variance below the prior's: from a mean that says nothing,
+    or that the noise of equation 5 drowns, the module would not learn to use a condition.
     """
 
     def __init__(self, config: ReEncoderConfig):
