@@ -14,7 +14,7 @@ PYTHON ?= python3
 # Asked for by version: a range would let pip take the newest build, which the other pins were not tested with.
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
-VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l
+VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-vae vae
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l
 SONGS ?= 24
@@ -84,10 +84,8 @@ test: $(READY)
 # The checkpoints that ship: the EMA weights of finished runs in half precision, with the runs' logs.
 bundle: $(READY)
 	for variant in $(VARIANTS); do \
-	  [ ! -e runs/desk-$$variant/model.safetensors ] || { \
-	    $(BIN)/python -c "import torch, lincae; m = lincae.load('runs/desk-$$variant', 'cpu'); \
-	      m.name = 'desk/$$variant'; m.save('data/checkpoints/desk/$$variant', torch.float16)" && \
-	    cp runs/desk-$$variant/*.csv data/checkpoints/desk/$$variant/; } || exit; \
+	  [ ! -e runs/desk-$$variant/model.safetensors ] || \
+	    $(BIN)/python -m lincae.bundle runs/desk-$$variant desk/$$variant || exit; \
 	done
 
 # Modules of an autoencoder: each run has a folder named by its hash, so another autoencoder of the same name gets

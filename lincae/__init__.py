@@ -16,9 +16,10 @@ ensure_torchaudio()  # before anything that may import torchaudio, transformers 
 
 from lincae.autoencoder import Autoencoder  # noqa: E402
 from lincae.linearity import VARIANTS, LinearityConfig  # noqa: E402
-from lincae.presets import AutoencoderConfig  # noqa: E402
+from lincae.presets import AutoencoderConfig, SpectralVaeConfig  # noqa: E402
 from lincae.pretrained import load  # noqa: E402
-from lincae.recipes import PRESETS, TrainingConfig, recipe  # noqa: E402
+from lincae.recipes import PRESETS, TrainingConfig, VaeTrainingConfig, recipe  # noqa: E402
+from lincae.spectral_vae import SpectralVae  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,7 +28,10 @@ __all__ = [
     "Autoencoder",
     "AutoencoderConfig",
     "LinearityConfig",
+    "SpectralVae",
+    "SpectralVaeConfig",
     "TrainingConfig",
+    "VaeTrainingConfig",
     "load",
     "recipe",
 ]

@@ -1,42 +1,86 @@
 """Reading checkpoints: what is checked of a file before a model is made of it."""
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 FORMAT_VERSION = 1
+FIRST_KIND = "consistency"  # of files that do not say
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+HASH_ROW = f"sha256 of {WEIGHTS}"  # of a card's table
+LFS_POINTER = b"version https://git-lfs"
 
 
-def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
     """The description in the header of a weights file, and its tensors in fp32.
 
-    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version.
+    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version or
+    another `kind` of model.
     """
+    with opened(path) as (file, description):
+        if (held := description.get("kind", FIRST_KIND)) != kind:
+            raise ValueError(f"{path} holds a {held} model, not a {kind} one: use lincae.load")
+        return description, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+
+
+def kind_of(path: Path) -> str:
+    """The kind of model in a weights file. Raises as `read_checkpoint`."""
+    with opened(path) as (_, description):
+        return description.get("kind", FIRST_KIND)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
+    """A weights file, and the description in its header. Raises as `read_checkpoint`."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}"
         )
+    refuse_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            if "config" not in header:
+                raise ValueError(
+                    f"{path} carries no lincae configuration in its header; lincae.pretrained reads others"
+                )
+            description = json.loads(header["config"])
+            if description["format_version"] != FORMAT_VERSION:
+                version = description["format_version"]
+                raise ValueError(f"{path}: format version {version}, this lincae reads {FORMAT_VERSION}")
+            yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if "config" not in header:
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises ValueError for what git leaves of a large file that git-lfs has not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{path} is a git-lfs pointer, not the weights: `git lfs pull` fetches them")
+
+
+def check_hash(folder: Path) -> None:
+    """Compare the weights in a folder with the sha256 in its card. Raises ValueError where they differ or
+    the card has none, FileNotFoundError for a missing file."""
+    refuse_pointer(folder / WEIGHTS)
+    stated = re.search(rf"{re.escape(HASH_ROW)} \| ([0-9a-f]{{64}})", (folder / CARD).read_text())
+    with (folder / WEIGHTS).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not stated or stated[1] != found:
+        states = f"states {stated[1]}" if stated else "states none"
         raise ValueError(
-            f"{path} carries no lincae configuration in its header; lincae.pretrained reads others"
+            f"{folder / WEIGHTS} has sha256 {found}, its card {CARD} {states}: the file was changed after it "
+            "was bundled; restore it (git checkout), or load the folder by its path to use it as it is"
         )
-    description = json.loads(header["config"])
-    if description["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {description['format_version']}, this lincae reads {FORMAT_VERSION}"
-        )
-    return description, tensors
 
 
 def from_dict(kind: type, values: dict, where: str):

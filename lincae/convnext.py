@@ -11,16 +11,30 @@ from torch.nn import functional as F
 class GlobalResponseNorm(nn.Module):
     """GRN of ConvNeXt-V2 over `(B, L, C)`: channels compete by their L2 norms over time. Starts as identity.
 
-    The norm is over all frames of the input, so a block's output depends on the length it is given.
+    The norm is over all frames of the input, so a block's output depends on the length it is given; with
+    `frames`, it is over so many frames around each one (near the ends the first or last so many), so that a
+    signal may be longer than those of the training, and go through in windows.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, frames: int | None = None):
         super().__init__()
+        self.frames = frames
         self.gain = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
+    def norm(self, x: torch.Tensor) -> torch.Tensor:
+        """L2 norms `(B, 1 or L, C)` over time."""
+        x, n_frames, width = x.float(), x.shape[1], self.frames
+        if width is None or n_frames <= width:
+            return x.norm(dim=1, keepdim=True)
+        # Differences of running sums, in double precision: a quiet passage may follow a loud one.
+        double = torch.float32 if x.device.type == "mps" else torch.float64
+        running = F.pad(x.square().to(double).cumsum(1), (0, 0, 1, 0))
+        lower = (torch.arange(n_frames, device=x.device) - width // 2).clamp(0, n_frames - width)
+        return (running[:, lower + width] - running[:, lower]).clamp_min(0).sqrt().float()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        norm = x.float().norm(dim=1, keepdim=True)
+        norm = self.norm(x)
         response = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
         return x + self.gain * (x * response.to(x.dtype)) + self.bias
 
@@ -47,12 +61,20 @@ class ConvNeXtBlock(nn.Module):
     """Depth-wise convolution, LayerNorm, two 1x1 layers with GELU and GRN, around a residual connection.
 
     `hidden` is the width between the two 1x1 layers. With `condition_channels` the norm is an AdaLN and
-    `forward` needs a condition; without, it takes none. `(B, C, L)` in and out, any L >= 1.
+    `forward` needs a condition; without, it takes none. `norm_frames`: see `GlobalResponseNorm`. `(B, C, L)`
+    in and out, any L >= 1.
 
     The usual initialisation: weights of standard deviation 0.02 (truncated), biases zero.
     """
 
-    def __init__(self, channels: int, hidden: int, kernel: int = 7, condition_channels: int | None = None):
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel: int = 7,
+        condition_channels: int | None = None,
+        norm_frames: int | None = None,
+    ):
         super().__init__()
         if kernel % 2 == 0:
             raise ValueError(f"kernel = {kernel}: an odd number keeps the frames where they are")
@@ -62,7 +84,7 @@ class ConvNeXtBlock(nn.Module):
         else:
             self.norm = AdaptiveLayerNorm(channels, condition_channels)
         self.expand = nn.Linear(channels, hidden)
-        self.respond = GlobalResponseNorm(hidden)
+        self.respond = GlobalResponseNorm(hidden, norm_frames)
         self.contract = nn.Linear(hidden, channels)
         for layer in (self.depthwise, self.expand, self.contract):
             nn.init.trunc_normal_(layer.weight, std=0.02)

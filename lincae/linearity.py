@@ -41,6 +41,8 @@ class LinearityConfig:
     code's M2L: 0.5).
     `input_gain_min`: originals first get a gain of their own, log-uniform in [input_gain_min, 1], so that the
     encoder meets one sound at many levels, also where gains act on its latents; 1 leaves them as they are.
+    `subtraction_probability`: share of the mixtures that give way to what is left of them, (1 - w) v, with
+    the latent Enc(m) - w Enc(u): separation itself as augmentation, not in the paper (variant `lin-cae-sub`).
     """
 
     homogeneity: bool = True
@@ -57,14 +59,16 @@ class LinearityConfig:
     plain_gains: bool = True
     premix_probability: float = 0.0
     input_gain_min: float = 1.0
+    subtraction_probability: float = 0.0
 
     def __post_init__(self):
         if self.gain_min > self.gain_max:
             raise ValueError(f"gain_min {self.gain_min} is above gain_max {self.gain_max}")
-        if not 0 <= self.gain_probability <= 1 or not 0 <= self.premix_probability <= 1:
-            raise ValueError(
-                f"probabilities lie in [0, 1], got {self.gain_probability}, {self.premix_probability}"
-            )
+        for name in ("gain_probability", "premix_probability", "subtraction_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} lies in [0, 1], got {getattr(self, name)}")
+        if self.subtraction_probability and not (self.homogeneity and self.additivity):
+            raise ValueError("subtraction_probability > 0 needs homogeneity and additivity")
         if not 0 <= self.anneal_from < self.anneal_to <= 1 or self.peak <= 0 or self.zero_below < 0:
             raise ValueError(
                 f"need 0 <= anneal_from < anneal_to <= 1, peak > 0 and zero_below >= 0, got {self}"
@@ -83,18 +87,21 @@ VARIANTS = {
     "no-homogeneity": replace(LIN_CAE, homogeneity=False),
     "m2l": replace(LIN_CAE, homogeneity=False, additivity=False),
 }
+BEYOND = {"lin-cae-sub": replace(LIN_CAE, subtraction_probability=0.5)}  # not the paper's
 
 
 @dataclass
 class AugmentedBatch:
     """`audio` `(V, T)`: B originals, then B mixtures m_i = w_i x_i + (1 - w_i) x_{i-1}, all before gains.
 
-    `weights` `(B,)` are the w_i, `gains` `(V,)` the gain a of every item.
+    `weights` `(B,)` are the w_i, `gains` `(V,)` the gain a of every item. Where `subtracted` `(B,)` is True,
+    (1 - w_i) x_{i-1} stands in the place of m_i.
     """
 
     audio: Tensor
     weights: Tensor
     gains: Tensor
+    subtracted: Tensor | None = None
 
     def target(self) -> Tensor:
         """What the decoder has to produce: the scaled waveforms `(V, T)`."""
@@ -113,12 +120,18 @@ def augment(
         exponents = torch.rand(audio.shape[0], generator=generator, device=generator.device)
         audio = scale(audio, config.input_gain_min**exponents)
     weights = sample_mixture_weights(audio.shape[0], config.mixture_weights, generator).to(audio)
-    both = torch.cat((audio, mix(audio, weights)))
+    mixtures, subtracted = mix(audio, weights), None
     low, high = gain_range(progress, config)
-    gains = cap_gains(sample_gains(both.shape[0], low, high, config, generator).to(audio), both, config.peak)
+    gains = sample_gains(2 * audio.shape[0], low, high, config, generator).to(audio)
+    if config.subtraction_probability > 0:
+        drawn = torch.rand(audio.shape[0], generator=generator, device=generator.device)
+        subtracted = (drawn < config.subtraction_probability).to(audio.device)
+        mixtures = torch.where(subtracted[:, None], scale(audio.roll(1, 0), 1 - weights), mixtures)
+    both = torch.cat((audio, mixtures))
+    gains = cap_gains(gains, both, config.peak)
     if not (config.homogeneity or config.plain_gains):
         gains = torch.ones_like(gains)
-    return AugmentedBatch(both, weights, gains)
+    return AugmentedBatch(both, weights, gains, subtracted)
 
 
 def implicit_conditioning(
@@ -134,6 +147,8 @@ def implicit_conditioning(
     n = batch.weights.shape[0]
     originals = batch.audio[:n]
     if config.homogeneity:
+        if batch.subtracted is not None:
+            return scale(with_subtraction(encode, batch), batch.gains)
         z = encode(originals if config.additivity else batch.audio)
         if config.additivity:
             z = torch.cat((z, mix(z, batch.weights)))
@@ -152,6 +167,16 @@ def implicit_conditioning(
     )
     z, z_first, z_second = encode(torch.cat(parts)).chunk(3)
     return torch.cat((z, scale(z_first, batch.weights) + scale(z_second, 1 - batch.weights)))
+
+
+def with_subtraction(encode: Callable[[Tensor], Tensor], batch: AugmentedBatch) -> Tensor:
+    """Latents before gains `(V, ...)`: originals, mixed, and Enc(m_i) - w_i Enc(x_i) where subtracted."""
+    n, chosen = batch.weights.shape[0], batch.subtracted.nonzero()[:, 0]
+    originals = batch.audio[:n]
+    z, z_whole = encode(torch.cat((originals, mix(originals, batch.weights)[chosen]))).split((n, len(chosen)))
+    mixed = mix(z, batch.weights)
+    left = z_whole - scale(z[chosen], batch.weights[chosen])
+    return torch.cat((z, mixed.index_copy(0, chosen, left.to(mixed))))
 
 
 # ---------------------------------------------------------------- mixtures

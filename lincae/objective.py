@@ -1,23 +1,96 @@
 """What the trainer minimises, follows and watches: loss, learning rate, EMA, validation (paper 3.3)."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
 from .consistency import consistency_loss, precondition, step_size
-from .linearity import AugmentedBatch, implicit_conditioning
-from .recipes import TrainingConfig
+from .framewise import FramewiseAutoencoder
+from .linearity import AugmentedBatch, augment, gain_range, implicit_conditioning
+from .recipes import RunConfig, TrainingConfig
 
 
-class Objective(nn.Module):
-    """Loss of one batch: what Fabric wraps, so that precision and gradient averaging apply to `forward`."""
+class TrainingData(Protocol):
+    """Item i is a pure function of (seed, i); see `lincae.data`."""
 
-    def __init__(self, model: Autoencoder, config: TrainingConfig):
+    description: str
+    sample_rate: int
+
+    def crops(self, indices: range, n_samples: int, seed: int) -> Tensor: ...
+
+
+class TrainingObjective(nn.Module):
+    """All that the trainer asks of what it trains. A subclass says which model, and the loss of a batch in
+    `forward(batch, step, generator)`; the rest is as it suits an autoencoder, and may be overridden.
+
+    Fabric wraps it, so that precision and gradient averaging apply to `forward`. All of its parameters that
+    require a gradient are trained; the EMA and the checkpoint are of `model`, whose `network` they are.
+    """
+
+    model_class: ClassVar[type[FramewiseAutoencoder]]
+
+    def __init__(self, model: nn.Module, config: RunConfig):
         super().__init__()
         self.model, self.config = model, config
+
+    @classmethod
+    def build(cls, config: RunConfig, name: str) -> Self:
+        """The objective around a new model of that name."""
+        return cls(cls.model_class(config.autoencoder, name), config)
+
+    def prepare(self, audio: Tensor, step: int, generator: torch.Generator) -> Any:
+        """What `forward` takes, from the crops `(B, T)` of a step; outside Fabric's precision."""
+        return augment(audio, step / self.config.steps, self.config.linearity, generator)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """By name, what a training state holds besides model and EMA."""
+        return {}
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """Columns of the log at `progress` = step / steps."""
+        low, high = gain_range(progress, self.config.linearity)
+        return {"gain_min": low, "gain_max": high}
+
+    def validate(self, model: Any, audio: Tensor) -> dict[str, float]:
+        """A row of `validation.csv`; the higher its `rec_snr_db`, the better."""
+        return validate(model, audio)
+
+    def publish(self, model: Any, folders: Sequence[Path], data: TrainingData) -> None:
+        """Write checkpoints of the EMA model, which afterwards is as it was, to the bit: a resumed run goes
+        on with it."""
+        model.config = replace(self.config.autoencoder, latent_scale=self.latent_scale(model, data))
+        for folder in folders:
+            model.save(folder)
+        model.config = self.config.autoencoder
+
+    def latent_scale(self, model: FramewiseAutoencoder, data: TrainingData, n_items: int = 64) -> float:
+        """The factor that gives the network's latents unit deviation on (other) items of the data."""
+        audio = data.crops(range(n_items), self.config.crop_samples, self.config.seed + 1)
+        model.config = replace(model.config, latent_scale=1.0)
+        z = torch.cat([model.encode(part) for part in audio.split(self.config.batch_size)])
+        return 1 / max(z.std().item(), 1e-8)
+
+    def spectrogram(self, audio: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
+            return self.model.transform(audio)
+
+
+class Objective(TrainingObjective):
+    """Consistency training (paper 3.3)."""
+
+    model_class = Autoencoder
+    model: Autoencoder
+    config: TrainingConfig
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        return {"step_size": step_size(progress, self.config.consistency), **super().schedules(progress)}
 
     def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> Tensor:
         config, network = self.config, self.model.network
@@ -34,18 +107,14 @@ class Objective(nn.Module):
             generator,
         )
 
-    def spectrogram(self, audio: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
-            return self.model.transform(audio)
 
-
-def compile_network(model: Autoencoder, backend: str) -> None:
+def compile_network(model: nn.Module, backend: str) -> None:
     """Let a backend of torch.compile take the parts of the network; the state dict stays as it is."""
     for part in model.network.children():
         part.compile(backend=backend)
 
 
-def learning_rate(step: int, config: TrainingConfig) -> float:
+def learning_rate(step: int, config: RunConfig) -> float:
     """Linear from 0 over the warm-up, then a cosine to the final rate at `steps` (section 3.3)."""
     if step < config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
@@ -63,7 +132,7 @@ def update_ema(ema: nn.Module, model: nn.Module, n_updates: int, max_decay: floa
 
 
 @torch.no_grad()
-def validate(model: Autoencoder, audio: Tensor) -> dict[str, float]:
+def validate(model: FramewiseAutoencoder, audio: Tensor) -> dict[str, float]:
     """What a run should watch, on held-out crops `(B, T)` with B >= 2, B even.
 
     `rec_rel_l2`: one-step reconstruction error in the transform domain, `rec_snr_db` on the waveform;

@@ -43,6 +43,73 @@ class AutoencoderConfig:
         return self.transform.hop * self.network.time_factor
 
 
+@dataclass(frozen=True)
+class VaeNetworkConfig:
+    """Encoder and decoder of the spectral VAE, of one architecture: `blocks` ConvNeXt-V2 blocks of width
+    `channels`, `hidden` within, over `kernel` frames, as the projections to and from latents are.
+    `norm_frames`: GRN's norms are over so many."""
+
+    latent_channels: int = 64
+    channels: int = 1024
+    hidden: int = 4096
+    blocks: int = 13
+    kernel: int = 7
+    norm_frames: int = 64
+
+    def __post_init__(self):
+        sizes = (self.latent_channels, self.channels, self.hidden, self.kernel, self.norm_frames)
+        if min(sizes) < 1 or self.blocks < 0 or self.kernel % 2 == 0:
+            raise ValueError(f"need positive sizes and an odd kernel, got {self}")
+
+    @property
+    def time_factor(self) -> int:
+        """Spectrogram frames per latent frame: the blocks run at the frame rate."""
+        return 1
+
+    @property
+    def reach(self) -> int:
+        """Frames on each side that a frame of encoder or decoder depends on."""
+        return self.kernel // 2 + self.blocks * (self.kernel // 2 + self.norm_frames // 2)
+
+
+@dataclass(frozen=True)
+class SpectralVaeConfig:
+    """All that defines a spectral VAE but its weights; the defaults are the autoencoder of the Re-Encoder
+    paper (section 3.1.1): 44.1 kHz, hop 1024, 64 channels at 43 Hz.
+
+    `transform`: with alpha 1 the network meets the STFT as it is: linear in it is linear in sound.
+    `emphasis_hz`: within the network, bins at frequency f are (1 + f / emphasis_hz)^0.5 as large, which
+    outweighs the usual slope of music's spectrum.
+    `pad_edges`, `latent_scale`: as in `AutoencoderConfig`. `window_frames`: longer signals go through the
+    network in windows of so many latent frames, of which `context_frames` on each side are dropped: all that
+    a frame depends on, so that the windows leave no trace.
+    """
+
+    sample_rate: int = 44100
+    transform: TransformConfig = field(default_factory=lambda: TransformConfig(1024, alpha=1.0, beta=0.3))
+    emphasis_hz: float = 100.0
+    network: VaeNetworkConfig = field(default_factory=VaeNetworkConfig)
+    pad_edges: bool = True
+    latent_scale: float = 1.0
+    window_frames: int = 2048
+
+    def __post_init__(self):
+        if self.sample_rate < 1 or self.latent_scale <= 0 or self.emphasis_hz <= 0:
+            raise ValueError(f"need a positive sample_rate, latent_scale and emphasis_hz, got {self}")
+        if 2 * self.context_frames >= self.window_frames:
+            sides = f"{self.context_frames} frames on both sides"
+            raise ValueError(f"window_frames must exceed the reach of the network, {sides}, got {self}")
+
+    @property
+    def context_frames(self) -> int:
+        return self.network.reach
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return self.transform.hop
+
+
 # ---------------------------------------------------------------- presets
 
 PAPER = AutoencoderConfig()
@@ -106,3 +173,20 @@ TEST = AutoencoderConfig(
     norm_frames=64,
 )
 MODEL_PRESETS = {"paper": PAPER, "official": PAPER, "small": SMALL, "desk": DESK, "test": TEST}
+
+# As many samples per latent number (8) as DESK has.
+VAE_MODEL_PRESETS = {
+    "full": SpectralVaeConfig(),
+    "desk": SpectralVaeConfig(
+        sample_rate=16000,
+        transform=TransformConfig(256, alpha=1.0, beta=0.3),
+        network=VaeNetworkConfig(latent_channels=32, channels=192, hidden=576, blocks=2),
+        window_frames=1024,
+    ),
+    "test": SpectralVaeConfig(
+        sample_rate=16000,
+        transform=TransformConfig(256, alpha=1.0, beta=0.3),
+        network=VaeNetworkConfig(latent_channels=16, channels=32, hidden=64, blocks=1, norm_frames=32),
+        window_frames=128,
+    ),
+}

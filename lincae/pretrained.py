@@ -21,15 +21,17 @@ import torch
 from torch import Tensor
 
 from .audio import AutoencoderLike, atomic_write, resolve_device
-from .autoencoder import WEIGHTS, Autoencoder
+from .autoencoder import Autoencoder
 from .baselines import BASELINES, load_baseline
-from .checkpoints import load_strictly
+from .checkpoints import WEIGHTS, check_hash, kind_of, load_strictly
 from .consistency import NoiseConfig
 from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
 from .presets import AutoencoderConfig
+from .spectral_vae import SpectralVae
 from .transform import OVERLAP, TransformConfig
 
+OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae)}
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 LIN_CAE_HUB, MUSIC2LATENT_HUB = "BernardoTorres/linear_consistency_autoencoders", "SonyCSLParis/music2latent"
 MUSIC2LATENT, MUSIC2LATENT_SCALE = "music2latent", 1 / 0.06
@@ -61,9 +63,10 @@ def load(
     latent_scale: float | None = None,
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
-    `Autoencoder`, but for "stable-audio-vae", "stft" and "tanh", which `lincae.baselines` describes.
+    `Autoencoder` or, where the checkpoint says so, a `SpectralVae`; "stable-audio-vae", "stft" and "tanh" are
+    what `lincae.baselines` describes.
 
-    Folders: what `Autoencoder.save` writes, or the four official files, named as on the hub
+    Folders: what `save` of either wrote, or the four official files, named as on the hub
     (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`, ...) or as the
     official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...). Files:
     `music2latent.pt`, or another state dict of such a network at 44.1 kHz, also in a Lightning checkpoint
@@ -72,8 +75,9 @@ def load(
     `latent_scale`: factor of the public latents. None is the released models' own (33, 40, 15 and 1 / 0.06);
     official files do not hold it, so for a folder or file of Lin-CAE None is 1, as in the official code.
 
-    Raises ValueError for an unknown name (listing the known ones), settings that this network does not have
-    and tensors that do not fit; FileNotFoundError for missing files; ImportError without pyyaml or diffusers.
+    Raises ValueError for an unknown name (listing the known ones), a bundled file that is not the one of its
+    card, settings that this network does not have and tensors that do not fit; FileNotFoundError for missing
+    files; ImportError without pyyaml or diffusers.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in LIN_CAE:
@@ -91,7 +95,10 @@ def load(
     elif (path / WEIGHTS).is_file() or name in names():
         if latent_scale is not None:
             raise ValueError(f"{name} holds its own latent scale; the argument is for official files")
-        return Autoencoder.load(path if (path / WEIGHTS).is_file() else BUNDLED / name, device)
+        if not (path / WEIGHTS).is_file():
+            path = BUNDLED / name
+            check_hash(path)
+        return OWN[kind_of(path / WEIGHTS)].load(path, device)
     elif path.is_dir():
         model = _foreign(path.name, str(path), _files_in(path, checkpoint), latent_scale)
     else:

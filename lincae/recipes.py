@@ -5,29 +5,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .consistency import ConsistencyConfig
-from .linearity import VARIANTS, LinearityConfig
+from .linearity import BEYOND, VARIANTS, LinearityConfig
 from .optimisers import OPTIMISERS
-from .presets import MODEL_PRESETS, AutoencoderConfig
+from .presets import MODEL_PRESETS, VAE_MODEL_PRESETS, AutoencoderConfig, SpectralVaeConfig
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """One training run. The defaults are preset `paper`, the paper's section 3.3; where the paper is
-    silent, the released code's. Every schedule (Delta t, gains, learning rate) runs over `steps`: to
-    train less, lower it.
-
-    Differences of the released code, all in preset `official`: crops of 64 frames (the paper says 2 s: here
-    168 frames, 1.985 s, the nearest length that the U-Net takes); mixture weights random in [0.5, 1]
-    instead of 0.5; gains computed but not applied without homogeneity; half of m2l's originals averaged
-    with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16, which
-    needs none. `small`, `desk` and `test` pad the edges and start with another initialisation; `desk`
-    has a centred encoder, other noise levels, originals at many levels and Muon besides.
-
-    Where the paper is silent or short, both presets do as the code does: the Pseudo-Huber constant and the
-    density of noise levels (`ConsistencyConfig`); the cap on every gain, drawn or not (`LinearityConfig`);
-    RAdam's default betas, no gradient clipping, a first learning rate of 0, the EMA's warm-up; in the
-    network, the noise level reaches only the U-Net's blocks and two gains over frequency, the encoder alone
-    normalises before its downsampling, and tanh bounds its latents.
+class RunConfig:
+    """What every training run has, whatever it minimises. Every schedule (learning rate, gains, the
+    objective's own) runs over `steps`: to train less, lower it.
 
     `crop_frames`: spectrogram frames of a crop. `batch_size`: originals of a step, shared by all
     processes, doubled by mixtures. `warmup_steps` of `learning_rate` (the first is 0), then a cosine down to
@@ -37,9 +23,7 @@ class TrainingConfig:
     `precision`: Fabric's, "auto" is bf16-mixed on CUDA and fp32 elsewhere.
     """
 
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     linearity: LinearityConfig = field(default_factory=LinearityConfig)
-    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     crop_frames: int = 168
     batch_size: int = 20
     steps: int = 800_000
@@ -80,6 +64,81 @@ class TrainingConfig:
     @property
     def crop_samples(self) -> int:
         return (self.crop_frames - 1) * self.autoencoder.transform.hop + self.autoencoder.transform.window
+
+    @property
+    def sample_rate(self) -> int:
+        return self.autoencoder.sample_rate
+
+
+@dataclass(frozen=True)
+class TrainingConfig(RunConfig):
+    """A training run of a consistency autoencoder. The defaults are preset `paper`, the paper's section
+    3.3; where the paper is silent, the released code's.
+
+    Differences of the released code, all in preset `official`: crops of 64 frames (the paper says 2 s: here
+    168 frames, 1.985 s, the nearest length that the U-Net takes); mixture weights random in [0.5, 1]
+    instead of 0.5; gains computed but not applied without homogeneity; half of m2l's originals averaged
+    with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16, which
+    needs none. `small`, `desk` and `test` pad the edges and start with another initialisation; `desk`
+    has a centred encoder, other noise levels, originals at many levels and Muon besides.
+
+    Where the paper is silent or short, both presets do as the code does: the Pseudo-Huber constant and the
+    density of noise levels (`ConsistencyConfig`); the cap on every gain, drawn or not (`LinearityConfig`);
+    RAdam's default betas, no gradient clipping, a first learning rate of 0, the EMA's warm-up; in the
+    network, the noise level reaches only the U-Net's blocks and two gains over frequency, the encoder alone
+    normalises before its downsampling, and tanh bounds its latents.
+    """
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+
+
+@dataclass(frozen=True)
+class VaeLossConfig:
+    """Weights of the terms of a spectral VAE's loss, 0: left out, and what they are taken of.
+
+    `stft`, `mel`: multi-resolution STFT distances of auraloss (spectral convergence and log magnitude), with
+    `fft_sizes` and, of `mel_bins`, `mel_fft_sizes`; magnitudes below `floor` count as it. `waveform`: sum of
+    |error| over sum of |target|, without which phase is free, and with it what a difference of two decodes
+    amounts to. `kl`: of the posterior, in nats per latent number.
+    `adversarial`, `feature_matching`: of a multi-band discriminator (`lincae.discriminator`) with
+    `discriminator_channels` and resolutions of `discriminator_fft_sizes`; trained where one of them counts.
+    """
+
+    stft: float = 1.0
+    mel: float = 1.0
+    waveform: float = 1.0
+    kl: float = 1e-3
+    adversarial: float = 0.0
+    feature_matching: float = 0.0
+    fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    mel_fft_sizes: tuple[int, ...] = (1024,)
+    mel_bins: int = 80
+    floor: float = 1e-3
+    discriminator_fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    discriminator_channels: int = 32
+
+    def __post_init__(self):
+        for name in ("fft_sizes", "mel_fft_sizes", "discriminator_fft_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        reconstruction = (self.stft, self.mel, self.waveform)
+        weights = (*reconstruction, self.kl, self.adversarial, self.feature_matching)
+        if min(weights) < 0 or max(reconstruction) == 0:
+            raise ValueError(f"weights must not be negative, and something must be reconstructed, got {self}")
+        if not self.fft_sizes or not self.mel_fft_sizes or self.mel_bins < 1 or self.floor <= 0:
+            raise ValueError(f"need FFT sizes, mel_bins >= 1 and a positive floor, got {self}")
+
+
+@dataclass(frozen=True)
+class VaeTrainingConfig(RunConfig):
+    """A training run of a spectral VAE; the defaults are preset `full`. The Re-Encoder paper, whose model it
+    is, does not say how it was trained: crops, batch and learning rate are those of its own training."""
+
+    autoencoder: SpectralVaeConfig = field(default_factory=SpectralVaeConfig)
+    loss: VaeLossConfig = field(default_factory=VaeLossConfig)
+    crop_frames: int = 64
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 1e-6
 
 
 # ---------------------------------------------------------------- presets
@@ -151,18 +210,61 @@ PRESETS = {
 }
 
 
-def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> TrainingConfig:
+VAE_PRESETS = {
+    "full": VaeTrainingConfig(),
+    "desk": VaeTrainingConfig(
+        autoencoder=VAE_MODEL_PRESETS["desk"],
+        # Gains of both signs: what is even in an encoder is most of what does not add (vae_trials.csv).
+        linearity=LinearityConfig(gain_min=-3.0, input_gain_min=0.1),
+        loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
+        batch_size=8,
+        steps=1_200,
+        learning_rate=2e-3,
+        final_learning_rate=1e-5,
+        warmup_steps=100,
+        ema_every=1,
+        optimiser="muon",
+        precision="bf16-mixed",
+        validate_every=200,
+        checkpoint_every=200,
+    ),
+    "test": VaeTrainingConfig(
+        autoencoder=VAE_MODEL_PRESETS["test"],
+        loss=VaeLossConfig(fft_sizes=(256, 512), mel_fft_sizes=(512,), mel_bins=40),
+        crop_frames=16,
+        batch_size=4,
+        steps=100,
+        learning_rate=1e-2,
+        final_learning_rate=1e-4,
+        warmup_steps=5,
+        ema_every=1,
+        optimiser="muon",
+        log_every=5,
+        validate_every=20,
+        checkpoint_every=20,
+    ),
+}
+VAE_VARIANTS = {"lin-vae": VARIANTS["lin-cae"], "vae": VARIANTS["m2l"]}
+
+
+def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> RunConfig:
     """The configuration of a preset and variant; `changes` are fields, dotted ones nested
-    ("linearity.gain_max").
+    ("linearity.gain_max"). The variant says what is trained: "vae" and "lin-vae" a spectral VAE.
 
     Raises ValueError naming the allowed presets, variants or fields.
     """
-    for kind, name, allowed in (("preset", preset, PRESETS), ("variant", variant, VARIANTS)):
+    presets = VAE_PRESETS if variant in VAE_VARIANTS else PRESETS
+    variants = VARIANTS | BEYOND | VAE_VARIANTS
+    for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
-    config, base = PRESETS[preset], VARIANTS[variant]
+    config, base = presets[preset], variants[variant]
     linearity = replace(
-        config.linearity, homogeneity=base.homogeneity, additivity=base.additivity, anneal=base.anneal
+        config.linearity,
+        homogeneity=base.homogeneity,
+        additivity=base.additivity,
+        anneal=base.anneal,
+        subtraction_probability=base.subtraction_probability,
     )
     if preset == "official" and variant == "m2l":
         linearity = replace(linearity, premix_probability=0.5)

@@ -32,6 +32,7 @@ from .checkpoints import FORMAT_VERSION, from_dict, load_strictly, read_checkpoi
 from .convnext import AdaptiveLayerNorm, ConvNeXtBlock
 from .latent_files import check_same_model, describe
 
+KIND = "reencoder"  # of model, in its file
 TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
 START_LOG_VARIANCE = -2.0  # of the condition
@@ -270,6 +271,7 @@ class ReEncoder(nn.Module):
         path.parent.mkdir(parents=True, exist_ok=True)
         description = {
             "format_version": FORMAT_VERSION,
+            "kind": KIND,
             "reencoder": dataclasses.asdict(self.config),
             "autoencoder": self.autoencoder,
             "latent_std": self.latent_std,
@@ -284,9 +286,7 @@ class ReEncoder(nn.Module):
     def load(cls, path: str | Path, device: str = "auto") -> "ReEncoder":
         """Raises FileNotFoundError; ValueError, naming the file, for a damaged one, for another kind of
         checkpoint, unknown settings, and tensors that do not fit."""
-        description, tensors = read_checkpoint(Path(path))
-        if "reencoder" not in description:
-            raise ValueError(f"{path} is a checkpoint, but not one of a Re-Encoder")
+        description, tensors = read_checkpoint(Path(path), KIND)
         config = from_dict(ReEncoderConfig, description["reencoder"], f"{path}: reencoder")
         module = cls(config, description["autoencoder"], description["latent_std"], description["metadata"])
         load_strictly(module, tensors, str(path))

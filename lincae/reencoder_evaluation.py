@@ -41,7 +41,7 @@ FLOP_SECONDS = 4.0
 
 
 def distances(prediction: Tensor, reference: Tensor, sample_rate: int) -> dict[str, float]:
-    """STFT-D and mel-D of audio (T,); NaN where the reference is silent. ImportError without auraloss."""
+    """STFT-D and mel-D of audio (T,); NaN where the reference is silent."""
     if prediction.shape != reference.shape or reference.ndim != 1:
         shapes = f"{tuple(prediction.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"distances compare audio (T,) of one length, got {shapes}")
@@ -53,11 +53,8 @@ def distances(prediction: Tensor, reference: Tensor, sample_rate: int) -> dict[s
 
 @functools.cache
 def _losses(sample_rate: int) -> dict[str, torch.nn.Module]:
-    try:
-        import librosa  # noqa: F401 (auraloss's mel filters need it, and only print so)
-        from auraloss.freq import MelSTFTLoss, MultiResolutionSTFTLoss
-    except ImportError as error:
-        raise ImportError("STFT-D and mel-D need auraloss: pip install 'lincae[reencoder]'") from error
+    from auraloss.freq import MelSTFTLoss, MultiResolutionSTFTLoss
+
     losses = {"stft_d": MultiResolutionSTFTLoss(), "mel_d": MelSTFTLoss(sample_rate)}
     return {name: loss.double() for name, loss in losses.items()}
 

@@ -8,12 +8,15 @@ import json
 import logging
 import math
 import os
+import platform
+import re
 import signal
 import subprocess
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +41,7 @@ class Log:
 
     def __init__(self, path: Path, first: int):
         self.path = path
-        rows = self.rows()
+        rows = self.read(path)
         # A crash may have cut the last row short, also within its step.
         kept = [row for row in rows if None not in row.values() and int(row["step"]) <= first]
         self.columns = list(kept[0]) if kept else []
@@ -47,10 +50,12 @@ class Log:
         elif len(kept) < len(rows):
             self.rewrite(kept)
 
-    def rows(self) -> list[dict[str, str]]:
-        if not self.path.exists():
+    @staticmethod
+    def read(path: Path) -> list[dict[str, str]]:
+        """The rows of a log; none where there is no file."""
+        if not path.exists():
             return []
-        with self.path.open(newline="") as file:
+        with path.open(newline="") as file:
             return list(csv.DictReader(file))
 
     def rewrite(self, rows: list[dict[str, str]]) -> None:
@@ -65,13 +70,13 @@ class Log:
         """Append a row; columns that the file does not have yet are added, empty in the rows before."""
         if new := [column for column in row if column not in self.columns]:
             self.columns += new
-            self.rewrite(self.rows())
+            self.rewrite(self.read(self.path))
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def best(self, column: str) -> float:
         """The highest value of a column so far; -inf where there is none."""
-        return max((float(row[column]) for row in self.rows() if row.get(column)), default=-math.inf)
+        return max((float(row[column]) for row in self.read(self.path) if row.get(column)), default=-math.inf)
 
 
 class Meter:
@@ -290,6 +295,47 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def hardware(device: torch.device) -> str:
+    """The machine as a checkpoint's card names it: the accelerator, or the processor and the threads used."""
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+    named = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        found = None
+    n = torch.get_num_threads()
+    return f"{found[1] if found else named}, {n} thread{'s' * (n > 1)}"
+
+
+@contextlib.contextmanager
+def noted(run_dir: Path, log_name: str) -> Iterator[None]:
+    """A line about the run in the body, however it ends, in runs.csv beside `run_dir`: when, seconds, step,
+    loss, outcome."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    started, outcome = time.monotonic(), "finished"
+    try:
+        yield
+    except BaseException as error:
+        outcome = type(error).__name__
+        raise
+    finally:
+        rows = Log.read(run_dir / log_name)
+        if rows and rank_zero_only.rank == 0:
+            last = {key: rows[-1][key] for key in ("step", "loss")}
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            row = {"run": run_dir.name, "ended": ended, "seconds": round(time.monotonic() - started)}
+            path = run_dir.parent / "runs.csv"
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, [*row, *last, "outcome"])
+                if new:
+                    writer.writeheader()
+                writer.writerow(row | last | {"outcome": outcome})
 
 
 # ---------------------------------------------------------------- processes

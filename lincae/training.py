@@ -1,6 +1,7 @@
-"""The consistency trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
+"""The trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
 
     python -m lincae.training --preset desk --variant lin-cae --data synthetic --run runs/desk-lin-cae
+    python -m lincae.training --preset desk --variant lin-vae
     torchrun --nproc-per-node 4 -m lincae.training --preset paper --data FOLDER=WEIGHT ...
 
 The crops of step k are a pure function of (seed, k), whatever the number W of processes; process r takes the
@@ -8,8 +9,9 @@ r-th of W equal parts. What depends on W: an item is mixed with its neighbour wi
 noise levels and noise are a pure function of (seed, k, r). Gradients are averaged over the processes.
 
 A resumed run thus needs no generator state. A run folder holds `log.csv`, `validation.csv`, `state-STEP.ckpt`
-(training states) and, from the EMA weights, a checkpoint that `Autoencoder.load` reads; another one in
-`best/`, of the highest `rec_snr_db` in a validation. Axis legend: see `lincae.autoencoder`.
+(training states) and, from the EMA weights, a checkpoint that `lincae.load` reads; another one in `best/`,
+of the highest `rec_snr_db` in a validation. What is trained, and what it minimises, is an objective's matter
+(`lincae.objective.TrainingObjective`). Axis legend: see `lincae.autoencoder`.
 """
 
 import contextlib
@@ -18,10 +20,10 @@ import dataclasses
 import json
 import logging
 import math
+import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -31,12 +33,11 @@ from tqdm.auto import tqdm
 
 from .audio import generator, keep_freed_memory, resolve_device
 from .autoencoder import Autoencoder
-from .consistency import step_size
 from .corpora import WeightedFiles
-from .linearity import VARIANTS, augment, gain_range
-from .objective import Objective, compile_network, learning_rate, update_ema, validate
+from .linearity import BEYOND, VARIANTS
+from .objective import Objective, TrainingData, TrainingObjective, compile_network, learning_rate, update_ema
 from .optimisers import optimisers
-from .recipes import PRESETS, TrainingConfig, recipe
+from .recipes import PRESETS, VAE_PRESETS, VAE_VARIANTS, RunConfig, TrainingConfig, VaeTrainingConfig, recipe
 from .runs import (
     Interruption,
     Log,
@@ -46,34 +47,32 @@ from .runs import (
     alone,
     commit,
     explained,
+    hardware,
     launched,
     leave_interrupts,
     newest,
+    noted,
     restore,
     store,
 )
+from .spectral_vae import SpectralVae
+from .vae_objective import VaeObjective
 
 LOG, VALIDATION, SKIPPED = "log.csv", "validation.csv", "skipped.csv"
 BEST, CRITERION = "best", "rec_snr_db"
-LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
+OBJECTIVES: dict[type[RunConfig], type[TrainingObjective]] = {
+    TrainingConfig: Objective,
+    VaeTrainingConfig: VaeObjective,
+}
 
 log = logging.getLogger(__name__)
-
-
-class TrainingData(Protocol):
-    """Item i is a pure function of (seed, i); see `lincae.data`."""
-
-    description: str
-    sample_rate: int
-
-    def crops(self, indices: range, n_samples: int, seed: int) -> Tensor: ...
 
 
 # ---------------------------------------------------------------- the loop
 
 
 def train(
-    config: TrainingConfig,
+    config: RunConfig,
     data: TrainingData,
     run_dir: str | Path,
     *,
@@ -88,13 +87,17 @@ def train(
     compiler: str | None = None,
     stop_at: int | None = None,
     progress: bool = True,
-) -> Autoencoder:
+    objective: type[TrainingObjective] | None = None,
+    command: str | None = None,
+) -> Autoencoder | SpectralVae:
     """Train, or continue the run in `run_dir`, until `config.steps` (or `stop_at`); returns the EMA model.
 
     `validation`: held-out audio `(B, T)` for `validate`. `devices`: processes on each of `nodes` machines (by
     default what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data
     for each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another
     number of processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first.
+    `objective`: what is trained, by default what the kind of configuration says. `command`: what started the
+    run, for the checkpoint's card.
 
     Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
@@ -103,8 +106,8 @@ def train(
     with the step and the last good checkpoint; BlockingIOError while another process trains in `run_dir`.
     """
     run_dir, device_ = Path(run_dir), resolve_device(device)
-    if data.sample_rate != config.autoencoder.sample_rate:
-        rates = f"{data.sample_rate} Hz, the model works at {config.autoencoder.sample_rate} Hz"
+    if data.sample_rate != config.sample_rate:
+        rates = f"{data.sample_rate} Hz, the model works at {config.sample_rate} Hz"
         raise ValueError(f"the data ({data.description}) is at {rates}: load it at the model's rate")
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
@@ -120,18 +123,19 @@ def train(
     if fabric.device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    model = Autoencoder(config.autoencoder, name or run_dir.name)
+    own = (objective or OBJECTIVES[type(config)]).build(config, name or run_dir.name)
+    model = own.model
     ema = copy.deepcopy(model).eval().requires_grad_(False).to(fabric.device)
     if compiler:
         compile_network(model, compiler)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in own.parameters() if p.requires_grad]
     chosen = optimisers(config.optimiser, parameters, config.learning_rate)
-    objective, *chosen = fabric.setup(Objective(model, config), *chosen)
+    wrapped, *chosen = fabric.setup(own, *chosen)
 
     main_process, several = fabric.is_global_zero, fabric.world_size > 1
     lock = alone(run_dir) if main_process else contextlib.nullcontext()
     meter, described = Meter(), dataclasses.asdict(config)
-    state = {"model": model.network, "ema": ema.network, "meter": meter}
+    state = {"model": model.network, "ema": ema.network, "meter": meter, **own.parts()}
     state |= dict(zip(("optimizer", "muon"), chosen, strict=False))
     path = fabric.broadcast(newest(run_dir) if main_process else None)
     first = restore(state, described, fabric.world_size, path, regroup) if path else 0
@@ -139,13 +143,11 @@ def train(
     logs = {kind: Log(run_dir / kind, first) for kind in (LOG, VALIDATION)} if main_process else {}
     best = logs[VALIDATION].best(CRITERION) if logs and (run_dir / BEST).exists() else -math.inf
     metadata = {"data": data.description, "training": described, "commit": commit()}
+    metadata |= {"hardware": hardware(fabric.device), **({"command": command} if command else {})}
 
     def publish(step: int, folders: list[Path]) -> None:
         ema.metadata = {"step": step, **metadata}
-        ema.config = replace(config.autoencoder, latent_scale=latent_scale(ema, config, data))
-        for folder in folders:
-            ema.save(folder)
-        ema.config = config.autoencoder  # what a resumed run validates with: equal to the bit
+        own.publish(ema, folders, data)
 
     if isinstance(data, WeightedFiles):
         data.share_skipped(run_dir / SKIPPED)
@@ -172,8 +174,8 @@ def train(
             for optimizer in chosen:
                 optimizer.param_groups[0]["lr"] = lr
                 optimizer.zero_grad()
-            batch = augment(audio.to(fabric.device), step / config.steps, config.linearity, generate)
-            loss = objective(batch, step, generate)
+            batch = own.prepare(audio.to(fabric.device), step, generate)
+            loss = wrapped(batch, step, generate)
             fabric.backward(loss)
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
             meter.add(loss, norm)
@@ -192,12 +194,14 @@ def train(
             if done % config.ema_every == 0:
                 update_ema(ema, model, done // config.ema_every, config.ema_max_decay)
             if done % config.log_every == 0 and logs:
-                row = log_row(done, lr, meter, config)
+                loss_mean, norm_mean, steps_per_s = meter.means()
+                row = {"step": done, "loss": loss_mean, "lr": lr, **own.schedules((done - 1) / config.steps)}
+                row |= {"grad_norm": norm_mean, "items_per_s": round(2 * config.batch_size * steps_per_s, 2)}
                 logs[LOG].write(row)
                 bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{lr:.2g}", refresh=False)
             folders = [run_dir] if checkpoints or stopping else []
             if validation is not None and logs and (done % config.validate_every == 0 or done == stop):
-                scores = validate(ema, validation)
+                scores = own.validate(ema, validation)
                 logs[VALIDATION].write({"step": done, **scores})
                 if scores[CRITERION] > best:
                     best = scores[CRITERION]
@@ -214,36 +218,19 @@ def train(
     if isinstance(data, WeightedFiles) and data.skipped and fabric.is_global_zero:
         log.warning(data.skip_report())
     interruption.raise_if_any(stopping)
-    return Autoencoder.load(run_dir, device=str(fabric.device))
+    return own.model_class.load(run_dir, device=str(fabric.device))
 
 
 class StepBatches:
     """Item k is this process's part of the batch of step k, which is the same for any number of processes."""
 
-    def __init__(self, config: TrainingConfig, data: TrainingData, rank: int, world: int):
+    def __init__(self, config: RunConfig, data: TrainingData, rank: int, world: int):
         self.config, self.data, self.rank, self.world = config, data, rank, world
 
     def __getitem__(self, step: int) -> Tensor:
         size = self.config.share(self.world)
         start = step * self.config.batch_size + self.rank * size
         return self.data.crops(range(start, start + size), self.config.crop_samples, self.config.seed)
-
-
-def log_row(done: int, lr: float, meter: Meter, config: TrainingConfig) -> dict[str, float]:
-    """One row of the log: means since the last one; schedules as of the step just done."""
-    progress = (done - 1) / config.steps
-    loss, norm, steps_per_s = meter.means()
-    speed = round(2 * config.batch_size * steps_per_s, 2)
-    schedules = step_size(progress, config.consistency), *gain_range(progress, config.linearity)
-    return dict(zip(LOG_COLUMNS, (done, loss, lr, *schedules, norm, speed), strict=True))
-
-
-def latent_scale(model: Autoencoder, config: TrainingConfig, data: TrainingData, n_items: int = 64) -> float:
-    """The factor that gives the network's latents unit standard deviation on (other) items of the data."""
-    audio = data.crops(range(n_items), config.crop_samples, config.seed + 1)
-    model.config = replace(model.config, latent_scale=1.0)
-    z = torch.cat([model.encode(part) for part in audio.split(config.batch_size)])
-    return 1 / max(z.std().item(), 1e-8)
 
 
 # ---------------------------------------------------------------- command line
@@ -255,10 +242,10 @@ def main(arguments: list[str] | None = None) -> None:
     from .data import training_data
 
     parser = argparse.ArgumentParser(
-        "python -m lincae.training", description="Train a consistency autoencoder."
+        "python -m lincae.training", description="Train a consistency autoencoder, or a spectral VAE."
     )
-    parser.add_argument("--preset", default="desk", choices=PRESETS)
-    parser.add_argument("--variant", default="lin-cae", choices=VARIANTS)
+    parser.add_argument("--preset", default="desk", choices=list(PRESETS | VAE_PRESETS))
+    parser.add_argument("--variant", default="lin-cae", choices=list(VARIANTS | BEYOND | VAE_VARIANTS))
     sources = "synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
     parser.add_argument("--data", nargs="+", default=["synthetic"], help=sources)
     held_out = "what to validate on (default: synthetic test songs, or other crops of --data)"
@@ -277,11 +264,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. steps=1000 linearity.gain_max=2"
     )
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     try:
         changes = dict(assignment(text) for text in options.set)
         config = recipe(options.preset, options.variant, **changes)
-        rate = config.autoencoder.sample_rate
+        rate = config.sample_rate
         data = training_data(options.data, rate, split="train")
         held_out, seed = data, config.seed + 2  # other crops
         if options.validation:
@@ -289,13 +277,16 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.data == ["synthetic"]:
             held_out, seed = training_data(options.data, rate, split="test"), 0
         given = ("device", "devices", "nodes", "workers", "keep", "regroup", "compiler")
-        train(
-            config,
-            data,
-            options.run or f"runs/{options.preset}-{options.variant}",
-            validation=held_out.crops(range(16), config.crop_samples, seed),
-            **{key: getattr(options, key) for key in given},
-        )
+        run = Path(options.run or f"runs/{options.preset}-{options.variant}")
+        with noted(run, LOG):
+            train(
+                config,
+                data,
+                run,
+                validation=held_out.crops(range(16), config.crop_samples, seed),
+                command=shlex.join(["python", "-m", "lincae.training", *arguments]),
+                **{key: getattr(options, key) for key in given},
+            )
     except (ValueError, OSError, NonFiniteError, OutOfMemoryError) as error:
         sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
 

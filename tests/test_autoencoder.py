@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lincae import autoencoder
 from lincae.audio import AutoencoderLike
-from lincae.autoencoder import CONFIG, WEIGHTS, Autoencoder
+from lincae.autoencoder import Autoencoder
+from lincae.checkpoints import CARD, CONFIG, WEIGHTS
 from lincae.presets import MODEL_PRESETS, TEST
 
 
@@ -219,7 +219,7 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(model, tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         random_model(seed=1).save(tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG, autoencoder.CARD])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG, CARD])
 
 
 def test_hub_round_trip(model, tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_hub_round_trip(model, tmp_path, monkeypatch):
         lambda repo_id, revision, allow_patterns: str(tmp_path / repo_id),
     )
     assert model.push_to_hub("me/toy", private=True) == "https://hub/me/toy"
-    assert "16x" in (tmp_path / "me" / "toy" / autoencoder.CARD).read_text()
+    assert "16x" in (tmp_path / "me" / "toy" / CARD).read_text()
     again = Autoencoder.load("me/toy", device="cpu")
     assert torch.equal(again.encode(noise(1, 500)), model.encode(noise(1, 500)))
 

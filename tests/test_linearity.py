@@ -11,6 +11,7 @@ import torch
 
 from lincae import linearity
 from lincae.linearity import (
+    BEYOND,
     LIN_CAE,
     VARIANTS,
     AugmentedBatch,
@@ -194,6 +195,34 @@ def test_input_gains_lower_originals_before_they_are_mixed():
     assert torch.allclose(batch.audio[:50], gains[:, None] * plain.audio[:50], atol=1e-6)
 
 
+@pytest.mark.parametrize("weights", ["equal", "random"])
+def test_subtraction_leaves_the_other_part_with_the_latent_of_a_difference(weights):
+    config = replace(BEYOND["lin-cae-sub"], mixture_weights=weights)
+    x = audio(50)
+    batch, plain = (
+        augment(x, 0.0, c, generator(3)) for c in (config, replace(LIN_CAE, mixture_weights=weights))
+    )
+    assert torch.equal(batch.gains, cap_gains(batch.gains, batch.audio, 1.0))
+    assert torch.equal(batch.weights, plain.weights)
+    assert 15 < batch.subtracted.sum() < 35
+    encode = Curved()
+    z = implicit_conditioning(encode, batch, config)
+    assert encode.seen == 50 + batch.subtracted.sum()
+    for i in range(50):
+        w, gain = batch.weights[i], batch.gains[50 + i]
+        mixture = w * x[i] + (1 - w) * x[i - 1]
+        if batch.subtracted[i]:
+            expected_audio = (1 - w) * x[i - 1]
+            latent = encode(mixture[None])[0] - w * encode(x[i][None])[0]
+        else:
+            expected_audio = mixture
+            latent = w * encode(x[i][None])[0] + (1 - w) * encode(x[i - 1][None])[0]
+        torch.testing.assert_close(batch.audio[50 + i], expected_audio)
+        torch.testing.assert_close(z[50 + i], gain * latent)
+    linear = Linear()
+    torch.testing.assert_close(implicit_conditioning(linear, batch, config), linear(batch.target()))
+
+
 def test_premix_averages_the_chosen_share():
     n = 4000
     x = torch.randn(n, 3, generator=generator(1))
@@ -302,8 +331,10 @@ def test_linearity_imports_torch_and_the_standard_library_alone():
     ("changes", "match"),
     [
         ({"gain_min": 2.0, "gain_max": 1.0}, "gain_min 2.0 is above gain_max 1.0"),
-        ({"gain_probability": 1.5}, "probabilities lie in"),
-        ({"premix_probability": -0.1}, "probabilities lie in"),
+        ({"gain_probability": 1.5}, r"gain_probability lies in \[0, 1\], got 1.5"),
+        ({"premix_probability": -0.1}, "premix_probability lies in"),
+        ({"subtraction_probability": 2.0}, "subtraction_probability lies in"),
+        ({"subtraction_probability": 0.5, "additivity": False}, "needs homogeneity and additivity"),
         ({"input_gain_min": 0.0}, r"input_gain_min lies in \(0, 1\]"),
         ({"anneal_from": 0.9, "anneal_to": 0.9}, "anneal_from < anneal_to"),
         ({"anneal_to": 1.1}, "anneal_from < anneal_to"),

@@ -13,6 +13,8 @@ from official import arguments, build, randn
 from lincae import pretrained
 from lincae.autoencoder import Autoencoder
 from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy
+from lincae.bundle import bundle, main
+from lincae.checkpoints import check_hash
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.presets import MODEL_PRESETS, AutoencoderConfig
 from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
@@ -149,6 +151,54 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
             assert torch.equal(value, model.network.state_dict()[key])
     with pytest.raises(ValueError, match="holds its own latent scale"):
         load("desk/lin-cae", "cpu", latent_scale=2.0)
+
+
+def test_bundled_weights_are_those_of_their_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
+    folder = Autoencoder(MODEL_PRESETS["test"], "mine").save(tmp_path / "desk" / "mine")
+    load("desk/mine", "cpu")
+    weights, card = folder / "model.safetensors", (folder / "README.md").read_text()
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"model.safetensors has sha256 \w{64}, its card .* \w{64}: the f"):
+        load("desk/mine", "cpu")
+    assert load(folder, "cpu").name == "mine", "by its path it is loaded as it is"
+    weights.write_bytes(whole)
+    (folder / "README.md").write_text(card.replace("sha256", "md5"))
+    with pytest.raises(ValueError, match="states none"):
+        load("desk/mine", "cpu")
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    for source in ("desk/mine", folder):
+        with pytest.raises(ValueError, match="is a git-lfs pointer, not the weights: `git lfs pull`"):
+            load(source, "cpu")
+
+
+def test_what_is_bundled_loads():
+    bundled = [name for name in names() if "/" in name]
+    assert {"desk/lin-cae", "desk/m2l"} <= set(bundled)
+    for name in bundled:
+        assert load(name, "cpu").name == name
+
+
+def test_bundle(tmp_path):
+    run = tmp_path / "run"
+    unfinished = Autoencoder(MODEL_PRESETS["test"], "run", {"step": 3, "training": {"steps": 4}})
+    unfinished.save(run)
+    with pytest.raises(ValueError, match="run stands at step 3 of 4: finish it first"):
+        bundle(run, "desk/mine", tmp_path)
+    unfinished.metadata["step"] = 4
+    unfinished.save(run)
+    (run / "log.csv").write_text("step,loss\n3,1.0\n")
+    folder = bundle(run, "desk/mine", tmp_path, hardware="an abacus")
+    assert (folder / "log.csv").read_text() == "step,loss\n3,1.0\n"
+    assert "an abacus" in (folder / "README.md").read_text()
+    check_hash(folder)
+    model = load(folder, "cpu")
+    assert (model.name, model.metadata["hardware"]) == ("desk/mine", "an abacus")
+    for key, value in model.network.state_dict().items():
+        assert torch.equal(value, unfinished.network.state_dict()[key].half().float())
+    with pytest.raises(SystemExit, match="nowhere does not exist"):
+        main([str(tmp_path / "nowhere"), "desk/x"])
 
 
 def test_baselines_by_name(monkeypatch):

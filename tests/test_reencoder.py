@@ -189,7 +189,7 @@ def test_files_that_are_none(tmp_path):
     import lincae
 
     folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
-    with pytest.raises(ValueError, match="but not one of a Re-Encoder"):
+    with pytest.raises(ValueError, match="holds a consistency model, not a reencoder one"):
         ReEncoder.load(folder / "model.safetensors")
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from jobs import N_KILLS, N_KILLS_IN_WRITES, Noise
 
-from lincae import training
+from lincae import objective
 from lincae.audio import generator
 from lincae.autoencoder import Autoencoder
 from lincae.linearity import augment
@@ -174,7 +174,7 @@ def test_state_of_an_earlier_version_continues(tmp_path):
 def test_best_checkpoint_is_that_of_the_best_validation(tmp_path, monkeypatch):
     scores = {3: -1.0, 6: 2.0, 9: 1.0, 12: 1.5}
     steps = iter(scores)
-    monkeypatch.setattr(training, "validate", lambda *_: {"rec_snr_db": scores[next(steps)]})
+    monkeypatch.setattr(objective, "validate", lambda *_: {"rec_snr_db": scores[next(steps)]})
     run(tmp_path, stop_at=3)
     assert Autoencoder.load(tmp_path / "best", "cpu").metadata["step"] == 3
     run(tmp_path, stop_at=6)
@@ -213,8 +213,8 @@ def test_decoder_linearity_is_measured():
         transform = staticmethod(lambda audio: audio)
 
     audio = Noise().crops(range(4), 1000, 0)
-    linear = training.validate(Toy(lambda z: 3 * z), audio)
-    bent = training.validate(Toy(lambda z: torch.tanh(20 * z)), audio)
+    linear = objective.validate(Toy(lambda z: 3 * z), audio)
+    bent = objective.validate(Toy(lambda z: torch.tanh(20 * z)), audio)
     for key in ("dec_homogeneity_snr_db", "dec_additivity_snr_db"):
         assert linear[key] > 100
     assert bent["dec_homogeneity_snr_db"] < 20
@@ -230,7 +230,7 @@ def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return augment(audio, progress, *_)
 
-    monkeypatch.setattr(training, "augment", full)
+    monkeypatch.setattr(objective, "augment", full)
     settings = r"batch_size \(4\), crop_frames \(32\), precision \(auto\).*--regroup.*Tried to allocate"
     with pytest.raises(OutOfMemoryError, match=rf"at step 7 .*{tmp_path} at step 4\. Lower {settings}"):
         run(tmp_path)

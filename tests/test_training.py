@@ -20,7 +20,9 @@ from lincae.linearity import VARIANTS
 from lincae.objective import validate
 from lincae.recipes import PRESETS, TrainingConfig, recipe
 from lincae.runs import states
-from lincae.training import LOG_COLUMNS, NonFiniteError, main, train
+from lincae.training import NonFiniteError, main, train
+
+LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +130,16 @@ def test_public_latents_have_unit_deviation(bank, tmp_path):
 
 
 def test_variants_see_the_same_waveforms(bank, tmp_path, monkeypatch):
-    from lincae import training
+    from lincae import objective
 
-    augment, seen = training.augment, []
+    augment, seen = objective.augment, []
 
     def spy(*arguments):
         batch = augment(*arguments)
         seen.append(batch.target())
         return batch
 
-    monkeypatch.setattr(training, "augment", spy)
+    monkeypatch.setattr(objective, "augment", spy)
     targets = {}
     for variant in set(VARIANTS) - {"lin-cae-2"}:  # whose gains are not annealed, and differ by definition
         run(recipe("test", variant, steps=3), bank, tmp_path / variant)
@@ -277,9 +279,15 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     main(["--variant", "m2l", "--data", f"{corpus}=1", *common])
     stored = Autoencoder.load(tmp_path / "runs" / "test-m2l", "cpu").metadata
     assert (stored["step"], stored["training"]["linearity"]["gain_max"]) == (6, 2)
+    assert stored["command"].startswith("python -m lincae.training --variant m2l --data ")
+    assert "thread" in stored["hardware"]
     assert [row["step"] for row in rows(tmp_path / "runs/test-m2l/validation.csv")] == [6]  # other crops
     main(["--data", f"{corpus}=1", "--validation", f"{corpus}=1", "--run", "validated", *common, "steps=2"])
     assert Autoencoder.load(tmp_path / "validated" / "best", "cpu").metadata["step"] == 2
+    (line,) = csv.DictReader((tmp_path / "runs/runs.csv").open())
+    assert (line["run"], line["step"], line["outcome"]) == ("test-m2l", "5", "finished")
+    assert float(line["loss"]) > 0
+    assert int(line["seconds"]) >= 0
     for bad, message in (
         (["--data", "nowhere=1"], "nowhere"),
         (["--set", "steps"], "--set takes FIELD=VALUE"),

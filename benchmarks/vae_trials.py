@@ -1,0 +1,71 @@
+"""Short trials behind the desk preset of the spectral VAE: one choice changed at a time, with and without
+linearity.
+
+    python benchmarks/vae_trials.py               # those without rows yet, about 2 core-minutes each
+    python benchmarks/vae_trials.py "desk"        # these, again
+
+Every trial trains `vae` and `lin-vae` on the same synthetic audio and seeds; scores as in
+benchmarks/desk_trials.py. What matters is both rows of a trial beside each other: how much more linear the
+second is, and what that costs in `mss`.
+"""
+
+import csv
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from desk_trials import scores
+
+import lincae
+from lincae.data import training_data
+from lincae.training import train
+
+TABLE = Path(__file__).with_suffix(".csv")
+SAMPLE_RATE = 16000  # of all desk presets
+VARIANTS = ("vae", "lin-vae")
+STEPS = 150
+TRIALS = {  # name: changes of preset desk
+    "desk": {},
+    "gains of one sign": {"linearity.gain_min": 0.0},
+    "no waveform term": {"loss.waveform": 0.0},
+    "no emphasis": {"autoencoder.emphasis_hz": 1e9},
+    "amplitude warp 0.65": {"autoencoder.transform.alpha": 0.65},
+    "RAdam": {"optimiser": "radam"},
+    "KL 0.1": {"loss.kl": 0.1},
+    "discriminator": {
+        "loss.adversarial": 0.1,
+        "loss.feature_matching": 1.0,
+        "loss.discriminator_channels": 8,
+        "loss.discriminator_fft_sizes": (256, 1024),
+    },
+}
+
+
+def main(names: list[str]) -> None:
+    torch.set_num_threads(1)
+    table = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
+    rows = {(row["trial"], row["variant"]): row for row in table}
+    todo = names or [name for name in TRIALS if any((name, variant) not in rows for variant in VARIANTS)]
+    data, held_out = (training_data("synthetic", SAMPLE_RATE, split) for split in ("train", "test"))
+    for name, variant in [(name, variant) for name in todo for variant in VARIANTS]:
+        once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), STEPS)
+        config = lincae.recipe("desk", variant, **once, warmup_steps=STEPS // 10, **TRIALS[name])
+        start = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            model = train(config, data, folder, device="cpu", progress=False)
+        spent = round(time.process_time() - start)
+        size = sum(p.numel() for p in model.network.parameters())
+        measured = {key: f"{value:.3f}" for key, value in scores(model, held_out.stems).items()}
+        row = {"trial": name, "variant": variant, "steps": STEPS, "core_s": spent, "parameters": size}
+        rows[name, variant] = row | measured
+        print(rows[name, variant], flush=True)
+        with TABLE.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[name, variant])
+            writer.writeheader()
+            writer.writerows(rows.values())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,90 @@
+"""A multi-band discriminator on complex spectrograms (Kumar et al., NeurIPS 2023, section 3.3: DAC), with the
+least-squares adversarial loss (Mao et al., ICCV 2017) and feature matching.
+
+Generator and discriminator learn in one backward pass: the generator's terms see the discriminator with its
+weights held fixed, the discriminator's own term sees the generator's output detached. So one optimiser, one
+loss and one training state do for both.
+
+Axis legend: `V` items, `T` samples, `F` frequency bins, `N` spectrogram frames.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.parametrizations import weight_norm
+
+BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the bins, each band with convolutions of its own
+SLOPE = 0.1
+
+
+class AdversarialTerms(NamedTuple):
+    """Scalars. `adversarial` and `feature_matching` have gradients for the generator alone, `discriminator`
+    for the discriminator alone."""
+
+    adversarial: Tensor
+    feature_matching: Tensor
+    discriminator: Tensor
+
+
+class MultiBandDiscriminator(nn.Module):
+    """Audio `(V, T)` to a list of maps for every resolution and band; the last map of each are its scores.
+
+    Raises ValueError for FFT sizes whose bands would be empty.
+    """
+
+    def __init__(self, fft_sizes: tuple[int, ...] = (512, 1024, 2048), channels: int = 32):
+        super().__init__()
+        if not fft_sizes or min(fft_sizes) < 64 or channels < 1:
+            raise ValueError(f"need FFT sizes of 64 or more and channels >= 1, got {fft_sizes}, {channels}")
+        self.fft_sizes = fft_sizes
+        self.resolutions = nn.ModuleList(nn.ModuleList(Band(channels) for _ in BANDS[1:]) for _ in fft_sizes)
+
+    def forward(self, audio: Tensor) -> list[list[Tensor]]:
+        maps = []
+        for size, bands in zip(self.fft_sizes, self.resolutions, strict=True):
+            window = torch.hann_window(size, device=audio.device)
+            bins = torch.stft(audio, size, size // 4, window=window, return_complex=True)
+            spectrogram = torch.stack((bins.real, bins.imag), 1).transpose(2, 3)  # (V, 2, N, F)
+            edges = [round(share * spectrogram.shape[-1]) for share in BANDS]
+            for band, low, high in zip(bands, edges, edges[1:], strict=False):
+                maps.append(band(spectrogram[..., low:high]))
+        return maps
+
+    def terms(self, audio: Tensor, target: Tensor) -> AdversarialTerms:
+        """Losses of generated `audio` `(V, T)` against `target`; means over items, maps and resolutions."""
+        fixed = {name: p.detach() for name, p in self.named_parameters()}
+        with torch.no_grad():
+            wanted = functional_call(self, fixed, (target,))
+        seen = functional_call(self, fixed, (audio,))
+        adversarial = [(1 - maps[-1]).square().mean() for maps in seen]
+        matching = [
+            F.l1_loss(ours, theirs)
+            for maps, references in zip(seen, wanted, strict=True)
+            for ours, theirs in zip(maps[:-1], references[:-1], strict=True)
+        ]
+        own = [
+            maps[-1].square().mean() + (1 - references[-1]).square().mean()
+            for maps, references in zip(self(audio.detach()), self(target), strict=True)
+        ]
+        return AdversarialTerms(*(torch.stack(values).mean() for values in (adversarial, matching, own)))
+
+
+class Band(nn.Module):
+    """`(V, 2, N, F)` of one band to its maps: five of `channels`, then scores `(V, 1, N, F')`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        layers = [nn.Conv2d(2, channels, (3, 9), padding=(1, 4))]
+        layers += [nn.Conv2d(channels, channels, (3, 9), stride=(1, 2), padding=(1, 4)) for _ in range(3)]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, 1, 3, padding=1)]
+        self.layers = nn.ModuleList(weight_norm(layer) for layer in layers)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), SLOPE)
+            maps.append(x)
+        return [*maps, self.layers[-1](x)]
