@@ -22,7 +22,11 @@ GRID = 9999  # levels of the grid that noise levels are drawn on (Music2Latent's
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """Noise levels and preconditioning (EDM, arXiv 2206.00364; values of Music2Latent and the paper)."""
+    """Noise levels and preconditioning (EDM, arXiv 2206.00364; values of Music2Latent and the paper).
+
+    sigma**(1/rho) is linear in t. A negative rho puts most levels near sigma_min: with -3, sigma_min 0.01 and
+    sigma_max 20, t = 1/3 and 2/3 are 0.03 and 0.17, where quiet high frequencies emerge from the noise.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -30,8 +34,8 @@ class NoiseConfig:
     sigma_data: float = 0.5
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max or self.rho <= 0 or self.sigma_data <= 0:
-            raise ValueError(f"need 0 < sigma_min < sigma_max, rho > 0 and sigma_data > 0, got {self}")
+        if not 0 < self.sigma_min < self.sigma_max or self.rho == 0 or self.sigma_data <= 0:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, rho != 0 and sigma_data > 0, got {self}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class ConsistencyConfig:
 
 
 def sigma_of(t: Tensor, noise: NoiseConfig) -> Tensor:
-    """Noise level at `t` in [0, 1] (Karras spacing)."""
+    """Noise level at `t` in [0, 1] (Karras spacing for a positive rho)."""
     low, high = noise.sigma_min ** (1 / noise.rho), noise.sigma_max ** (1 / noise.rho)
     return (low + t * (high - low)) ** noise.rho
 

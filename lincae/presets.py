@@ -143,7 +143,7 @@ DESK = AutoencoderConfig(
         unit_variance_init=True,
         centred=True,
     ),
-    noise=NoiseConfig(sigma_max=20.0, sigma_data=0.25),
+    noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
     pad_edges=True,
     window_frames=1280,
     context_frames=160,
