@@ -36,7 +36,7 @@ KIND = "reencoder"  # of model, in its file
 TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
 START_LOG_VARIANCE = -2.0  # of the condition
-START_GAIN = 0.1  # standard deviation of AdaLN's weights
+START_GAIN = 0.2  # standard deviation of AdaLN's weights
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,13 @@ SIZES = {
 }
 
 
+def lively(block: ConvNeXtBlock) -> None:
+    """Weights that keep unit variance. ConvNeXt's 0.02 does so at widths of a thousand; a narrow block would
+    be almost linear with it, and slow to leave its start."""
+    for layer in (block.depthwise, block.expand, block.contract):
+        nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+
+
 class Trunk(nn.Module):
     """1x1 convolution, ConvNeXt-V2 blocks, 1x1 convolution: `(B, in, L)` to `(B, out, L)`."""
 
@@ -113,6 +120,7 @@ class Trunk(nn.Module):
             self.enter.bias.copy_(bias - columns @ (columns.T @ bias))
         nn.init.zeros_(self.leave.bias)
         for block in self.blocks:
+            lively(block)
             nn.init.zeros_(block.contract.weight)
             if isinstance(block.norm, AdaptiveLayerNorm):  # from zero, neither it nor `contract` would move
                 nn.init.normal_(block.norm.project.weight, std=START_GAIN)
@@ -135,13 +143,11 @@ class ConditionEncoder(nn.Module):
     def __init__(self, config: ReEncoderConfig):
         super().__init__()
         self.trunk = Trunk(2 * config.latent_channels, 2 * config.condition, config, config.condition_blocks)
-        width, leave = config.hidden, self.trunk.leave
+        leave = self.trunk.leave
         for block in self.trunk.blocks:
-            nn.init.normal_(block.depthwise.weight, std=config.kernel**-0.5)
-            nn.init.normal_(block.expand.weight, std=width**-0.5)
-            nn.init.normal_(block.contract.weight, std=(config.expansion * width) ** -0.5)
+            lively(block)
         with torch.no_grad():
-            leave.weight[: config.condition].normal_(std=4 * width**-0.5)
+            leave.weight[: config.condition].normal_(std=4 * config.hidden**-0.5)
             leave.weight[config.condition :].zero_()
             leave.bias[: config.condition].zero_()
             leave.bias[config.condition :].fill_(START_LOG_VARIANCE)

@@ -119,7 +119,7 @@ def stereo_frame(
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table 2, and Figure 3: rows for each track, system and channel ("left", "right", "mid", "side"); and
-    for each track, module and lambda the log ratios of energy ln(E_left / E_right) of truth and output.
+    for each track, module and lambda how much louder left is than right, in dB, in truth and output.
 
     Systems: "autoencoder" (left and right through it), "input" (mono copied to both, never encoded),
     "autoencoder(input)", "latent mid + side" (the true mid and side, encoded, and combined as latents: no
@@ -156,7 +156,7 @@ def stereo_frame(
                 rows.append(labels | {"system": system, "channel": channel} | distances(x, y, rate))
             if system in mixed:
                 name, weight = mixed[system]
-                energies = {"log_ratio_true": log_ratio(target), "log_ratio": log_ratio(audio)}
+                energies = {"balance_true_db": level_db(*target), "balance_db": level_db(*audio)}
                 ratios.append(labels | {"module": name, "lambda": weight} | energies)
     return pd.DataFrame(rows), pd.DataFrame(ratios)
 
@@ -165,18 +165,18 @@ def _four(audio: Tensor) -> tuple[Tensor, ...]:
     return (*audio, (audio[0] + audio[1]) / 2, (audio[0] - audio[1]) / 2)
 
 
-def log_ratio(audio: Tensor) -> float:
-    """ln(E_left / E_right) of audio (2, T) (Figure 3)."""
-    energies = audio.double().square().sum(-1) + 1e-12
-    return (energies[0] / energies[1]).log().item()
+def level_db(audio: Tensor, reference: Tensor) -> float:
+    """Energy of audio (T,) over that of a reference, in dB; of left over right, the ratio of Figure 3."""
+    energy, unit = (x.double().square().sum() + 1e-12 for x in (audio, reference))
+    return 10 * (energy / unit).log10().item()
 
 
 def correlations(ratios: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Pearson's correlation of true and made log ratios for each (model, module, lambda), with its 95 %
+    """Pearson's correlation of true and made balance for each (model, module, lambda), with its 95 %
     bootstrap interval over tracks."""
     rows = []
     for key, group in ratios.groupby(["model", "module", "lambda"], sort=False):
-        pairs = group[["log_ratio_true", "log_ratio"]].to_numpy()
+        pairs = group[["balance_true_db", "balance_db"]].to_numpy()
         draws = np.random.default_rng(seed).integers(len(pairs), size=(n_resamples, len(pairs)))
         low, high = np.nanquantile([_pearson(pairs[draw]) for draw in draws], [0.025, 0.975])
         labels = dict(zip(("model", "module", "lambda"), key, strict=True))

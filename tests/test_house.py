@@ -142,7 +142,7 @@ def test_package_is_thin(room):
 
 def test_package_size():
     """Lines of code: what is left without blank lines, comments and docstrings."""
-    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 6000
+    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 7000
 
 
 def code_only(room: str) -> ast.Module:

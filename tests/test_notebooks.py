@@ -251,7 +251,7 @@ def test_mono_to_stereo(tmp_path, reencoders):
     assert set(table.system) == modules | {"autoencoder", "input", "autoencoder(input)", "latent mid + side"}
     dots = pd.read_csv(tmp_path / "10_control.csv")
     assert len(dots) == 2 * 2 * 2
-    assert dots.log_ratio.abs().max() < 1e-3, "a new module copies mono to both channels"
-    assert dots.log_ratio_true.abs().max() > 0.01
+    assert dots.balance_db.abs().max() < 0.01, "a new module copies mono to both channels"
+    assert dots.balance_true_db.abs().max() > 0.1
     assert len(pd.read_csv(tmp_path / "10_correlations.csv")) == 4
     assert len(pd.read_csv(tmp_path / "10_claims.csv")) == 2 * 4
