@@ -7,6 +7,8 @@
 # make reencoder  Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
 # make bench      every benchmark, anew
 # make lab        JupyterLab
+# make mixer      the latent mixing desk as a page, by Voila
+# make screenshots   pictures of the desk and of the demo page -> figures/
 # make publish    executed notebooks of the last `make reproduce` back into notebooks/
 # make clean      everything that is generated and not tracked, .venv included
 
@@ -29,9 +31,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := .venv/bin
 READY := .venv/ready
-PACKAGE := $(wildcard lincae/*.py)
+PACKAGE := $(wildcard lincae/*.py lincae/web/*.*)
 NOTEBOOKS := $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 RUN := runs/notebooks
+absolute = $(if $(wildcard $1),$(abspath $1),$1)
+quoted = "$(call absolute,$1)"
+comma := ,
+empty :=
+MODEL_LIST = [$(subst $(empty) $(empty),$(comma),$(foreach m,$(MODELS),$(call quoted,$m)))]
 ifneq ($(DATASET)$(MODELS),)
 # Another question than the committed one: other figures, always asked anew (finished chunks are kept in runs/).
 RUN := runs/$(or $(notdir $(DATASET)),evaluation)
@@ -42,21 +49,17 @@ NOTEBOOKS := $(filter-out 04_% 05_%,$(NOTEBOOKS)) # a folder without stems: noth
 endif
 endif
 ANEW := anew
-absolute = $(if $(wildcard $1),$(abspath $1),$1)
-quoted = "$(call absolute,$1)"
-comma := ,
-empty :=
 PARAMETERS := -p out_dir ../$(RUN)/figures
 PARAMETERS += $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))' -p n_tracks $(or $(N_TRACKS),1000) \
   -p seconds $(or $(SECONDS_EACH),100000))
-PARAMETERS += $(if $(MODELS),-p models '[$(subst $(empty) $(empty),$(comma),$(foreach m,$(MODELS),$(call quoted,$m)))]')
+PARAMETERS += $(if $(MODELS),-p models '$(MODEL_LIST)')
 ifdef MUSDB_PATH
 override export MUSDB_PATH := $(abspath $(MUSDB_PATH))
 endif
 endif
 EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
 
-.PHONY: reproduce test train bundle reencoder lab publish clean bench anew
+.PHONY: reproduce test train bundle reencoder lab mixer screenshots publish clean bench anew
 .DELETE_ON_ERROR:
 
 reproduce: $(EXECUTED)
@@ -117,6 +120,18 @@ train: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab
+
+# MODELS and DATASET as above. The page has the desk alone; figures of its notebook would go to runs/.
+mixer: $(READY)
+	mkdir -p runs/mixer
+	cd notebooks && ../$(BIN)/python -m papermill --prepare-only -p out_dir $(CURDIR)/runs/mixer \
+	  $(if $(MODELS),-p models '$(MODEL_LIST)') $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))') \
+	  $(if $(DEVICE),-p device $(DEVICE)) 08_latent_mixer.ipynb ../runs/mixer/08_latent_mixer.ipynb
+	JUPYTER_PATH=$(CURDIR)/lincae/web JUPYTER_CONFIG_PATH=$(CURDIR)/lincae/web \
+	  $(BIN)/python -m voila runs/mixer/08_latent_mixer.ipynb
+
+screenshots: $(READY)
+	$(BIN)/python tests/screenshots.py
 
 publish: $(EXECUTED)
 	cp $(EXECUTED) notebooks/

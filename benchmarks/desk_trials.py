@@ -59,6 +59,10 @@ UNIFORM = MUON | {
     "consistency.log_sigma_std": 100.0,
 }
 LEVELS = UNIFORM | {"linearity.input_gain_min": 0.1}
+CENTRED = LEVELS | {NETWORK + "centred": True}
+# How far steps shrink after half of the training, and where that puts their teachers (sigma at 1 - Delta t).
+HALF = CENTRED | {"consistency.step_hold": 0.5}
+QUIET = HALF | {"autoencoder.noise": NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25)}
 TRIALS = {  # name: (steps, changes of preset desk)
     "former desk": (230, FORMER),
     "bf16": (330, BF16),
@@ -78,7 +82,18 @@ TRIALS = {  # name: (steps, changes of preset desk)
     ),
     "Muon, encoder block at the finest level, t uniform, sigma_max 20": (260, UNIFORM),
     "the same, originals at many levels": (260, LEVELS),
-    "the same, centred encoder": (260, LEVELS | {NETWORK + "centred": True}),
+    "the same, centred encoder": (260, CENTRED),
+    "centred, steps to 0.3, teachers at 3.5 and below": (700, HALF | {"consistency.step_end": 0.3}),
+    "centred, steps to 0.5, teacher at 0.8": (700, HALF | {"consistency.step_end": 0.5}),
+    "centred, steps to 0.75, teacher at 0.08": (700, HALF | {"consistency.step_end": 0.75}),
+    "rho -3, steps to 0.34, teachers at 0.17, 0.03": (
+        700,
+        QUIET | {"consistency.step_end": 0.34},
+    ),
+    "rho -3, steps to 0.25, teachers at 0.34, 0.06 ...": (
+        700,
+        QUIET | {"consistency.step_end": 0.25},
+    ),
 }
 
 

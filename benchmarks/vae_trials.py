@@ -28,7 +28,7 @@ VARIANTS = ("vae", "lin-vae")
 STEPS = 150
 TRIALS = {  # name: changes of preset desk
     "desk": {},
-    "gains of one sign": {"linearity.gain_min": 0.0},
+    "gains of both signs": {"linearity.gain_min": -3.0},
     "no waveform term": {"loss.waveform": 0.0},
     "no emphasis": {"autoencoder.emphasis_hz": 1e9},
     "amplitude warp 0.65": {"autoencoder.transform.alpha": 0.65},

@@ -99,8 +99,8 @@ class Oobleck:
 
         Raises ValueError for another shape, non-finite latents, and a length outside 1..L * hop.
         """
-        _check_latents(z, self.vae.config.decoder_input_channels, self.name)
-        length = _checked_length(length, z.shape[2] * self.hop, z.shape[2])
+        check_latents(z, self.vae.config.decoder_input_channels, self.name)
+        length = checked_length(length, z.shape[2] * self.hop, z.shape[2])
         return self.vae.decode(z.to(self.vae.device, torch.float32)).sample.mean(1)[:, :length]
 
 
@@ -132,8 +132,8 @@ class StftAutoencoder:
         Raises ValueError for another shape, non-finite latents, and a length outside 1..(L - 3) * hop.
         """
         window = 4 * self.hop
-        _check_latents(z, window + 2, self.name)
-        length = _checked_length(length, (z.shape[2] - 3) * self.hop, z.shape[2])
+        check_latents(z, window + 2, self.name)
+        length = checked_length(length, (z.shape[2] - 3) * self.hop, z.shape[2])
         real, imag = z.float().transpose(1, 2).chunk(2, 2)
         frames = torch.fft.irfft(torch.complex(real, imag), window) * torch.hann_window(
             window, device=z.device
@@ -171,8 +171,8 @@ class TanhToy:
 
         Raises ValueError for another shape, non-finite latents, and a length outside 1..L * hop.
         """
-        _check_latents(z, self.hop, self.name)
-        length = _checked_length(length, z.shape[2] * self.hop, z.shape[2])
+        check_latents(z, self.hop, self.name)
+        length = checked_length(length, z.shape[2] * self.hop, z.shape[2])
         return torch.tanh(self.drive * z.float()).transpose(1, 2).flatten(1)[:, :length]
 
 
@@ -182,7 +182,8 @@ def _check_positive(**settings: float) -> None:
             raise ValueError(f"{name} must be positive, got {value}")
 
 
-def _check_latents(z: Tensor, channels: int, name: str) -> None:
+def check_latents(z: Tensor, channels: int, name: str) -> None:
+    """ValueError for latents that are not (B, channels, L), finite and not empty."""
     if z.ndim != 3 or z.shape[1] != channels or z.numel() == 0:
         raise ValueError(f"latents of {name} are (B, {channels}, L), got {tuple(z.shape)}")
     if not torch.isfinite(z).all():
@@ -190,8 +191,8 @@ def _check_latents(z: Tensor, channels: int, name: str) -> None:
         raise ValueError(f"latents are not finite, first at item {item}, channel {channel}, frame {frame}")
 
 
-def _checked_length(length: int | None, held: int, n_latents: int) -> int:
-    """`length`, or all that the latents hold."""
+def checked_length(length: int | None, held: int, n_latents: int) -> int:
+    """`length`, or all that the latents hold (`held` samples). ValueError for what they do not hold."""
     length = held if length is None else length
     if not 1 <= length <= held:
         raise ValueError(f"length must lie in 1..{held}, what {n_latents} latent frames hold, got {length}")

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from . import metrics
 from .audio import AutoencoderLike, atomic_write, generator
+from .probes import PROBES
 from .protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
 
 LABELS = ("model", "dataset", "track", "protocol", "stem", "condition", "comparison", "status")
@@ -28,14 +29,17 @@ COLUMNS = (*LABELS, *NUMBERS, *METRICS)
 """Of a frame.
 
 - `protocol`: "reconstruction", "encoder_homogeneity", "decoder_homogeneity", "encoder_additivity",
-  "decoder_additivity", "separation", "latents"
+  "decoder_additivity", "separation", "latents"; of the probes "encoder_equivariance",
+  "decoder_equivariance", "linear_fit"
 - `comparison`: see `lincae.protocols`
 - `status`: "ok", or why the metrics are NaN: "silent", where the true signal is (RMS below
   `metrics.SILENCE_DBFS`), "silent decode", where only the decoded reference is, "missing", where the track
-  lacks the stem
-- `mss` is with spectral convergence, `mss_log` without; `value` is a latent statistic
+  lacks the stem, "window too short", where a shift would leave nothing to compare
+- `mss` is with spectral convergence, `mss_log` without; `value` is a latent statistic, or the share that a
+  linear map explains
 """
 SHORTEST_S = 0.1  # of a track: mel spectrograms need 50 ms
+KNOWN = PROTOCOLS | PROBES
 VERSION = 1  # of the protocols: results of another are not continued
 
 log = logging.getLogger(__name__)
@@ -49,7 +53,7 @@ def evaluate(
     store: str | Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Rows of all `protocols` over all `tracks`: a frame of `COLUMNS`.
+    """Rows of all `protocols` (by default the paper's) over all `tracks`: a frame of `COLUMNS`.
 
     With a `store` folder, finished chunks are kept there, and a later call with the same model, tracks and
     configuration computes only what is missing. Tracks at another sample rate are resampled to the model's.
@@ -58,8 +62,8 @@ def evaluate(
     model that returns another shape than asked for, naming it; for unreadable files what their reader raises.
     """
     config = config or EvaluationConfig()
-    if unknown := sorted(set(protocols) - set(PROTOCOLS)):
-        raise ValueError(f"unknown protocols {unknown}: use some of {tuple(PROTOCOLS)}")
+    if unknown := sorted(set(protocols) - set(KNOWN)):
+        raise ValueError(f"unknown protocols {unknown}: use some of {tuple(KNOWN)}")
     absent = _check_tracks(model, tracks)
     cuts = [_cuts(track, model.sample_rate, config) for track in tracks]
     identity, digests = [], [""] * len(tracks)
@@ -83,7 +87,7 @@ def evaluate(
                 current, rows = chunk(t, k), []
                 current.stranger = None if other == t else chunk(other, k)
                 for protocol in kept.missing(k, protocols):
-                    rows += PROTOCOLS[protocol](current)
+                    rows += KNOWN[protocol](current)
                     if protocol == "separation":
                         rows += [MISSING | {"stem": stem} for stem in absent[t]]
                 kept.add([labels | row for row in rows])
@@ -196,7 +200,7 @@ class _Kept:
     def missing(self, chunk: int, protocols: Sequence[str]) -> list[str]:
         """Those of the protocols that have no rows of a chunk yet."""
         done = {name.split("_")[-1] for name in self.table.protocol[self.table.chunk == chunk]}
-        return [protocol for protocol in PROTOCOLS if protocol in protocols and protocol not in done]
+        return [protocol for protocol in KNOWN if protocol in protocols and protocol not in done]
 
     def add(self, rows: list[dict]) -> None:
         if rows:
@@ -209,7 +213,7 @@ class _Kept:
 
     def frame(self, protocols: Sequence[str]) -> pd.DataFrame:
         """Rows of some protocols in one order, whatever was computed first."""
-        order = {protocol: i for i, protocol in enumerate(PROTOCOLS) if protocol in protocols}
+        order = {protocol: i for i, protocol in enumerate(KNOWN) if protocol in protocols}
         rank = self.table.protocol.str.split("_").str[-1].map(order)
         keys = pd.DataFrame({"chunk": self.table.chunk, "rank": rank}).dropna()
         return self.table.loc[keys.sort_values(["chunk", "rank"], kind="stable").index]

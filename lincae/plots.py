@@ -4,6 +4,7 @@ Axis legend: `T` samples, `S` source (stem). Figures are matplotlib's; every one
 numbers in it (`save`).
 """
 
+import io
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 from torch import Tensor
@@ -96,6 +98,26 @@ def spectrogram_db(audio: Tensor, sample_rate: int, window_s: float = 0.04) -> t
     return 20 * np.log10(image + 1e-12), [0, len(samples) / sample_rate, 0, octaves]
 
 
+def spectrogram_bytes(
+    image: np.ndarray, top_db: float, kind: str = "png", size: tuple[int, int] | None = None
+) -> bytes:
+    """An image of `spectrogram_db` as an encoded picture, FLOOR_DB below `top_db` to `top_db`, high notes up.
+
+    `size`: width and height in pixels, else a pixel a value.
+    """
+    share = np.clip((image[::-1] - top_db - FLOOR_DB) / -FLOOR_DB, 0, 1)
+    picture = Image.fromarray(plt.get_cmap(STYLE["image.cmap"])(share, bytes=True)[..., :3])
+    file = io.BytesIO()
+    (picture.resize(size) if size else picture).save(file, kind, quality=72, optimize=True)
+    return file.getvalue()
+
+
+def frequency_ticks(extent: Sequence[float], sample_rate: int) -> list[tuple[float, str]]:
+    """Share of the height and label of TICKS_HZ in a picture of `spectrogram_db` with this extent."""
+    shown = [hz for hz in TICKS_HZ if hz < sample_rate / 2]
+    return [(float(np.log2(hz / LOWEST_HZ) / extent[3]), f"{hz} Hz") for hz in shown]
+
+
 def spectrogram_grid(
     panels: Mapping[str, Mapping[str, Tensor]],
     sample_rate: int | Mapping[str, int],
@@ -148,6 +170,52 @@ def spectrogram_grid(
     for axis in axes[-1]:
         axis.set_xlabel("s")
     figure.colorbar(shown, ax=axes, label="dB re full-scale sine", shrink=0.6, pad=0.01)
+    return figure
+
+
+def mixing_board(
+    latents: Mapping[str, Tensor], gains_db: Sequence[float], mixes: Mapping[str, Tensor], sample_rate: int
+) -> Figure:
+    """The idea of a latent mixer: latents `(C, L)` of stems at their gains, one sum, one decode.
+
+    `mixes`: title -> `(T,)` audio, spectrograms on one dB scale; the first is what the sum decodes to.
+    """
+    factors = [10 ** (level_db / 20) for level_db in gains_db]
+    images = [z.detach().cpu() * g for z, g in zip(latents.values(), factors, strict=True)]
+    largest = float(sum(images).abs().quantile(0.99)) or 1.0
+    levels = [
+        "off" if level_db == -np.inf else f"{level_db:+g} dB" if level_db else "0 dB" for level_db in gains_db
+    ]
+    titles = [f"{name}, {level}" for name, level in zip(latents, levels, strict=True)]
+    figure = plt.figure(figsize=(10, 3.9))
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(3, 2.4, 4))
+    boards = left.subplots(len(images), 1, squeeze=False)[:, 0]
+    total = middle.subplots(3, 1, height_ratios=(1, 1.4, 1))
+    for axis in (total[0], total[2]):
+        axis.axis("off")
+    panels = zip([*boards, total[1]], [*images, sum(images)], [*titles, "one latent"], strict=True)
+    for axis, image, title in panels:
+        axis.imshow(image, aspect="auto", cmap="RdBu", vmin=-largest, vmax=largest)
+        axis.set_title(title, loc="left")
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    arrow = {"ha": "center", "va": "center", "fontsize": 15, "color": COLOURS[0]}
+    total[0].text(0.5, 0.1, "add  →", transform=total[0].transAxes, **arrow)
+    total[2].text(0.5, 0.9, "decode once  →", transform=total[2].transAxes, **arrow)
+    pictures = {title: spectrogram_db(audio, sample_rate) for title, audio in mixes.items()}
+    top = max(image.max() for image, _ in pictures.values())
+    ticks = [hz for hz in TICKS_HZ if hz <= sample_rate / 2]
+    for axis, title in zip(
+        right.subplots(len(mixes), 1, sharex=True, squeeze=False).flat, mixes, strict=True
+    ):
+        image, extent = pictures[title]
+        axis.imshow(image, extent=extent, origin="lower", aspect="auto", vmin=top + FLOOR_DB, vmax=top)
+        axis.set_yticks([np.log2(hz / LOWEST_HZ) for hz in ticks], [f"{hz} Hz" for hz in ticks])
+        axis.set_title(title, loc="left")
+        axis.grid(False)
+    axis.set_xlabel("s")
+    left.suptitle("latents of the stems, each at its fader", x=0.02, ha="left")
+    right.suptitle("is the mix", x=0.15, ha="left")
     return figure
 
 

@@ -24,6 +24,7 @@ from .audio import AutoencoderLike, atomic_write, resolve_device
 from .autoencoder import Autoencoder
 from .baselines import BASELINES, load_baseline
 from .checkpoints import WEIGHTS, check_hash, kind_of, load_strictly
+from .codecs import HUB, codec_kind, load_codec
 from .consistency import NoiseConfig
 from .foreign import read_pickle
 from .network import BOTH, FREQUENCY, Network, NetworkConfig
@@ -41,19 +42,19 @@ KINDS = ("frontend", "generator", "diffusion")  # of official constructor argume
 
 
 def names() -> list[str]:
-    """What `load` knows by name: released models, baselines, then the repository's own checkpoints."""
-    bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
-    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *bundled]
+    """What `load` knows by name: released models, baselines, codecs, then the repository's checkpoints."""
+    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *HUB, *listed("bundled")]
 
 
 def listed(models: str | Sequence[str]) -> list[str]:
     """The models that a notebook's parameter names: a list, one name, or a JSON list as `papermill -p` passes
-    it. Raises ValueError for none."""
+    it. "bundled" stands for all checkpoints of the repository. Raises ValueError for none."""
     if isinstance(models, str):
         models = json.loads(models) if models.startswith("[") else [models]
     if not models:
         raise ValueError(f"models names none; choose from {', '.join(names())}, or give paths of checkpoints")
-    return list(models)
+    bundled = sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob(WEIGHTS))
+    return [name for model in models for name in (bundled if model == "bundled" else [model])]
 
 
 def load(
@@ -64,9 +65,11 @@ def load(
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
     `Autoencoder` or, where the checkpoint says so, a `SpectralVae`; "stable-audio-vae", "stft" and "tanh" are
-    what `lincae.baselines` describes.
+    what `lincae.baselines` describes, EnCodec and DAC ("encodec-24khz", "dac-44khz", ...) what
+    `lincae.codecs` does.
 
-    Folders: what `save` of either wrote, or the four official files, named as on the hub
+    Folders: what `save` of either wrote; what diffusers or transformers saved (AutoencoderOobleck,
+    EncodecModel, DacModel); or the four official files, named as on the hub
     (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`, ...) or as the
     official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...). Files:
     `music2latent.pt`, or another state dict of such a network at 44.1 kHz, also in a Lightning checkpoint
@@ -77,7 +80,7 @@ def load(
 
     Raises ValueError for an unknown name (listing the known ones), a bundled file that is not the one of its
     card, settings that this network does not have and tensors that do not fit; FileNotFoundError for missing
-    files; ImportError without pyyaml or diffusers.
+    files; ImportError without pyyaml, diffusers or transformers.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in LIN_CAE:
@@ -90,6 +93,10 @@ def load(
         model = _foreign(name, f"hub: {MUSIC2LATENT_HUB}", files, latent_scale)
     elif name in BASELINES and latent_scale is None:
         return load_baseline(name, device)
+    elif name in HUB or (path.is_dir() and codec_kind(path)):
+        if latent_scale is not None:
+            raise ValueError(f"latents of {name} have no scale; the argument is for official files")
+        return load_codec(name, device)
     elif path.is_file():
         model = _foreign(path.stem, str(path), [path], latent_scale)
     elif (path / WEIGHTS).is_file() or name in names():

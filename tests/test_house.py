@@ -25,7 +25,12 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "synth": set(),
     "metrics": set(),
     "protocols": {"audio", "metrics"},
-    "evaluation": {"audio", "metrics", "protocols"},
+    "probes": {"audio", "protocols"},
+    "evaluation": {"audio", "metrics", "probes", "protocols"},
+    "report": {"audio", "evaluation", "probes", "protocols", "report_page", "tables"},
+    "report_page": {"audio", "plots", "tables"},
+    "adapters": {"audio"},
+    "codecs": {"audio", "baselines"},
     "tables": set(),
     "foreign": set(),
     "clap": {"audio", "foreign"},
@@ -46,6 +51,11 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "reencoder_evaluation": {"audio", "latent_pairs", "latents", "metrics", "reencoder", "tables"},
     "plots": {"audio"},
     "studies": {"audio", "autoencoder", "metrics"},
+    "loudness": set(),
+    "mixing": {"audio", "latents", "loudness", "metrics", "tracks"},
+    "controls": {"loudness", "mixing"},
+    "demo": {"audio", "loudness", "metrics", "plots", "protocols", "tracks"},
+    "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "tracks"},
     "windows": set(),
     "checkpoints": set(),
     "presets": {"consistency", "network", "transform"},
@@ -63,7 +73,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "data": {"audio", "corpora", "shards", "synth", "tracks"},
     "training": {"audio", "autoencoder", "corpora", "data", "linearity"}
     | {"objective", "optimisers", "recipes", "runs", "spectral_vae", "vae_objective"},
-    "pretrained": {"audio", "autoencoder", "baselines", "checkpoints", "consistency"}
+    "pretrained": {"audio", "autoencoder", "baselines", "checkpoints", "codecs", "consistency"}
     | {"foreign", "network", "presets", "spectral_vae", "transform"},
 }
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
@@ -121,7 +131,7 @@ def test_import_loads_nothing_optional():
     optional = (
         "soundfile soxr torchaudio pandas matplotlib musdb stempeg av huggingface_hub lightning IPython"
     )
-    optional += " transformers diffusers auraloss librosa"
+    optional += " transformers diffusers auraloss librosa ipywidgets anywidget"
     code = f"import sys, lincae; print(sorted(set(sys.modules) & set({optional.split()!r})))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
@@ -142,7 +152,7 @@ def test_package_is_thin(room):
 
 def test_package_size():
     """Lines of code: what is left without blank lines, comments and docstrings."""
-    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 7000
+    assert sum(len(ast.unparse(code_only(room)).splitlines()) for room in ROOMS) < 8500
 
 
 def code_only(room: str) -> ast.Module:

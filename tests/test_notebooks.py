@@ -1,5 +1,6 @@
 """The committed notebooks, executed with small values: the same cells as `make reproduce` runs."""
 
+import ast
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 
 import lincae
-from lincae import tables
+from lincae import adapters, linearity, report, tables
 from lincae.latent_files import describe
 from lincae.reencoder import ReEncoder, ReEncoderConfig
 from lincae.tracks import write_synthetic
@@ -49,7 +50,10 @@ def test_house_rules(path):
     assert cells[0].metadata.tags == ["parameters"]
     assert sum(len(source.splitlines()) for source in sources) <= 150
     assert max(len(source.splitlines()) for source in sources) < 26
-    assert not any(word in source for source in sources for word in ("class ", "try:", ".backward("))
+    assert not any(word in source for source in sources for word in ("class ", "try:"))
+    # No training loops but one: what users of lincae.linearity add to theirs, shown and executed as it is.
+    loops = [cell for cell in cells if ".backward(" in cell.source]
+    assert [cell.metadata.tags for cell in loops] == [["training-loop"]] * (path.stem == "07_any_autoencoder")
     assert path.stat().st_size < 600_000
 
 
@@ -188,6 +192,48 @@ def test_separation(tmp_path, evaluation):
     dots = pd.read_csv(tmp_path / "05_separation.csv")
     assert set(dots.comparison) == {"linearity", "input"}
     assert not dots[dots.model == "untrained"].counts.any()
+    page = tmp_path / "demo" / "index.html"
+    assert 100_000 < page.stat().st_size < 6_000_000
+    assert set(pd.read_csv(page.with_name("demo.csv")).sound) == {"waveform", "untrained", "tanh"}
+
+
+def test_latent_mixer(tmp_path, evaluation):
+    """On the linear reference every fader does what it says."""
+    small = {"dataset": evaluation["dataset"], "seconds": 1.0, "faders_db": [-12.0, 6.0]}
+    execute("08_latent_mixer", tmp_path, models=["stft", "tanh"], **small)
+    idea = pd.read_csv(tmp_path / "08_idea.csv")
+    assert (idea[idea.model == "stft"].snr_db > 60).all()
+    faders = pd.read_csv(tmp_path / "08_faders.csv")
+    assert faders[faders.model == "stft"].error_db.abs().max() < 0.01
+    assert faders[faders.model == "tanh"].error_db.abs().max() > 0.01
+
+
+def test_any_autoencoder(tmp_path, evaluation):
+    """The report of two models, and the loop of twenty lines for a moment."""
+    execute("07_any_autoencoder", tmp_path, **evaluation, n_songs=2, steps=3)
+    table = pd.read_csv(tmp_path / "07_report.csv").set_index(["model", "name"])
+    assert table.value["tanh", "dec_polarity"] == 60
+    assert table.counts["tanh"].all()
+    assert not table.counts["untrained"].any()
+    claims = pd.read_csv(tmp_path / "07_claims.csv")
+    assert claims.claim.str.startswith("ten lines").any()
+    assert claims[["goal", "value", "met"]].notna().all(axis=None)
+    assert "untrained, tanh" in (tmp_path / "07_report.html").read_text()
+
+
+def test_the_loop_needs_one_file_of_the_package():
+    """What a user copies: the cell's own names, torch, and three of lincae/linearity.py."""
+    (loop,) = (
+        cell.source
+        for cell in code_cells(ROOT / "notebooks" / "07_any_autoencoder.ipynb")
+        if "training-loop" in cell.metadata.tags
+    )
+    tree = ast.parse(loop)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    assert len(ast.unparse(function).splitlines()) <= 20
+    taken = names & {name for room in (linearity, report, adapters, lincae) for name in vars(room)}
+    assert taken - {"torch"} == {"VARIANTS", "augment", "implicit_conditioning"}
 
 
 def test_ablations(tmp_path, evaluation):

@@ -15,6 +15,7 @@ from lincae.autoencoder import Autoencoder
 from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy
 from lincae.bundle import bundle, main
 from lincae.checkpoints import check_hash
+from lincae.codecs import HUB
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.presets import MODEL_PRESETS, AutoencoderConfig
 from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
@@ -143,7 +144,9 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
     model = Autoencoder(MODEL_PRESETS["test"], "mine", {"step": 3})
     model.save(tmp_path / "desk" / "lin-cae")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
-    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, "desk/lin-cae"]
+    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, *HUB, "desk/lin-cae"]
+    assert listed("bundled") == ["desk/lin-cae"]
+    assert listed(["stft", "bundled"]) == ["stft", "desk/lin-cae"]
     for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):
         loaded = load(source, "cpu")
         assert loaded.metadata == {"step": 3}

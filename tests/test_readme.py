@@ -35,6 +35,16 @@ def test_comparison_is_the_csv():
             assert float(text) == pytest.approx(cells[model, column], abs=tolerance)
 
 
+def test_ten_lines_are_the_csv():
+    cells = pd.read_csv(ROOT / "figures" / "07_ten_lines.csv").set_index(["model", "name"]).value
+    names = ["enc_homogeneity", "dec_homogeneity", "enc_additivity", "dec_additivity", "separation", "codec"]
+    rows = re.findall(r"^\| (ten-lines/\w+) \| ([-\d.| ]+) \|$", README, re.MULTILINE)
+    assert [model for model, _ in rows] == ["ten-lines/plain", "ten-lines/linear"]
+    for model, values in rows:
+        for name, text in zip(names, values.split(" | "), strict=True):
+            assert float(text) == pytest.approx(cells[model, name], abs=0.05 + 1e-9)
+
+
 def test_links_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links

@@ -1,0 +1,267 @@
+"use strict";
+// One sound plays at a time. All of a track have one length and one clock, so that a switch keeps the position.
+const { columns, tracks, loud_lu: LOUD_LU } = JSON.parse(document.getElementById("data").textContent);
+const FADE_S = 0.01;
+const $ = (id) => document.getElementById(id);
+const context = new AudioContext();
+const output = context.createGain();
+const analyser = context.createAnalyser();
+output.connect(analyser).connect(context.destination);
+
+const buffers = new Map(); // tile -> Promise of its AudioBuffer
+let track = tracks[0], rowIndex = 0, column = columns[0];
+let voice = null; // what sounds: {source, gain}
+let startedAt = 0, offset = 0, playing = false, wanted = 0;
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function decibels(value) {
+  return value === null || value === undefined ? "–" : `${value.toFixed(1).replace("-", "−")} dB`;
+}
+
+function current() {
+  return track.rows[rowIndex].tiles[column];
+}
+
+function buffer(tile) {
+  if (!buffers.has(tile)) {
+    const bytes = Uint8Array.from(atob(tile.audio), (c) => c.charCodeAt(0));
+    buffers.set(tile, context.decodeAudioData(bytes.buffer));
+  }
+  return buffers.get(tile);
+}
+
+// ---------------------------------------------------------------- sound
+
+function position(now = context.currentTime) {
+  if (!playing) return offset;
+  const ran = offset + Math.max(0, now - startedAt);
+  return $("loop").checked ? ran % track.seconds : Math.min(ran, track.seconds);
+}
+
+function fadeOut(old) {
+  if (!old) return;
+  const now = context.currentTime;
+  old.source.onended = null;
+  old.gain.gain.cancelScheduledValues(now);
+  old.gain.gain.setTargetAtTime(0, now, FADE_S / 3);
+  old.source.stop(now + 4 * FADE_S);
+}
+
+// Start what is chosen at `at` seconds (default: where the last one is), and fade out what sounded.
+async function begin(at = null) {
+  const request = ++wanted, decoded = await buffer(current());
+  await context.resume();
+  if (request !== wanted) return;
+  const when = context.currentTime + 0.005;
+  const from = (at ?? position(when)) % track.seconds;
+  const source = context.createBufferSource(), gain = context.createGain();
+  source.buffer = decoded;
+  source.loop = $("loop").checked;
+  source.loopEnd = track.seconds; // the same for all, whatever a decoder adds
+  gain.gain.setValueAtTime(0, when);
+  gain.gain.linearRampToValueAtTime(1, when + FADE_S);
+  source.connect(gain).connect(output);
+  source.start(when, from);
+  source.onended = () => { if (voice?.source === source) stop(); };
+  fadeOut(voice);
+  voice = { source, gain };
+  offset = from;
+  startedAt = when;
+  playing = true;
+  show();
+  requestAnimationFrame(follow);
+}
+
+function pause() {
+  wanted++;
+  offset = position();
+  playing = false;
+  fadeOut(voice);
+  voice = null;
+  show();
+}
+
+function stop() {
+  pause();
+  offset = 0;
+  show();
+}
+
+function toggle() {
+  if (playing) pause(); else begin(offset);
+}
+
+function seek(seconds) {
+  const target = Math.max(0, Math.min(seconds, track.seconds - 0.01));
+  if (playing) begin(target); else { offset = target; show(); }
+}
+
+function choose(row, source, andPlay = false) {
+  rowIndex = (row + track.rows.length) % track.rows.length;
+  column = source;
+  if (playing || andPlay) begin(playing ? null : offset);
+  show();
+}
+
+function chooseTrack(next) {
+  const played = playing;
+  stop();
+  track = next;
+  rowIndex = Math.min(rowIndex, track.rows.length - 1);
+  board();
+  show();
+  if (played) begin(0);
+}
+
+function volume() {
+  const db = Number($("volume").value);
+  output.gain.setTargetAtTime(10 ** (db / 20), context.currentTime, 0.01);
+  $("level").textContent = `${String(db).replace("-", "−")} dB`;
+  $("volume").setAttribute("aria-valuetext", `${db} dB`);
+}
+
+// ---------------------------------------------------------------- sight
+
+function board() {
+  $("tracks").replaceChildren(...tracks.map((each, k) => {
+    const button = make("button", { role: "tab", type: "button", "aria-selected": each === track, "data-track": k }, `Track ${k + 1}: ${each.name}`);
+    button.onclick = () => chooseTrack(each);
+    return button;
+  }));
+  const heads = make("div", { class: "heads", "aria-hidden": "true" }, make("span"), ...columns.map((name, k) => make("span", {}, k ? `latents of ${name}` : "waveform: the truth")));
+  const rows = track.rows.map((row, r) => {
+    const about = make("div", { class: "about" }, make("h2", {}, row.title), make("div", { class: "formula" }, row.formula));
+    const tiles = columns.map((name) => {
+      const { image, numbers } = row.tiles[name];
+      const linear = "linearity_snr_db" in numbers;
+      const number = linear ? `linearity ${decibels(numbers.linearity_snr_db)}` : `SNR ${decibels(numbers.snr_db)}`;
+      const note = name === columns[0] ? "" : number;
+      const tile = make("button", { class: "tile", type: "button", "aria-pressed": "false", "data-row": r, "data-source": name,
+        "aria-label": `${row.title}, ${name}${note && `, ${note}`}` },
+        make("img", { src: `data:image/jpeg;base64,${image}`, alt: "" }), make("i", { class: "cursor" }), make("span", { class: "sign", "aria-hidden": "true" }, "▶"));
+      if (note) tile.append(make("span", { class: "note" }, note));
+      if (numbers.louder_lu > LOUD_LU) tile.append(make("span", { class: "loud" }, `loud: +${numbers.louder_lu.toFixed(0)} LU`));
+      tile.onclick = () => {
+        if (playing && rowIndex === r && column === name) pause(); else choose(r, name, true);
+      };
+      return tile;
+    });
+    const line = make("div", { class: "row", role: "group", "aria-label": row.title }, about, ...tiles);
+    if (r && row.block === track.rows[r - 1].block) return [line];
+    const safety = `safety gain ${decibels(row.tiles[columns[0]].gain_db)}, the same for all of them`;
+    return [make("p", { class: "block" }, make("strong", {}, row.block), `: ${safety}`), line];
+  }).flat();
+  $("board").style.setProperty("--columns", columns.length);
+  $("board").replaceChildren(heads, ...rows);
+}
+
+function show() {
+  const row = track.rows[rowIndex], tile = current(), { numbers } = tile;
+  $("play").textContent = playing ? "❚❚ Pause" : "▶ Play";
+  for (const button of document.querySelectorAll(".tile")) {
+    const chosen = Number(button.dataset.row) === rowIndex && button.dataset.source === column;
+    button.setAttribute("aria-pressed", chosen);
+    button.querySelector(".sign").textContent = chosen && playing ? "❚❚" : "▶";
+  }
+  const title = `${row.title} · ${column}`;
+  if ($("title").dataset.text !== title) {
+    $("title").dataset.text = title;
+    $("title").replaceChildren(title, make("small", {}, column === columns[0] ? "" : row.formula));
+    $("sources").replaceChildren(...columns.map((name, k) => {
+      const button = make("button", { type: "button", role: "radio", "aria-checked": name === column, tabindex: name === column ? 0 : -1, "data-source": name }, name);
+      button.onclick = () => choose(rowIndex, name);
+      return button;
+    }));
+    $("picture").querySelector("img").src = `data:image/jpeg;base64,${tile.image}`;
+    $("picture").querySelector(".axis").replaceChildren(...tile.ticks.map(([share, label]) => {
+      const mark = make("span", {}, label);
+      mark.style.setProperty("--at", `${100 * share}%`);
+      return mark;
+    }));
+    const lines = [
+      ["SNR against the waveform", decibels(numbers.snr_db)], ["SI-SDR", decibels(numbers.si_sdr_db)],
+      ["MSS (0 is equal)", numbers.mss?.toFixed(2) ?? "–"], ["Linearity", decibels(numbers.linearity_snr_db)],
+      ["Loudness", numbers.lufs === null ? "silent" : `${numbers.lufs.toFixed(1).replace("-", "−")} LUFS`],
+      ["True peak", decibels(numbers.true_peak_dbtp)], ["Safety gain", decibels(tile.gain_db)],
+    ];
+    $("numbers").tBodies[0].replaceChildren(...lines.map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value))));
+  }
+  move();
+}
+
+function move() {
+  const at = position(), share = `${(100 * at) / track.seconds}%`;
+  $("time").textContent = `0:${at.toFixed(1).padStart(4, "0")} / 0:${track.seconds.toFixed(1).padStart(4, "0")}`;
+  for (const cursor of document.querySelectorAll('#picture .cursor, .tile[aria-pressed="true"] .cursor')) cursor.style.left = share;
+  $("picture").setAttribute("aria-valuemax", track.seconds.toFixed(1));
+  $("picture").setAttribute("aria-valuenow", at.toFixed(1));
+}
+
+function follow() {
+  move();
+  if (playing) requestAnimationFrame(follow);
+}
+
+// ---------------------------------------------------------------- controls
+
+function beside(step) {
+  choose(rowIndex, columns[(columns.indexOf(column) + step + columns.length) % columns.length]);
+}
+
+function louder(step) {
+  $("volume").value = Number($("volume").value) + step;
+  volume();
+}
+
+const keys = {
+  " ": toggle, Escape: stop, a: () => beside(-1), d: () => beside(1), w: () => choose(rowIndex - 1, column), s: () => choose(rowIndex + 1, column),
+  ",": () => seek(position() - 1), ".": () => seek(position() + 1), "+": () => louder(3), "=": () => louder(3), "-": () => louder(-3),
+  l: () => { $("loop").checked = !$("loop").checked; if (playing) begin(); },
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const source = columns[Number(event.key) - 1];
+  const action = source ? () => choose(rowIndex, source) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const pressesItself = event.key === " " && event.target.matches("button, input, summary") && event.target !== $("volume");
+  if (!action || pressesItself) return;
+  event.preventDefault();
+  action();
+});
+$("sources").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  beside(step);
+  $("sources").querySelector('[aria-checked="true"]').focus();
+});
+$("picture").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+  if (!step) return;
+  event.preventDefault();
+  seek(position() + step);
+});
+$("picture").addEventListener("click", (event) => {
+  const box = $("picture").getBoundingClientRect();
+  seek(((event.clientX - box.left) / box.width) * track.seconds);
+});
+$("details").open = window.matchMedia("(min-width: 701px)").matches; // on a phone the board needs the room
+$("play").onclick = toggle;
+$("stop").onclick = stop;
+$("loop").onchange = () => { if (playing) begin(); };
+$("volume").oninput = volume;
+volume();
+board();
+show();
+// for tests and other scripts of the page
+window.demo = {
+  position, buffer, current, analyser, context, tracks, columns,
+  get playing() { return playing; },
+  get voice() { return voice; },
+};

@@ -1,0 +1,284 @@
+// The player of the mixing desk (an anywidget module): several sounds of one length, all running, one heard.
+// Samples arrive as float32 and are played as they are, but for the monitor volume and the gains of `sounds`.
+const SWITCH_S = 0.01; // crossfade between two sounds
+const NAMES = { latent: "latent mix", waveform: "waveform mix", decoded: "mix of decoded stems" };
+const PANELS = ["latent", "waveform", "difference"];
+
+function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function clock(seconds) {
+  return `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
+}
+
+function floats(view) {
+  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+// WAV with 32-bit float samples: levels beyond full scale survive.
+function wav(channels, rate) {
+  const frames = channels[0].length, bytes = 4 * frames * channels.length;
+  const view = new DataView(new ArrayBuffer(58 + bytes));
+  const text = (at, letters) => [...letters].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+  text(0, "RIFF"); view.setUint32(4, 50 + bytes, true); text(8, "WAVEfmt ");
+  view.setUint32(16, 18, true); view.setUint16(20, 3, true); view.setUint16(22, channels.length, true);
+  view.setUint32(24, rate, true); view.setUint32(28, 4 * rate * channels.length, true);
+  view.setUint16(32, 4 * channels.length, true); view.setUint16(34, 32, true);
+  text(38, "fact"); view.setUint32(42, 4, true); view.setUint32(46, frames, true);
+  text(50, "data"); view.setUint32(54, bytes, true);
+  let at = 58;
+  for (let i = 0; i < frames; i++) for (const c of channels) { view.setFloat32(at, c[i], true); at += 4; }
+  return new Blob([view], { type: "audio/wav" });
+}
+
+function render({ model, el }) {
+  let context = null, monitor = null, analyser = null;
+  let voices = {}; // the sounds that run: key -> {source, gain}
+  let loaded = {}; // key -> {channels, gain}
+  let rate = 1, duration = 0, offset = 0, startedAt = 0, playing = false, swaps = 0, frame = 0;
+
+  // ------------------------------------------------------------ what is seen
+  const play = element("button", { class: "lc-play", type: "button", title: "Play or pause" }, "▶ Play");
+  const loop = element("input", { type: "checkbox", class: "lc-loop" });
+  loop.checked = true;
+  const time = element("output", { class: "lc-time" }, "0:00.0");
+  const volume = element("input", { type: "range", min: -60, max: 0, step: 1, class: "lc-volume" });
+  volume.value = model.get("volume_db");
+  const level = element("output", { class: "lc-level" });
+  const lamp = element("output", { class: "lc-lamp" });
+  const download = element("button", { class: "lc-download", type: "button" }, "↓ WAV");
+  download.title = "Download what is heard, unscaled, as 32-bit float WAV";
+  const choices = element("div", { class: "lc-choices", role: "radiogroup", "aria-label": "What is heard" });
+  const buttons = {};
+  for (const [key, name] of Object.entries(NAMES)) {
+    const button = element("button", { type: "button", role: "radio", "data-sound": key }, name);
+    button.onclick = () => { model.set("heard", key); model.save_changes(); };
+    buttons[key] = button;
+    choices.append(button);
+  }
+  const images = {}, heads = {}, cursors = [];
+  const pictures = element("div", { class: "lc-pictures" });
+  for (const key of PANELS) {
+    images[key] = element("img", { alt: "", draggable: "false" });
+    heads[key] = element("figcaption");
+    const cursor = element("i", { class: "lc-cursor" });
+    cursors.push(cursor);
+    const axis = element("div", { class: "lc-axis", "aria-hidden": "true" });
+    const frameBox = element("div", { class: "lc-image" }, images[key], cursor, axis);
+    frameBox.onclick = (event) => {
+      const box = frameBox.getBoundingClientRect();
+      seek(((event.clientX - box.left) / box.width) * duration);
+    };
+    pictures.append(element("figure", { "data-panel": key }, heads[key], frameBox));
+  }
+  const root = element("div", { class: "lincae-player" },
+    element("div", { class: "lc-transport" }, play, time,
+      element("label", {}, loop, " loop"),
+      element("label", { class: "lc-monitor" }, "monitor ", volume, level), lamp, download),
+    choices, pictures);
+  el.append(root);
+
+  // ------------------------------------------------------------ what is heard
+  function position() {
+    if (!playing) return offset;
+    const ran = offset + context.currentTime - startedAt;
+    return loop.checked ? ran % duration : Math.min(ran, duration);
+  }
+
+  function audible(key) {
+    return key === model.get("heard") && loaded[key] ? loaded[key].gain : 0;
+  }
+
+  function start(at) {
+    const begin = context.currentTime + 0.005, next = {};
+    for (const [key, { channels }] of Object.entries(loaded)) {
+      const buffer = context.createBuffer(channels.length, channels[0].length, rate);
+      channels.forEach((samples, i) => buffer.copyToChannel(samples, i));
+      const source = context.createBufferSource(), gain = context.createGain();
+      source.buffer = buffer;
+      source.loop = loop.checked;
+      source.connect(gain).connect(monitor);
+      gain.gain.setValueAtTime(0, begin);
+      gain.gain.linearRampToValueAtTime(audible(key), begin + SWITCH_S);
+      source.start(begin, at % duration);
+      next[key] = { source, gain };
+    }
+    const first = Object.values(next)[0];
+    if (first) first.source.onended = () => { if (voices === next && playing) { halt(); offset = 0; draw(); } };
+    const old = voices;
+    voices = next; offset = at % duration; startedAt = begin;
+    silence(old);
+  }
+
+  function silence(old) {
+    for (const { source, gain } of Object.values(old)) {
+      source.onended = null;
+      gain.gain.cancelScheduledValues(context.currentTime);
+      gain.gain.setTargetAtTime(0, context.currentTime, SWITCH_S / 3);
+      source.stop(context.currentTime + 4 * SWITCH_S);
+    }
+  }
+
+  function halt() {
+    offset = position();
+    playing = false;
+    silence(voices);
+    voices = {};
+  }
+
+  async function toggle() {
+    if (playing) { halt(); draw(); return; }
+    if (!Object.keys(loaded).length) return;
+    if (!context) {
+      context = new AudioContext();
+      monitor = context.createGain();
+      analyser = context.createAnalyser();
+      analyser.fftSize = 2048;
+      monitor.connect(analyser).connect(context.destination);
+      setVolume();
+    }
+    await context.resume();
+    start(offset >= duration ? 0 : offset);
+    playing = true;
+    tick();
+  }
+
+  function seek(at) {
+    const target = Math.max(0, Math.min(at, duration - 1e-3));
+    if (playing) start(target); else offset = target;
+    draw();
+  }
+
+  function setVolume() {
+    const db = Number(volume.value);
+    level.textContent = db <= -60 ? "off" : `${db} dB`;
+    volume.setAttribute("aria-valuetext", level.textContent);
+    if (monitor) monitor.gain.value = db <= -60 ? 0 : 10 ** (db / 20);
+    light();
+  }
+
+  // What leaves for the loudspeaker beyond full scale is clipped there: said, not hidden.
+  function light() {
+    const { peak, gain } = loaded[model.get("heard")] ?? { peak: 0, gain: 0 };
+    const db = 20 * Math.log10(peak * gain) + Number(volume.value);
+    lamp.textContent = db > 0 ? `clips by ${db.toFixed(1)} dB: lower the monitor` : "";
+  }
+
+  // ------------------------------------------------------------ what the kernel sends
+  function take() {
+    const sounds = model.get("sounds"), at = position();
+    rate = model.get("sample_rate");
+    loaded = {};
+    for (const [key, { samples, channels, gain }] of Object.entries(sounds)) {
+      const all = floats(samples), size = all.length / channels;
+      const peak = all.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+      const parts = Array.from({ length: channels }, (_, i) => all.slice(i * size, (i + 1) * size));
+      loaded[key] = { gain, peak, channels: parts };
+    }
+    const first = Object.values(loaded)[0], before = duration;
+    duration = first ? first.channels[0].length / rate : 0;
+    if (duration !== before && !playing) offset = 0;
+    if (playing) { if (duration) start(at % duration); else halt(); }
+    root.dataset.swaps = ++swaps;
+    choose();
+    draw();
+  }
+
+  function choose() {
+    const heard = model.get("heard");
+    for (const [key, button] of Object.entries(buttons)) {
+      button.setAttribute("aria-checked", key === heard);
+      button.tabIndex = key === heard ? 0 : -1;
+      button.disabled = !loaded[key];
+      const db = loaded[key] ? 20 * Math.log10(loaded[key].gain) : 0;
+      button.textContent = NAMES[key] + (Math.abs(db) >= 0.05 ? ` (${db > 0 ? "+" : "−"}${Math.abs(db).toFixed(1)} dB)` : "");
+    }
+    light();
+    for (const [key, { gain }] of Object.entries(voices)) {
+      gain.gain.cancelScheduledValues(context.currentTime);
+      gain.gain.setValueAtTime(gain.gain.value, context.currentTime);
+      gain.gain.linearRampToValueAtTime(audible(key), context.currentTime + SWITCH_S);
+    }
+  }
+
+  function paint() {
+    for (const key of PANELS) {
+      const { png, title, ticks } = model.get("pictures")[key] ?? { title: key, ticks: [] };
+      heads[key].textContent = title;
+      if (images[key].src) URL.revokeObjectURL(images[key].src);
+      if (png) images[key].src = URL.createObjectURL(new Blob([png], { type: "image/png" }));
+      images[key].alt = `Spectrogram: ${title}`;
+      const axis = images[key].parentElement.querySelector(".lc-axis");
+      axis.replaceChildren(...ticks.map(([share, label]) => {
+        const mark = element("span", {}, label);
+        mark.style.setProperty("--at", `${100 * share}%`);
+        return mark;
+      }));
+    }
+  }
+
+  function draw() {
+    const at = position();
+    play.textContent = playing ? "❚❚ Pause" : "▶ Play";
+    play.disabled = !duration;
+    download.disabled = !loaded[model.get("heard")];
+    time.textContent = `${clock(at)} / ${clock(duration)}`;
+    for (const cursor of cursors) cursor.style.left = `${duration ? (100 * at) / duration : 0}%`;
+    const detail = { desk: model.get("desk"), share: duration ? at / duration : 0, playing };
+    document.dispatchEvent(new CustomEvent("lincae-time", { detail }));
+  }
+
+  function tick() {
+    draw();
+    if (playing) frame = requestAnimationFrame(tick);
+  }
+
+  play.onclick = toggle;
+  loop.onchange = () => { if (playing) start(position()); };
+  volume.oninput = setVolume;
+  volume.onchange = () => { model.set("volume_db", Number(volume.value)); model.save_changes(); };
+  choices.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    const ready = Object.keys(NAMES).filter((key) => loaded[key]);
+    const next = ready[(ready.indexOf(model.get("heard")) + step + ready.length) % ready.length];
+    model.set("heard", next);
+    model.save_changes();
+    buttons[next].focus();
+    event.preventDefault();
+  };
+  download.onclick = () => {
+    const key = model.get("heard"), link = element("a", { download: `${model.get("file_name")}_${key}.wav` });
+    link.href = URL.createObjectURL(wav(loaded[key].channels, rate));
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+  model.on("change:sounds", take);
+  model.on("change:heard", choose);
+  model.on("change:pictures", paint);
+  // for tests and other scripts of the page
+  root.player = {
+    position, seek, toggle,
+    get playing() { return playing; },
+    get heard() { return model.get("heard"); },
+    get sounds() { return loaded; },
+    get analyser() { return analyser; },
+    get clock() { return context?.currentTime; },
+  };
+  setVolume();
+  take();
+  paint();
+  return () => {
+    cancelAnimationFrame(frame);
+    model.off("change:sounds", take);
+    model.off("change:heard", choose);
+    model.off("change:pictures", paint);
+    context?.close();
+  };
+}
+
+export default { render };

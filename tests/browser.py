@@ -1,0 +1,90 @@
+"""A real Chromium for the tests of the desk and of the demo page, and Voila to serve the desk."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+
+
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def required(found: object, what: str) -> None:
+    """Skip without what a test needs, but fail where CI must have it."""
+    if not found:
+        message = f"{what} is missing: apt install {what}"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
+
+
+@contextlib.contextmanager
+def browser() -> Iterator:
+    required(find_chromium(), "chromium")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_chromium(), args=arguments)
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+class Watched:
+    """A page of the browser that keeps what went to the console as an error, and where requests went."""
+
+    def __init__(self, browser, viewport=None):
+        self.context = browser.new_context(viewport=viewport or DESKTOP, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.errors: list[str] = []
+        self.addresses: list[str] = []
+        self.page.on("request", lambda request: self.addresses.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
+
+    @property
+    def outside(self) -> list[str]:
+        here = re.compile(r"(file|data|blob):|(https?|wss?)://(localhost|127\.0\.0\.1)[:/]")
+        return [address for address in self.addresses if not here.match(address)]
+
+
+@contextlib.contextmanager
+def served(notebook: Path, log: Path, *options: str) -> Iterator[str]:
+    """Voila with a notebook, set up as by `make mixer`; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}"]
+    command += options
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= dict.fromkeys(("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"), str(ROOT / "lincae" / "web"))
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and process.poll() is None:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=5).close()
+                break
+            time.sleep(0.2)
+        assert process.poll() is None, log.read_text()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)

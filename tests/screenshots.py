@@ -1,0 +1,66 @@
+"""Pictures of the desk and of the demo page for the README, at desktop and phone width.
+
+    make screenshots   # -> figures/desk.png, desk_phone.png, demo.png, demo_phone.png
+
+The desk is that of notebook 08 with its defaults, but for the first track: a synthetic song. The page is
+figures/demo/index.html, which notebook 05 writes.
+"""
+
+import tempfile
+from pathlib import Path
+
+import papermill
+from browser import DESKTOP, PHONE, ROOT, Watched, browser, served
+
+FIGURES = ROOT / "figures"
+
+
+def of_the_desk(chromium, address: str) -> None:
+    visit = Watched(chromium, {"width": 1240, "height": 1000})
+    page = visit.page
+    page.goto(address, timeout=180_000)
+    ready = 'document.querySelector(".lincae-player")?.player.sounds.decoded'
+    page.wait_for_function(ready, timeout=180_000)
+    before = int(page.get_attribute(".lincae-player", "data-swaps"))
+    for index, text in enumerate(("-3", "-9", "0", "3")):
+        page.locator(".lc-db input").nth(index).fill(text)
+        page.locator(".lc-db input").nth(index).press("Enter")
+    page.wait_for_function(f'Number(document.querySelector(".lincae-player").dataset.swaps) >= {before + 2}')
+    page.evaluate('document.querySelector(".lincae-player").player.seek(2.2)')
+    page.wait_for_timeout(3000)
+    page.locator(".lincae-desk").screenshot(path=FIGURES / "desk.png")
+    page.set_viewport_size(PHONE | {"height": 1300})  # all of it at once
+    page.wait_for_timeout(1000)
+    page.locator(".lincae-desk").screenshot(path=FIGURES / "desk_phone.png")
+
+
+def of_the_page(chromium) -> None:
+    for name, viewport in (("demo", DESKTOP), ("demo_phone", PHONE)):
+        page = Watched(chromium, viewport).page
+        page.goto((FIGURES / "demo" / "index.html").as_uri())
+        row, last = page.locator(".row").last, page.locator(".row").last.locator(".tile").nth(1)
+        last.click()
+        page.wait_for_function("window.demo.position() > 1.5")
+        page.click("#play")
+        page.mouse.move(0, 0)
+        row.evaluate(
+            "row => row.previousElementSibling.previousElementSibling.scrollIntoView({block: 'center'})"
+        )
+        page.wait_for_timeout(500)
+        page.screenshot(path=FIGURES / f"{name}.png")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, browser() as chromium:
+        notebook = Path(folder, "desk.ipynb")
+        parameters = {"dataset": "synthetic", "out_dir": folder}
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "08_latent_mixer.ipynb", notebook, parameters, prepare_only=True
+        )
+        with served(notebook, Path(folder, "log")) as address:
+            of_the_desk(chromium, address)
+        of_the_page(chromium)
+
+
+if __name__ == "__main__":
+    main()

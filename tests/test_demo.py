@@ -1,0 +1,455 @@
+"""The demo page: what is in the file, and what a visitor of it does and hears, in a Chromium."""
+
+import base64
+import functools
+import io
+import json
+import math
+import re
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from browser import DESKTOP, PHONE, Watched, browser
+from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder
+
+from lincae.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
+from lincae.demo import Sound as DemoSound
+from lincae.loudness import rms_dbfs, true_peak_dbtp
+from lincae.tracks import Track
+
+SECONDS = 3.0
+
+
+class Sweep:
+    """A track whose frequency tells the time, 300 to 1500 Hz, the same in both stems at different levels."""
+
+    dataset, sample_rate, stem_names = "fake", RATE, ("drums", "bass")
+    from_hz, hz_per_s = 300.0, 400.0
+
+    def __init__(self, name="sweep", level=0.1, seconds=SECONDS):
+        self.name, self.level, self.duration_s = name, level, seconds
+
+    def stems(self, sample_rate, start_s=0.0, seconds=None):
+        t = torch.arange(round(self.duration_s * sample_rate), dtype=torch.float64) / sample_rate
+        sweep = torch.sin(2 * math.pi * (self.from_hz * t + self.hz_per_s * t**2 / 2)).float()
+        start = round(start_s * sample_rate)
+        stop = None if seconds is None else start + round(seconds * sample_rate)
+        return self.level * torch.stack([sweep, 0.5 * sweep])[:, start:stop]
+
+
+class Named(Linear):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+
+class Loud(Named):
+    """Ten times as loud as it should be."""
+
+    def decode(self, z, length=None, seed=0):
+        return 10 * super().decode(z, length, seed)
+
+
+def content(path):
+    """What the page holds: track name -> row name -> source -> tile."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
+    tracks = json.loads(text.group(1))["tracks"]
+    return {t["name"]: {row["name"]: row["tiles"] for row in t["rows"]} for t in tracks}
+
+
+def decoded(tile):
+    audio, rate = soundfile.read(io.BytesIO(base64.b64decode(tile["audio"])), dtype="float32", always_2d=True)
+    return torch.from_numpy(audio.T.copy()), rate
+
+
+# ---------------------------------------------------------------- the file
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Models: the linear reference, and one that is ten times too loud."""
+    folder = tmp_path_factory.mktemp("demo")
+    tracks = [
+        FakeTrack("one", SECONDS, seed=1),
+        FakeTrack("two", SECONDS, levels=(0.1, 0.1, 0.0, 0.1), seed=2),
+    ]
+    return write_demo([Named("linear"), Loud("loud")], tracks, folder, seconds=SECONDS), tracks
+
+
+def test_rows_of_the_papers_page_and_more(written):
+    rows = content(written[0])["one"]
+    assert list(rows) == [
+        "mix", "sum", "gain 0.25", "gain 2", "gain -1",
+        "separated drums", "separated bass", "separated other", "separated vocals",
+    ]  # fmt: skip
+    assert all(list(tiles) == [TRUTH, "linear", "loud"] for tiles in rows.values())
+
+
+def test_levels_are_those_of_the_sounds(written):
+    """Decoded back, every tile has the level of its waveform at the gain of its block: nothing normalises."""
+    path, tracks = written
+    for track in tracks:
+        stems = track.stems(RATE, 0, SECONDS)
+        mix, rows = stems.sum(0), content(path)[track.name]
+        truth = {"mix": mix, "sum": mix} | {f"gain {g:g}": g * mix for g in (0.25, 2.0, -1.0)}
+        truth |= {f"separated {n}": stem for n, stem in zip(track.stem_names, stems, strict=True)}
+        for name, tiles in rows.items():
+            for source, amplitude in ((TRUTH, 1.0), ("linear", 1.0), ("loud", 10.0)):
+                audio, rate = decoded(tiles[source])
+                assert audio.shape == (1, round(SECONDS * rate))
+                expected = rms_dbfs(amplitude * truth[name][None]) + tiles[source]["gain_db"]
+                if expected > -80:
+                    assert rms_dbfs(audio) == pytest.approx(expected, abs=0.3)
+                else:
+                    assert rms_dbfs(audio) < -70
+
+
+def test_one_gain_a_block_keeps_the_true_peak_safe(written):
+    blocks = {"mixture": ("mix", "sum", "gain 0.25", "gain 2", "gain -1")}
+    blocks["stems"] = ("separated drums", "separated bass", "separated other", "separated vocals")
+    for rows in content(written[0]).values():
+        for names in blocks.values():
+            tiles = [tile for name in names for tile in rows[name].values()]
+            (gain_db,) = {tile["gain_db"] for tile in tiles}
+            peaks = [tile["numbers"]["true_peak_dbtp"] for tile in tiles]
+            loudest = max(peak for peak in peaks if peak is not None)  # None: silent
+            assert gain_db == pytest.approx(min(0.0, PEAK_DBTP - loudest), abs=0.02)
+            assert gain_db < 0  # the loud model peaks beyond full scale
+            assert max(true_peak_dbtp(decoded(tile)[0]) for tile in tiles) < 0
+
+
+def test_quiet_sounds_get_no_gain(tmp_path):
+    page = write_demo([Named("linear")], [FakeTrack(levels=(0.01,) * 4)], tmp_path, seconds=1.0)
+    tiles = [tile for tiles in content(page)["track"].values() for tile in tiles.values()]
+    assert {tile["gain_db"] for tile in tiles} == {0.0}
+
+
+def test_numbers(written):
+    rows = content(written[0])["one"]
+    frame = pd.read_csv(written[0].parent / "demo.csv").set_index(["track", "operation", "sound"])
+    for name, tiles in rows.items():
+        linear, loud = tiles["linear"]["numbers"], tiles["loud"]["numbers"]
+        assert linear["snr_db"] > 60
+        assert loud["snr_db"] == pytest.approx(-19.08, abs=0.01)  # 20 log10(1 / 9)
+        assert loud["louder_lu"] == pytest.approx(20, abs=0.01)
+        assert loud["louder_lu"] > LOUD_LU > linear["louder_lu"]
+        if name != "mix":
+            assert linear["linearity_snr_db"] > 60
+            assert loud["linearity_snr_db"] > 60  # ten times too loud, and linear
+        assert frame.snr_db["one", name, "loud"] == pytest.approx(loud["snr_db"], abs=0.01)
+
+
+def test_linearity_is_against_the_same_operation_on_decoded_sound(tmp_path):
+    """A decoder that doubles what is loud: the latent scaled by 2 is loud, the scaled decode is not."""
+    model = LouderWhenLoud(decoder_error=1.0, threshold=0.15)
+    page = write_demo([model], [FakeTrack(levels=(0.05,) * 4)], tmp_path, seconds=2.0)
+    rows = content(page)["track"]
+    assert rows["gain 2"]["louder"]["numbers"]["linearity_snr_db"] == pytest.approx(0, abs=0.01)
+    assert rows["gain 0.25"]["louder"]["numbers"]["linearity_snr_db"] > 60
+
+
+@pytest.mark.parametrize("rate", [16000, 22050, 44100])
+def test_audio_is_opus_without_lag(rate):
+    t = torch.arange(2 * rate) / rate
+    sound = 0.3 * torch.sin(2 * math.pi * 440 * t) * torch.hann_window(2 * rate)
+    audio, opus_rate = soundfile.read(io.BytesIO(encoded(DemoSound(sound, rate, {}))), dtype="float32")
+    assert opus_rate == (16000 if rate == 16000 else 24000 if rate == 22050 else 48000)
+    expected = (
+        0.3 * np.sin(2 * np.pi * 440 * np.arange(2 * opus_rate) / opus_rate) * np.hanning(2 * opus_rate)
+    )
+    error = audio[: len(expected)] - expected
+    assert 10 * np.log10((expected**2).sum() / (error**2).sum()) > 20
+
+
+def test_excerpt_is_where_the_stems_sound(tmp_path):
+    class Late(FakeTrack):
+        def stems(self, sample_rate, start_s=0.0, seconds=None):
+            stems = super().stems(sample_rate, 0.0, 10.0)
+            stems[:, : 6 * sample_rate] = 0
+            start = round(start_s * sample_rate)
+            return stems[:, start : None if seconds is None else start + round(seconds * sample_rate)]
+
+    write_demo([Named("linear")], [Late(seconds=10.0)], tmp_path, seconds=2.0)
+    assert set(pd.read_csv(tmp_path / "demo.csv").start_s) <= {6.0, 7.0, 8.0}
+
+
+def test_silence_has_no_numbers(tmp_path):
+    page = write_demo([Named("linear")], [FakeTrack(levels=(0.1, 0.1, 0.1, 0.0))], tmp_path, seconds=1.0)
+    numbers = content(page)["track"]["separated vocals"]["linear"]["numbers"]
+    assert numbers["snr_db"] is None
+    assert numbers["lufs"] is None
+
+
+def test_bad_input(tmp_path):
+    model, track = Named("a"), FakeTrack()
+    clip = Track("Falcon", "clip", ("drums",), RATE, 1.0, lambda start, seconds: torch.zeros(1, RATE))
+    for models, tracks, options, message in (
+        ([], [track], {}, "a page needs a model and a track, got 0 and 1"),
+        ([model], [], {}, "got 1 and 0"),
+        ([model, Named("a")], [track], {}, r"models need different names, got \['a', 'a'\]"),
+        ([model], [track, track], {}, "tracks need different names"),
+        ([model], [track], {"gains": [math.inf]}, r"gains must be finite, got \(inf,\)"),
+        ([model], [clip], {}, "'Falcon' is CC BY-NC-SA 3.0: it cannot be part of a published page"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_demo(models, tracks, tmp_path / "page", **options)
+    assert not (tmp_path / "page").exists()
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory):
+    models = [Named("model A"), NoisyDecoder()]
+    tracks = [Sweep(), Sweep("short", 0.2, seconds=2.0)]
+    return write_demo(models, tracks, tmp_path_factory.mktemp("sweeps"), seconds=SECONDS)
+
+
+class DemoPage(Watched):
+    def __init__(self, chromium, address, viewport=None):
+        super().__init__(chromium, viewport)
+        self.page.goto(address)
+
+    def tile(self, row, source):
+        return self.page.locator(f'.tile[data-row="{row}"][data-source="{source}"]')
+
+    def ask(self, expression):
+        return self.page.evaluate(expression)
+
+    def play(self, row, source):
+        self.tile(row, source).click()
+        self.page.wait_for_function("window.demo.playing && window.demo.position() > 0.1")
+
+    def record(self):
+        """From now on keep what leaves the page, sample by sample, on the clock of the audio."""
+        self.page.evaluate(RECORD)
+
+    def recorded(self):
+        """Times on the audio clock in seconds, and what was heard there."""
+        record, rate = self.page.evaluate("[window.record, window.demo.context.sampleRate]")
+        times = [(first + np.arange(len(samples))) / rate for first, samples in record]
+        return np.concatenate(times), np.concatenate([samples for _, samples in record])
+
+
+RECORD = """async () => {
+  const { analyser, context } = window.demo;
+  const code = `registerProcessor("recorder", class extends AudioWorkletProcessor {
+    process([[samples]]) {
+      if (samples) this.port.postMessage([currentFrame, Array.from(samples)]);
+      return true;
+    }
+  })`;
+  await context.audioWorklet.addModule(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+  const recorder = new AudioWorkletNode(context, "recorder");
+  window.record = [];
+  recorder.port.onmessage = ({ data }) => window.record.push(data);
+  analyser.connect(recorder);
+}"""
+
+
+def positions(times, samples, window=1600):
+    """Where in the sweep the sound is, by its frequency, in the middle of windows that hold one sound alone:
+    those in which a switch or the turn of the loop falls are left out, their frequency is not one line."""
+    found = []
+    for start in range(0, len(samples) - window, window // 2):
+        x, t = samples[start : start + window], times[start : start + window]
+        gap = t[-1] - t[0] > 1.001 * (window - 1) * (t[1] - t[0])  # a busy machine skips blocks
+        if gap or np.sqrt(np.mean(x**2)) < 1e-3:
+            continue
+        up = np.flatnonzero((x[:-1] < 0) & (x[1:] >= 0))
+        crossings = t[up] - x[up] / (x[up + 1] - x[up]) * (t[1] - t[0])
+        if len(crossings) < 6:
+            continue
+        periods = np.diff(crossings)
+        hz, middle = 1 / periods, (crossings[1:] + crossings[:-1]) / 2
+        slope, height = np.polyfit(middle - middle.mean(), hz, 1)
+        residual = np.abs(hz - height - slope * (middle - middle.mean())).max()
+        if residual < 8:
+            found.append((middle.mean(), (height - Sweep.from_hz) / Sweep.hz_per_s))
+    return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def address(sweeps):
+    """The page on this machine: a file may not load the worklet that records."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=sweeps.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html"
+        server.shutdown()
+
+
+@pytest.fixture
+def page(chromium, address):
+    visit = DemoPage(chromium, address)
+    yield visit
+    assert visit.errors == []
+    assert visit.outside == []
+    assert visit.addresses
+    visit.context.close()
+
+
+PEAK = """() => {
+  const samples = new Float32Array(2048);
+  window.demo.analyser.getFloatTimeDomainData(samples);
+  return Math.max(...samples.map(Math.abs));
+}"""
+
+
+def apart(a, b, seconds=SECONDS):
+    return min((a - b) % seconds, (b - a) % seconds)
+
+
+def test_switching_keeps_the_position_of_the_sound(page):
+    """Within 20 ms, by the frequency of all that is heard, from source to source and from row to row."""
+    page.play(0, TRUTH)
+    page.record()
+    for row, source in ((0, "model A"), (0, "noisy"), (1, TRUTH), (3, "model A"), (5, "model A"), (0, TRUTH)):
+        before = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+        page.tile(row, source).click()
+        page.page.wait_for_timeout(300)
+        after = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+        assert apart(after[0] - before[0], after[1] - before[1]) < 0.02
+        chosen = page.page.locator('.tile[aria-pressed="true"]')
+        assert (chosen.get_attribute("data-row"), chosen.get_attribute("data-source")) == (str(row), source)
+    position, at = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+    heard = positions(*page.recorded())
+    assert len(heard) > 5
+    expected = position + heard[:, 0] - at
+    assert max(apart(a, b) for a, b in zip(heard[:, 1], expected, strict=True)) < 0.02
+
+
+def test_loop(page):
+    page.play(0, "model A")
+    page.record()
+    page.page.wait_for_function("window.demo.position() > 2.5")
+    page.page.wait_for_function("window.demo.position() < 1 && window.demo.position() > 0.3")
+    position, at = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+    heard = positions(*page.recorded())
+    assert heard[:, 1].max() > 2
+    expected = position + heard[:, 0] - at
+    assert max(apart(a, b) for a, b in zip(heard[:, 1], expected, strict=True)) < 0.02
+    assert page.ask("window.demo.playing")
+    page.page.uncheck("#loop")
+    page.page.wait_for_function("!window.demo.playing", timeout=10_000)
+    assert page.ask("window.demo.position()") == 0
+
+
+def test_stop_all(page):
+    page.play(2, TRUTH)
+    page.page.click("#stop")
+    assert page.ask("[window.demo.playing, window.demo.position(), window.demo.voice]") == [False, 0, None]
+    page.page.wait_for_timeout(200)
+    assert page.ask(PEAK) < 1e-4
+    assert page.page.inner_text("#play").endswith("Play")
+
+
+def test_level_heard_is_the_level_of_the_file(page):
+    """Buffers are the file's samples, and what leaves the page is the sweep at the volume that is shown."""
+    rms = """async () => { const buffer = await window.demo.buffer(window.demo.current());
+      const x = buffer.getChannelData(0); return Math.sqrt(x.reduce((s, v) => s + v * v, 0) / x.length); }"""
+    for row, amplitude in ((0, 0.15), (2, 0.25 * 0.15), (6, 0.05)):
+        for source in (TRUTH, "model A"):
+            page.play(row, source)
+            assert page.ask(rms) == pytest.approx(amplitude / math.sqrt(2), rel=0.03)
+            page.page.wait_for_timeout(100)
+            assert page.ask(PEAK) == pytest.approx(amplitude * 10 ** (-9 / 20), rel=0.1)
+            page.page.keyboard.press("Escape")
+
+
+def test_keyboard(page):
+    press = page.page.keyboard.press
+    press("Space")
+    page.page.wait_for_function("window.demo.playing")
+    chosen = page.page.locator('.tile[aria-pressed="true"]')
+    for key, row, source in (
+        ("d", "0", "model A"), ("2", "0", "model A"), ("3", "0", "noisy"), ("d", "0", TRUTH),
+        ("a", "0", "noisy"), ("s", "1", "noisy"), ("w", "0", "noisy"), ("w", "6", "noisy"),
+    ):  # fmt: skip
+        press(key)
+        assert (chosen.get_attribute("data-row"), chosen.get_attribute("data-source")) == (row, source)
+    press("l")
+    assert not page.page.is_checked("#loop")
+    press("-")
+    assert page.page.inner_text("#level") == "−12 dB"
+    press("Space")
+    page.page.wait_for_function("!window.demo.playing")
+    at = page.ask("window.demo.position()")
+    press(".")
+    assert page.ask("window.demo.position()") == pytest.approx(min(at + 1, SECONDS - 0.01), abs=0.05)
+    press("Escape")
+    assert page.ask("window.demo.position()") == 0
+
+
+def test_seek_by_the_spectrogram(page):
+    box = page.page.locator("#picture").bounding_box()
+    page.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
+    assert page.ask("window.demo.position()") == pytest.approx(SECONDS / 2, abs=0.02)
+    cursor = page.page.locator("#picture .cursor").bounding_box()
+    assert cursor["x"] == pytest.approx(box["x"] + box["width"] / 2, abs=3)
+
+
+def test_another_track(page):
+    page.play(0, "model A")
+    page.page.get_by_role("tab").nth(1).click()
+    page.page.wait_for_function("window.demo.playing && window.demo.position() > 0.2")
+    page.record()
+    page.page.wait_for_timeout(500)
+    position, at = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+    heard = positions(*page.recorded())
+    assert max(apart(a, position + t - at, 2.0) for t, a in heard) < 0.02
+    assert "2.0" in page.page.inner_text("#time")
+
+
+def test_numbers_of_what_is_playing(page, sweeps):
+    page.tile(3, "noisy").click()
+    numbers = content(sweeps)["sweep"]["gain 2"]["noisy"]["numbers"]
+    shown = page.page.inner_text("#numbers").replace("−", "-")
+    for name in ("snr_db", "si_sdr_db", "linearity_snr_db", "lufs", "true_peak_dbtp"):
+        assert f"{numbers[name]:.1f}" in shown
+    assert page.page.inner_text("#title").startswith("Scaled by 2 · noisy")
+
+
+def test_from_disk(chromium, sweeps):
+    """Opened as a file it plays, asks nobody for anything and reports no error."""
+    visit = DemoPage(chromium, sweeps.as_uri())
+    visit.play(1, "model A")
+    assert visit.ask(PEAK) > 0.01
+    assert visit.errors == []
+    assert {address.partition(":")[0] for address in visit.addresses} <= {"file", "data", "blob"}
+    visit.context.close()
+
+
+def test_loud_sounds_are_marked(chromium, written):
+    visit = DemoPage(chromium, written[0].as_uri())
+    assert visit.page.locator(".tile .loud").count() == 9
+    assert set(visit.page.locator(".tile .loud").all_inner_texts()) == {"loud: +20 LU"}
+    assert "safety gain −" in visit.page.inner_text("#board")
+    assert "Turn the volume down first" in visit.page.inner_text(".warning")
+    assert f"{written[0].stat().st_size / 1e6:.1f} MB" in visit.page.inner_text("footer")
+    visit.context.close()
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_fits_and_is_labelled(chromium, sweeps, viewport):
+    visit = DemoPage(chromium, sweeps.as_uri(), viewport)
+    assert visit.ask("document.documentElement.scrollWidth") <= viewport["width"]
+    names = visit.ask(
+        "[...document.querySelectorAll('button, input')]"
+        ".map(e => e.ariaLabel || e.innerText || e.labels?.[0]?.innerText)"
+    )
+    assert all(names)
+    assert visit.page.locator("#play").bounding_box()["y"] < viewport["height"]
+    visit.context.close()

@@ -1,0 +1,281 @@
+"""The desk of notebook 08 through Voila, driven in a Chromium, against the same mix computed here."""
+
+import contextlib
+import time
+
+import numpy as np
+import papermill
+import pytest
+import soundfile
+import torch
+from browser import PHONE, ROOT, Watched, browser, served
+
+import lincae
+from lincae.loudness import loudness_lufs, rms_dbfs
+from lincae.metrics import snr_db
+from lincae.mixing import Mixer, Strip
+from lincae.tracks import tracks, write_synthetic
+
+SECONDS = 2.0
+STILL = 'document.querySelector(".lc-progress").style.visibility === "hidden"'
+
+
+class DeskPage(Watched):
+    """What a visitor of the desk does and hears."""
+
+    def open(self, address: str):
+        self.page.goto(address, timeout=120_000)
+        self.page.wait_for_selector(".lincae-player", timeout=120_000)
+        self.page.wait_for_function(f"{self.player}.sounds.decoded && {STILL}", timeout=120_000)
+        return self
+
+    player = 'document.querySelector(".lincae-player").player'
+
+    def ask(self, expression: str):
+        return self.page.evaluate(f"() => {{ const player = {self.player}; return {expression}; }}")
+
+    @contextlib.contextmanager
+    def change(self):
+        """Wait, after what is done inside, until the new mix is decoded and compared."""
+        before, until = self.swaps, time.monotonic() + 60
+        yield
+        still_since = time.monotonic()
+        while self.swaps == before or time.monotonic() - still_since < 0.7:
+            assert time.monotonic() < until, self.page.inner_text(".lc-status")
+            if not self.page.evaluate(STILL):
+                still_since = time.monotonic()
+            time.sleep(0.05)
+
+    @property
+    def swaps(self) -> int:
+        return int(self.page.get_attribute(".lincae-player", "data-swaps"))
+
+    def samples(self, key: str = "latent") -> torch.Tensor:
+        return torch.tensor(self.ask(f"player.sounds.{key}.channels.map(c => Array.from(c))"))
+
+    def fader(self, index: int):
+        return self.page.locator(".lc-strip .lc-fader .noUi-handle").nth(index)
+
+    def push(self, index: int, key: str, times: int):
+        self.fader(index).focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def press(self, css: str, index: int = 0):
+        self.page.locator(css).nth(index).click()
+
+
+@pytest.fixture(scope="module")
+def track(tmp_path_factory):
+    root = write_synthetic(tmp_path_factory.mktemp("data") / "songs", 0, 1, 4.0, 16000, seed=3, workers=1)
+    (song,) = tracks(root / "test")
+    return root / "test", song
+
+
+@pytest.fixture(scope="module")
+def page(track, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    parameters = {
+        "models": ["desk/lin-cae", "stft", "no-such-model"],
+        "dataset": str(track[0]),
+        "n_tracks": 1,
+    }
+    parameters |= {"seconds": SECONDS, "device": "cpu", "out_dir": str(folder)}
+    notebook = ROOT / "notebooks" / "08_latent_mixer.ipynb"
+    papermill.execute_notebook(notebook, folder / "desk.ipynb", parameters, prepare_only=True)
+    soon = [f"--MappingKernelManager.cull_{name}" for name in ("idle_timeout=8", "interval=2")]
+    with browser() as chromium, served(folder / "desk.ipynb", folder / "log", *soon) as address:
+        yield chromium, address, folder / "log"
+
+
+@pytest.fixture(scope="module")
+def visit(page):
+    return DeskPage(page[0]).open(page[1])
+
+
+@pytest.fixture(scope="module")
+def mixer(track):
+    model = lincae.load("desk/lin-cae", "cpu")
+    return Mixer(model, track[1].stems(model.sample_rate, 0, SECONDS), track[1].stem_names)
+
+
+@pytest.fixture
+def fresh(visit):
+    """The desk as it opens, whatever the test before did."""
+    visit.page.get_by_role("radio", name="latent mix").click()
+    if visit.ask("player.playing"):
+        visit.press(".lc-play")
+    if visit.page.locator("select").first.input_value() != "desk/lin-cae":
+        with visit.change():
+            visit.page.locator("select").first.select_option("desk/lin-cae")
+    with visit.change():
+        visit.page.get_by_role("button", name="Reset faders").click()
+    return visit
+
+
+def level_db(audio) -> float:
+    return rms_dbfs(audio)
+
+
+def loud_stem(mixer) -> int:
+    return int(mixer.stems.square().mean(1).argmax())
+
+
+def test_it_opens_with_the_mix_of_the_stems(fresh, mixer):
+    strips = [Strip()] * len(mixer.names)
+    for key, mix in (
+        ("latent", mixer.latent_mix),
+        ("waveform", mixer.waveform_mix),
+        ("decoded", mixer.decoded_mix),
+    ):
+        assert snr_db(fresh.samples(key), mix(strips)).item() > 60
+    assert fresh.page.locator(".lc-strip").count() == len(mixer.names) + 1
+
+
+def test_fader(fresh, mixer):
+    """24 presses of half a dB: the level falls as that of the same mix here does, within 0.5 dB."""
+    index, strips = loud_stem(mixer), [Strip(solo=k == loud_stem(mixer)) for k in range(len(mixer.names))]
+    with fresh.change():
+        fresh.press(".lc-solo", index)
+    before = fresh.samples()
+    with fresh.change():
+        fresh.push(index, "ArrowDown", 24)
+    after = fresh.samples()
+    moved = [Strip(-12.0, solo=True) if k == index else strip for k, strip in enumerate(strips)]
+    expected = level_db(mixer.latent_mix(moved)) - level_db(mixer.latent_mix(strips))
+    assert level_db(after) - level_db(before) == pytest.approx(expected, abs=0.5)
+    assert level_db(fresh.samples("waveform")) == pytest.approx(level_db(mixer.waveform_mix(moved)), abs=0.01)
+    assert level_db(mixer.waveform_mix(moved)) - level_db(mixer.waveform_mix(strips)) == pytest.approx(-12)
+    assert fresh.page.locator(".lc-db input").nth(index).input_value() == "−12.0"
+
+
+def test_mute_and_solo_and_polarity(fresh, mixer):
+    index, n = loud_stem(mixer), len(mixer.names)
+    for css, strip in (
+        (".lc-mute", {"mute": True}),
+        (".lc-solo", {"solo": True}),
+        (".lc-invert", {"inverted": True}),
+    ):
+        strips = [Strip(**strip) if k == index else Strip() for k in range(n)]
+        with fresh.change():
+            fresh.press(css, index)
+        assert snr_db(fresh.samples(), mixer.latent_mix(strips)).item() > 60
+        assert level_db(fresh.samples()) == pytest.approx(level_db(mixer.latent_mix(strips)), abs=0.5)
+        with fresh.change():
+            fresh.press(css, index)
+
+
+def test_ab_is_at_equal_loudness(fresh, mixer):
+    fresh.press(".lc-play")
+    fresh.page.wait_for_function(f"{fresh.player}.playing && {fresh.player}.position() > 0.1")
+    for key in ("waveform", "decoded", "latent"):
+        fresh.page.locator(f'.lc-choices [data-sound="{key}"]').click()
+        assert fresh.ask("player.heard") == key
+        loudness = [
+            loudness_lufs(fresh.samples(k) * fresh.ask(f"player.sounds.{k}.gain"), mixer.sample_rate)
+            for k in ("latent", key)
+        ]
+        assert loudness[1] == pytest.approx(loudness[0], abs=0.1)
+    assert fresh.ask("player.playing")
+
+
+def heard_rms(visit, key: str) -> float:
+    """Of what leaves the page over two rounds of the loop: the mean of many short windows."""
+    script = """async (key) => {
+      document.querySelector(`.lc-choices [data-sound="${key}"]`).click();
+      await new Promise(resolve => setTimeout(resolve, 200));
+      const player = document.querySelector(".lincae-player").player, powers = [];
+      const window = new Float32Array(player.analyser.fftSize);
+      while (powers.length < 200) {
+        player.analyser.getFloatTimeDomainData(window);
+        powers.push(window.reduce((sum, x) => sum + x * x, 0) / window.length);
+        await new Promise(resolve => setTimeout(resolve, 20));
+      }
+      return Math.sqrt(powers.reduce((sum, x) => sum + x, 0) / powers.length);
+    }"""
+    return visit.page.evaluate(script, key)
+
+
+def test_what_leaves_the_page_is_the_mix_at_the_monitor_level(fresh, mixer):
+    strips = [Strip()] * len(mixer.names)
+    fresh.press(".lc-play")
+    fresh.page.wait_for_function(f"{fresh.player}.playing")
+    for key, mix in (("latent", mixer.latent_mix(strips)), ("waveform", mixer.waveform_mix(strips))):
+        gain_db = 20 * np.log10(fresh.ask(f"player.sounds.{key}.gain")) - 6  # of the monitor
+        assert 20 * np.log10(heard_rms(fresh, key)) == pytest.approx(level_db(mix) + gain_db, abs=1.0)
+
+
+def test_the_position_survives_a_new_mix(fresh):
+    fresh.press(".lc-play")
+    fresh.page.wait_for_function(f"{fresh.player}.position() > 0.2")
+    clock = "[player.position(), player.clock, player.playing]"
+    position, at, _ = fresh.ask(clock)
+    with fresh.change():
+        fresh.push(0, "ArrowDown", 2)
+    later, then, playing = fresh.ask(clock)
+    assert playing
+    error = (later - position - (then - at)) % SECONDS
+    assert min(error, SECONDS - error) < 0.02
+
+
+def test_another_model(fresh, track):
+    """The linear reference: the latent mix is the waveform mix."""
+    with fresh.change():
+        fresh.page.locator("select").first.select_option("stft")
+    stems = track[1].stems(44100, 0, SECONDS)
+    torch.testing.assert_close(fresh.samples(), stems.sum(0, keepdim=True), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_fails_to_load(fresh):
+    fresh.page.locator("select").first.select_option("no-such-model")
+    fresh.page.wait_for_selector(".lc-error")
+    assert "unknown model" in fresh.page.inner_text(".lc-error")
+    assert fresh.page.locator("select").first.input_value() == "desk/lin-cae"
+
+
+def test_a_level_that_clips_is_shown(fresh):
+    with fresh.change():
+        fresh.push(len(fresh.page.query_selector_all(".lc-strip")) - 1, "ArrowUp", 24)  # master, +12 dB
+    volume = fresh.page.locator(".lc-volume")
+    volume.fill("0")
+    peak = fresh.samples().abs().max().item()
+    said = fresh.page.inner_text(".lc-lamp")
+    assert (f"clips by {20 * np.log10(peak):.1f} dB" in said) if peak > 1 else said == ""
+    volume.fill("-6")
+
+
+def test_download(fresh, mixer, tmp_path):
+    with fresh.page.expect_download() as download:
+        fresh.press(".lc-download")
+    download.value.save_as(tmp_path / "mix.wav")
+    assert download.value.suggested_filename.endswith("_latent.wav")
+    audio, rate = soundfile.read(tmp_path / "mix.wav", dtype="float32", always_2d=True)
+    assert rate == mixer.sample_rate
+    assert torch.equal(torch.from_numpy(audio.T.copy()), fresh.samples())
+    assert soundfile.info(tmp_path / "mix.wav").subtype == "FLOAT"
+
+
+def test_phone(fresh):
+    fresh.page.set_viewport_size(PHONE)
+    fresh.page.wait_for_timeout(300)
+    width = fresh.page.evaluate("document.querySelector('.lincae-player').getBoundingClientRect().right")
+    assert width <= PHONE["width"]
+
+
+def test_nothing_went_wrong_and_nothing_left_the_machine(fresh):
+    assert fresh.errors == []
+    assert fresh.outside == []
+
+
+def test_closing_the_page_while_decoding(page):
+    chromium, address, log = page
+    visit = DeskPage(chromium).open(address)
+    assert "Kernel shutdown" not in log.read_text()
+    visit.push(0, "ArrowDown", 1)
+    visit.page.wait_for_function(f"!({STILL})")
+    visit.page.close(run_before_unload=True)
+    until = time.monotonic() + 60
+    while "Kernel shutdown" not in log.read_text():  # nobody is connected any more
+        assert time.monotonic() < until, log.read_text()[-2000:]
+        time.sleep(0.2)
+    assert "Traceback" not in log.read_text()

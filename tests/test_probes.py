@@ -1,0 +1,203 @@
+"""Time shifts and the best linear map: exact where the model is, computed where it is tanh."""
+
+import numpy as np
+import pytest
+import torch
+from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, two_tracks
+
+from lincae.baselines import TanhToy
+from lincae.evaluation import evaluate
+from lincae.probes import SHIFTS, fit
+from lincae.protocols import PROTOCOLS, Chunk, EvaluationConfig
+
+CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=4.0)
+STEM = 0.3  # RMS of each of four stems of noise
+
+
+def run(model, tracks=None, protocols=("equivariance", "fit"), config=CONFIG):
+    return evaluate(model, tracks or two_tracks(seconds=4.0), protocols, config, progress=False)
+
+
+def rel_l2(frame, protocol, condition, comparison="linearity"):
+    rows = frame[(frame.protocol == protocol) & (frame.condition == condition)]
+    return rows[rows.comparison == comparison].rel_l2
+
+
+def tanh_toy_by_bussgang(sigma: float) -> float:
+    """Share of tanh(tanh(u)), u normal with deviation sigma, that the best c u explains, by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    u, weights = sigma * nodes, weights / weights.sum()
+    g = np.tanh(np.tanh(u))
+    return (weights * u * g).sum() ** 2 / ((weights * u * u).sum() * (weights * g * g).sum())
+
+
+# ---------------------------------------------------------------- the best linear map
+
+
+def test_a_linear_map_explains_all_of_the_linear_reference():
+    rows = run(Linear(), protocols=["fit"])
+    assert set(rows.condition) == {"any map", "one filter"}
+    assert (rows.value > 1 - 1e-10).all()
+    assert (rows.rel_l2 < 1e-5).all()
+
+
+def test_one_filter_explains_of_tanh_what_bussgang_says():
+    """The toy maps samples one by one, and noise is normal: the best linear map is one factor, known."""
+    tracks = two_tracks(seconds=12.0, levels=(STEM,) * 4)
+    config = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=12.0)
+    frame = run(TanhToy(RATE), tracks, ["fit"], config)
+    expected = tanh_toy_by_bussgang(2 * STEM)
+    assert expected < 0.97
+    shares = frame[frame.condition == "one filter"].value
+    # with a factor for each of the 513 frequencies instead of one, fitted on 6 s of noise: a little less
+    assert ((1 - shares) / (1 - expected)).between(1, 1.25).all()
+
+
+def test_any_map_explains_of_tanh_what_is_computed():
+    """Sample by sample the toy is a function of the weights; the best linear one is computed from many more
+    weights than the report draws. Fitting K weights to 2 K orthogonal mixtures adds half of what is left."""
+    tracks = [FakeTrack(str(i), 2.0, levels=(STEM,) * 4, seed=i) for i in range(24)]
+    frame = run(TanhToy(RATE), tracks, ["fit"])
+    shares = frame[frame.condition == "any map"].value
+    rng = np.random.default_rng(0)
+    weights = np.concatenate([np.linalg.qr(rng.normal(size=(8, 4)))[0] for _ in range(2000)]) * 8**0.5
+    stems = STEM * rng.normal(size=(4, 2000))
+    output = np.tanh(np.tanh(weights @ stems))
+    left = output - weights @ np.linalg.lstsq(weights, output)[0]
+    unexplained = (left**2).sum() / (output**2).sum()
+    assert 0.02 < unexplained < 0.05
+    assert 1 - shares.mean() == pytest.approx(1.5 * unexplained, rel=0.07)
+
+
+def test_louder_is_less_linear_for_tanh():
+    quiet, loud = (
+        run(TanhToy(RATE), [FakeTrack(levels=(level,) * 4, seconds=4.0)], ["fit"]).value.to_numpy()
+        for level in (0.02, 0.5)
+    )
+    assert (quiet > 0.9999).all()
+    assert (loud < 0.95).all()
+
+
+def test_any_map_sees_maps_that_change_over_time():
+    """A gain that swings within a window is linear, and no filter."""
+
+    class Swinging(Linear):
+        def decode(self, z, length=None, seed=0):
+            audio = super().decode(z, length)
+            return audio * (1 + 0.9 * torch.sin(torch.arange(audio.shape[1]) / 500))
+
+    shares = run(Swinging(), protocols=["fit"]).groupby("condition").value.mean()
+    assert shares["any map"] > 1 - 1e-10
+    assert shares["one filter"] < 0.9
+
+
+def test_a_decoder_that_ignores_its_latent_explains_nothing():
+    shares = run(DeafDecoder(), protocols=["fit"]).groupby("condition").value.mean()
+    assert (shares < 0.1).all()
+
+
+def test_offsets_are_not_linear():
+    class Offset(Linear):
+        def decode(self, z, length=None, seed=0):
+            return super().decode(z, length) + 0.2
+
+    shares = run(Offset(), protocols=["fit"]).groupby("condition").value.mean()
+    assert shares["any map"] < 0.6
+
+
+def test_without_stems_windows_are_mixed():
+    track = FakeTrack(seconds=4.0, stem_names=("mixture",))
+    assert (run(Linear(), [track], ["fit"]).value > 1 - 1e-10).all()
+    short = FakeTrack(seconds=0.5, stem_names=("mixture",))
+    rows = run(Linear(), [short], ["fit"])
+    assert rows.condition.tolist() == ["any map"]  # half a second cannot be fitted and tested
+    assert rows.value.iloc[0] > 1 - 1e-10
+
+
+def test_silence_has_no_share():
+    silent = FakeTrack(seconds=4.0, levels=(0.0,) * 4)
+    rows = run(Linear(), [silent])
+    assert set(rows.status) == {"silent"}
+    assert rows[["rel_l2", "value"]].isna().all(axis=None)
+
+
+def test_what_is_encoded_once_more():
+    model = Linear()
+    chunk = Chunk(model, FakeTrack(seconds=4.0), 0, 4 * RATE, CONFIG)
+    chunk.decoded("mixture")
+    before = model.encoded
+    list(fit(chunk))
+    assert model.encoded - before == 16  # 4 K mixtures of four stems
+
+
+# ---------------------------------------------------------------- time shifts
+
+
+def test_the_linear_reference_shifts_by_frames():
+    frame = run(Linear(), protocols=["equivariance"])
+    for shift in SHIFTS:
+        assert (rel_l2(frame, "decoder_equivariance", f"{shift:g} frames") < 1e-5).all()
+    for shift in ("1 frames", "4 frames"):
+        assert (rel_l2(frame, "encoder_equivariance", shift) < 1e-5).all()
+    encoder = frame[frame.protocol == "encoder_equivariance"]
+    assert set(encoder.condition) == {"1 frames", "4 frames"}
+    assert rel_l2(frame, "decoder_equivariance", "4 frames", "swap").between(1.2, 1.6).all()  # sqrt(2)
+    assert (rel_l2(frame, "decoder_equivariance", "0 frames", "floor") == 0).all()
+
+
+def test_a_model_that_counts_samples_does_not_shift():
+    """A gain of 1 and 0.5 in turns of a frame: whole pairs of frames pass, one frame and halves do not."""
+
+    class Striped(Linear):
+        def decode(self, z, length=None, seed=0):
+            audio = super().decode(z, length)
+            return audio * (1 - 0.5 * ((torch.arange(audio.shape[1]) // self.hop) % 2))
+
+    frame = run(Striped(), protocols=["equivariance"])
+    assert (rel_l2(frame, "decoder_equivariance", "4 frames") < 1e-5).all()
+    # one of both sides is halved everywhere: noise of power 1/4 against (1 + 1/4) / 2
+    assert rel_l2(frame, "decoder_equivariance", "1 frames").to_numpy() == pytest.approx(0.4**0.5, rel=0.03)
+    # at a quarter of a frame that holds for a quarter of the samples
+    assert rel_l2(frame, "decoder_equivariance", "0.25 frames").to_numpy() == pytest.approx(0.1**0.5, rel=0.1)
+
+
+def test_shifts_come_with_their_floor():
+    frame = run(NoisyDecoder(), protocols=["equivariance"])
+    floor = rel_l2(frame, "decoder_equivariance", "0 frames", "floor")
+    expected = 2**0.5 * NoisyDecoder.level / (0.2**2 + NoisyDecoder.level**2) ** 0.5
+    assert floor.to_numpy() == pytest.approx(expected, rel=0.05)
+    # noise does not move with the sound: a shift cannot do better than the floor
+    assert rel_l2(frame, "decoder_equivariance", "1 frames").to_numpy() == pytest.approx(expected, rel=0.05)
+
+
+def test_a_window_that_is_too_short_is_said():
+    model = Linear()
+    model.latent_rate = 4.0  # of a window of a second: four frames of shift are all of it
+    rows = run(model, protocols=["equivariance"])
+    assert set(rows.status) == {"window too short"}
+    assert rows.rel_l2.isna().all()
+
+
+def test_a_decoder_of_another_length_is_named():
+    class Short(Linear):
+        name = "short"
+
+        def decode(self, z, length=None, seed=0):
+            return super().decode(z, length)[:, :-1]
+
+    for probe in ("equivariance", "fit"):
+        with pytest.raises(ValueError, match="short: decode returned"):
+            run(Short(), protocols=[probe])
+
+
+def test_probes_join_a_finished_store(tmp_path):
+    """What an earlier evaluation kept is not computed again."""
+    tracks, config, model = [FakeTrack(seconds=4.0)], CONFIG, Linear()
+    evaluate(model, tracks, tuple(PROTOCOLS), config, tmp_path, progress=False)
+    before = model.encoded
+    frame = evaluate(model, tracks, (*PROTOCOLS, "fit"), config, tmp_path, progress=False)
+    assert "linear_fit" in set(frame.protocol)
+    assert model.encoded - before < 40
+    again = model.encoded
+    evaluate(model, tracks, (*PROTOCOLS, "fit"), config, tmp_path, progress=False)
+    assert model.encoded - again == 1  # the fingerprint

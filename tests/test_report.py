@@ -1,0 +1,335 @@
+"""The linearity report: perfect where the model is linear, bad by the computed amount where it is not."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fakes import RATE, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, two_tracks
+from matplotlib.image import imread
+
+from lincae import report as report_module
+from lincae.baselines import TanhToy
+from lincae.evaluation import evaluate
+from lincae.protocols import EvaluationConfig
+from lincae.report import (
+    CAP_DB,
+    GOALS,
+    PROPERTIES,
+    SUMMARY,
+    Report,
+    advantage,
+    linearity_report,
+    published_linearity,
+)
+
+ROOT = Path(__file__).parent.parent
+CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=2.0, gains=(-1.0, 0.5, 3.0))
+STEM = 0.3  # RMS of each of four stems of noise: the toy is far from linear
+
+
+def measured(model, tracks=None, config=CONFIG):
+    return linearity_report(model, tracks or two_tracks(seconds=2.0), config, progress=False)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    loud = two_tracks(seconds=2.0, levels=(STEM,) * 4)
+    models = {"stft": Linear(), "tanh": TanhToy(RATE), "deaf": DeafDecoder(), "noisy": NoisyDecoder()}
+    return {name: measured(model, loud) for name, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def joined(reports):
+    return Report.join(list(reports.values()))
+
+
+def values(table):
+    return table.set_index("name").value
+
+
+# ---------------------------------------------------------------- perfect, and bad by the computed amount
+
+
+def test_the_linear_reference_is_perfect(reports):
+    number = reports["stft"].linearity().iloc[0]
+    assert number.linearity_db == CAP_DB
+    assert (number.low, number.high, number.n_tracks, number.n_left_out) == (CAP_DB, CAP_DB, 2, 0)
+    assert number.counts
+    table = reports["stft"].table()
+    assert table.name.tolist() == list(PROPERTIES)
+    assert (values(table).drop("swap") == CAP_DB).all()
+    assert table.counts.all()
+    assert values(table)["swap"] == pytest.approx(-3, abs=0.2)  # noise against other noise: sqrt(2)
+
+
+def tanh_errors(part, n=400_000):
+    """Relative L2 errors of tanh(u) and of tanh(tanh(u)) for normal u, by sampling, as they are defined."""
+    rng = np.random.default_rng(0)
+    stems = STEM * rng.normal(size=(4, n))
+    mix, norm = stems.sum(0), np.linalg.norm
+    if part == "enc_additivity":
+        return norm(np.tanh(stems).sum(0) - np.tanh(mix)) / norm(np.tanh(mix))
+    own = np.tanh(np.tanh(mix))
+    return norm(np.tanh(np.tanh(stems).sum(0)) - own) / norm(own)
+
+
+def test_the_tanh_toy_is_bad_by_the_computed_amount(reports):
+    table = reports["tanh"].table().set_index("name")
+    for part in ("enc_additivity", "dec_additivity"):
+        assert table.error[part] == pytest.approx(tanh_errors(part), rel=0.02)
+    assert table.value["enc_polarity"] == table.value["dec_polarity"] == CAP_DB  # tanh is odd
+    assert table.value["enc_shift"] == table.value["dec_part_shift"] == CAP_DB  # and memoryless
+    assert table.value["one_filter"] < 20
+    number = reports["tanh"].linearity().iloc[0]
+    parts = table.value[list(SUMMARY)]
+    assert number.linearity_db == pytest.approx(parts.mean(), abs=1e-6)
+    assert 5 < number.linearity_db < 25
+
+
+def test_tanh_homogeneity_is_that_of_the_drawn_gains(reports):
+    rows = reports["tanh"].frame
+    drawn = rows[(rows.protocol == "encoder_homogeneity") & (rows.condition == "random")]
+    drawn = drawn[drawn.comparison == "linearity"]
+    u = 2 * STEM * np.random.default_rng(0).normal(size=400_000)
+    for row in drawn.itertuples():
+        expected = np.linalg.norm(np.tanh(row.gain * u) - row.gain * np.tanh(u))
+        assert row.rel_l2 == pytest.approx(expected / np.linalg.norm(row.gain * np.tanh(u)), rel=0.05)
+
+
+def test_a_known_gain_error_is_measured():
+    """Loud windows come out a tenth louder: the encoder's additivity error is a tenth, 20.8 dB of 1.1."""
+    tracks = two_tracks(seconds=2.0, levels=(0.1, 0.1, 0.1, 0.1))  # stems are quiet, the mixture is loud
+    part = values(measured(LouderWhenLoud(encoder_error=0.1), tracks).table())["enc_additivity"]
+    assert part == pytest.approx(20 * math.log10(1.1 / 0.1), abs=0.01)
+
+
+def test_worse_models_score_less():
+    tracks = two_tracks(seconds=2.0, levels=(STEM,) * 4)
+    numbers = [
+        measured(TanhToy(RATE, drive=drive), tracks).linearity().linearity_db[0] for drive in (0.1, 0.5, 2.0)
+    ]
+    assert numbers[0] > numbers[1] + 5 > numbers[2] + 10
+
+
+# ---------------------------------------------------------------- controls
+
+
+def test_a_decoder_that_ignores_its_latent_does_not_count(reports):
+    number = reports["deaf"].linearity().iloc[0]
+    assert number.linearity_db > 40
+    assert not number.counts
+    table = reports["deaf"].table().set_index("name")
+    assert not table.counts.any()
+    assert table.value["any_map"] < 1
+
+
+def test_the_floor_is_that_of_the_noise(reports):
+    """Two noises differ by sqrt(2) of their level; in cross-fades, a quarter of the track, by less."""
+    floor = values(reports["noisy"].table())["floor"]
+    signal_to_noise = math.hypot(2 * STEM, NoisyDecoder.level) / NoisyDecoder.level
+    faded = 1 - 1 / 4 * 1 / 3
+    assert floor == pytest.approx(20 * math.log10(signal_to_noise) - 10 * math.log10(2 * faded), abs=0.1)
+
+
+def test_without_stems_there_is_no_number(tmp_path):
+    tracks = [FakeTrack(str(i), 2.0, ("mixture",), (0.3,), seed=i) for i in range(2)]
+    found = measured(Linear(), tracks)
+    number = found.linearity().iloc[0]
+    assert math.isnan(number.linearity_db)
+    assert values(found.table())["enc_homogeneity"] == CAP_DB
+    page = found.html(tmp_path / "page.html").read_text()
+    assert "additivity and separation need tracks with stems" in page
+
+
+# ---------------------------------------------------------------- the number, on published results
+
+
+@pytest.fixture(scope="module")
+def published():
+    return pd.read_csv(ROOT / "data" / "paper_tables.csv")
+
+
+LINEARITY_COLUMNS = ("add_dec_mss", "add_dec_snr", "add_enc", "hom_dec_mss", "hom_dec_snr", "hom_enc")
+LINEARITY_COLUMNS += tuple(
+    f"{s}_{m}" for s in ("bass", "drums", "other", "vocals") for m in ("mss", "si_sdr")
+)
+
+
+def votes(published, columns):
+    """For every pair of models (a, b): in how many columns a is better, and in how many b is."""
+    wide = published.pivot_table(index="model", columns="column", values="value", sort=False)[list(columns)]
+    wide = wide.dropna()
+    better = wide.mul([-1 if c.endswith(("mss", "enc")) else 1 for c in wide.columns])
+    return {
+        (a, b): (int((better.loc[a] > better.loc[b]).sum()), int((better.loc[a] < better.loc[b]).sum()))
+        for a in wide.index
+        for b in wide.index
+        if a != b
+    }
+
+
+def test_the_number_orders_the_published_models_as_table_1_does(published):
+    """Six models (the two ablations stand in Table 1 alone), every pair: the majority of the linearity
+    columns of Table 1 decides, spectral distances included."""
+    columns = [c for c in LINEARITY_COLUMNS if not c.startswith("hom")]
+    parts = ("enc_additivity", "dec_additivity", "separation")
+    number = published_linearity(published[published.table == 1], parts)
+    assert len(number) == 6
+    for (a, b), (for_a, for_b) in votes(published, columns).items():
+        assert for_a != for_b
+        assert (number[a] > number[b]) == (for_a > for_b), f"{a}, {b}: {for_a} columns to {for_b}"
+    assert number.idxmax() == "Lin-CAE"
+
+
+def test_the_number_orders_the_published_models_as_both_tables_do(published):
+    number = published_linearity(published)
+    both = votes(published, LINEARITY_COLUMNS)
+    assert len(both) == 12  # pairs of the four models that stand in both tables
+    for (a, b), (for_a, for_b) in both.items():
+        assert (number[a] > number[b]) == (for_a > for_b), f"{a}, {b}: {for_a} columns to {for_b}"
+    assert number.dropna().sort_values().index.tolist() == ["M2L-Pub", "M2L", "SA-VAE", "Lin-CAE"]
+    assert number[["no-additivity", "no-homogeneity"]].isna().all()
+
+
+def test_the_number_by_hand(published):
+    parts = [-20 * math.log10(0.69), 0.86, -20 * math.log10(0.60), 1.22, (-0.59 - 0.28 - 1.82 - 1.18) / 4]
+    assert published_linearity(published)["Lin-CAE"] == pytest.approx(sum(parts) / 5)
+
+
+# ---------------------------------------------------------------- frame, figure, page
+
+
+def test_table_can_be_recomputed(joined):
+    table, frame = joined.table(), joined.frame
+    assert table.model.drop_duplicates().tolist() == ["stft", "tanh", "deaf", "noisy"]
+    rows = frame[
+        (frame.model == "tanh") & (frame.protocol == "separation") & (frame.comparison == "linearity")
+    ]
+    cell = table[(table.model == "tanh") & (table.name == "separation")].iloc[0]
+    assert cell.value == pytest.approx(rows.groupby("track").si_sdr_db.mean().mean())
+    assert cell.low <= cell.value <= cell.high
+
+
+def test_reports_join_on_equal_terms(reports):
+    with pytest.raises(ValueError, match=r"different names, one or more, got \['stft', 'stft'\]"):
+        Report.join([reports["stft"], reports["stft"]])
+    with pytest.raises(ValueError, match="one or more"):
+        Report.join([])
+    other = measured(NoisyDecoder(), [FakeTrack("three", 2.0)])
+    with pytest.raises(ValueError, match="reports of stft, noisy are about different tracks"):
+        Report.join([reports["stft"], other])
+    with pytest.raises(ValueError, match="measured with different configurations"):
+        Report.join([reports["stft"], Report(reports["tanh"].frame, EvaluationConfig(seed=1))])
+
+
+def test_an_interrupted_report_continues(tmp_path):
+    tracks, model = two_tracks(seconds=2.0), Linear()
+    first = linearity_report(model, tracks, CONFIG, tmp_path, progress=False)
+    before = model.encoded
+    again = linearity_report(model, tracks, CONFIG, tmp_path, progress=False)
+    assert model.encoded == before + 1  # the fingerprint
+    assert again.linearity().equals(first.linearity())
+
+
+def test_figure_shows_every_model(joined):
+    figure = joined.figure()
+    assert len(figure.axes) == 6
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["stft", "tanh", "deaf", "noisy", "decoder", "encoder"]
+    assert all(axis.lines or axis.collections for axis in figure.axes)
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.rows, self.stack = [], 0, []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for key, value in attributes if key in ("src", "href")]
+        self.rows += tag == "tr"
+        if tag not in ("meta", "img", "link", "br"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+
+def test_the_page_needs_nothing_else(joined, tmp_path):
+    named = joined.frame.replace({"model": {"tanh": "<b>tanh & co</b>"}})
+    page = Report(named, CONFIG).html(tmp_path / "sub" / "page.html").read_text()
+    links = Links()
+    links.feed(page)
+    assert links.stack == []
+    assert [link.partition(",")[0] for link in links.found] == ["data:image/png;base64"]
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert links.rows == 1 + len(PROPERTIES)
+    assert "<b>tanh" not in page
+    assert "&lt;b&gt;tanh &amp; co" in page
+    assert f"{CAP_DB:.1f} dB" in page
+    assert "does not reconstruct" in page  # the deaf decoder
+
+
+@pytest.mark.skipif(not (shutil.which("chromium") or os.environ.get("CI")), reason="needs chromium")
+def test_a_browser_shows_the_page(reports, tmp_path):
+    path = reports["tanh"].html(tmp_path / "page.html")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,1600"]
+    shown = subprocess.run(
+        [*command, "--dump-dom", f"--screenshot={tmp_path / 'page.png'}", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "How linear is it?" in shown.stdout
+    assert imread(tmp_path / "page.png").std() > 0.01
+
+
+# ---------------------------------------------------------------- one model against another
+
+
+def test_advantage_by_hand():
+    tracks = [FakeTrack(str(i), 2.0, levels=(0.1,) * 4, seed=i) for i in range(4)]
+    protocols = ("reconstruction", "homogeneity", "additivity", "separation")
+    plain, linear = LouderWhenLoud(encoder_error=0.4), LouderWhenLoud(encoder_error=0.1)
+    plain.name, linear.name = "plain", "linear"
+    frame = pd.concat(evaluate(m, tracks, protocols, CONFIG, progress=False) for m in (plain, linear))
+    claims = advantage(frame, "linear", "plain")
+    claims = claims.set_index(claims.claim.str.split(":").str[0])
+    row = claims.loc["encoder additivity error, times lower"]
+    expected = (0.4 / 1.4) / (0.1 / 1.1)
+    assert (row.goal, row.met) == (3.0, True)
+    assert row.value == pytest.approx(expected, rel=1e-3)
+    assert row.low == pytest.approx(expected, rel=1e-3)
+    assert row.claim.endswith(": linear, plain")
+    assert claims.index.tolist() == list(GOALS)
+    back = advantage(frame, "plain", "linear", {"encoder additivity error, times lower": 3.0}).iloc[0]
+    assert back.value == pytest.approx(1 / expected, rel=1e-3)
+    assert not back.met
+    with pytest.raises(ValueError, match=r"no rows of \['vae'\]: the frame is about \['linear', 'plain'\]"):
+        advantage(frame, "vae", "plain")
+
+
+def test_reconstruction_may_cost_five_percent():
+    tracks = two_tracks(seconds=2.0)
+    frame = evaluate(NoisyDecoder(), tracks, ("reconstruction",), CONFIG, progress=False)
+    other = frame.assign(model="worse", mss=frame.mss * 1.08)
+    goal = {"reconstruction MSS, ratio at most": 1.05}
+    row = advantage(pd.concat([frame, other]), "worse", "noisy", goal).iloc[0]
+    assert row.value == pytest.approx(1.08)
+    assert not row.met
+    assert advantage(pd.concat([frame, other]), "noisy", "worse", goal).iloc[0].met
+
+
+def test_decibels_are_capped():
+    frame = pd.DataFrame({"protocol": "linear_fit", "rel_l2": [0.0, 0.1, 1e9, math.nan]})
+    frame = frame.assign(snr_db=1.0, si_sdr_db=2.0)
+    assert report_module.decibels(frame).db.tolist()[:3] == [CAP_DB, pytest.approx(20.0), -CAP_DB]
+    assert math.isnan(report_module.decibels(frame).db.iloc[3])
+    assert report_module.decibels(frame.assign(protocol="separation")).db.eq(2.0).all()
