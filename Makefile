@@ -4,6 +4,7 @@
 # make test       set-up, lint, tests
 # make train      the desk study (resumable): one run per variant under runs/
 # make bundle     finished runs of the desk study into data/checkpoints/
+# make reencoder  Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
 # make bench      every benchmark, anew
 # make lab        JupyterLab
 # make mixer      the latent mixing desk as a page, by Voila
@@ -16,6 +17,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
 VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-vae vae
+# Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
+REENCODED ?= lin-cae m2l
+SONGS ?= 24
 # Of `make reproduce`, all empty: the notebooks' defaults. DATASET and MODELS are names or paths.
 DATASET ?=
 MODELS ?=
@@ -55,7 +59,7 @@ endif
 endif
 EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
 
-.PHONY: reproduce test train bundle lab mixer screenshots publish clean bench anew
+.PHONY: reproduce test train bundle reencoder lab mixer screenshots publish clean bench anew
 .DELETE_ON_ERROR:
 
 reproduce: $(EXECUTED)
@@ -85,6 +89,25 @@ bundle: $(READY)
 	for variant in $(VARIANTS); do \
 	  [ ! -e runs/desk-$$variant/model.safetensors ] || \
 	    $(BIN)/python -m lincae.bundle runs/desk-$$variant desk/$$variant || exit; \
+	done
+
+# Modules of an autoencoder: each run has a folder named by its hash, so another autoencoder of the same name gets
+# new ones, and finished runs only write their module again. With a mel loss or a discriminator they start from
+# the module that was trained with l1.
+reencoder: $(READY)
+	for variant in $(REENCODED); do \
+	  out=data/checkpoints/reencoder/$$variant; \
+	  run() { $(BIN)/python -m lincae.reencoder_training "$$@" --model desk/$$variant --songs $(SONGS) \
+	    $(if $(DEVICE),--device $(DEVICE)); }; \
+	  m="bandwidth --size desk-m --start $$out/bandwidth-m-l1.safetensors"; \
+	  s="bandwidth --size desk-s --start $$out/bandwidth-s-l1.safetensors"; \
+	  run bandwidth --size desk-m --out $$out/bandwidth-m-l1.safetensors && \
+	  run bandwidth --size desk-s --out $$out/bandwidth-s-l1.safetensors && \
+	  run $$m --objective l1+mel --out $$out/bandwidth-m-mel.safetensors && \
+	  run $$m --objective l1+gan --out $$out/bandwidth-m-gan.safetensors && \
+	  run $$s --objective l1+gan --out $$out/bandwidth-s-gan.safetensors && \
+	  run stereo --out $$out/stereo-left_right.safetensors && \
+	  run stereo --layout mid_side --out $$out/stereo-mid_side.safetensors || exit; \
 	done
 
 bench: $(READY)

@@ -157,6 +157,18 @@ class FramewiseAutoencoder(nn.Module):
         stream = self.decode_stream([latents], length, seed, steps, first_frame)
         return joined(stream, torch.empty(latents.shape[0], length, device=self.device))
 
+    def decode_with_gradient(self, latents: Tensor, seed: int = 0) -> Tensor:
+        """As `decode`, of latents that fit one window, with a gradient to them: for losses on sound.
+
+        Raises as `decode`, and ValueError for more than `window_frames` latent frames.
+        """
+        n_frames = self._check_latents(latents, "latents").shape[-1]
+        if n_frames > self.config.window_frames:
+            raise ValueError(f"a gradient reaches {self.config.window_frames} latent frames, got {n_frames}")
+        z = latents.to(self.device, torch.float32) / self.config.latent_scale
+        audio = self.transform.inverse(self._frames_of(z, 0, seed, 1))
+        return audio[:, self._edge : self._edge + self.decoded_samples(n_frames)]
+
     def decode_stream(
         self,
         latents: Iterable[Tensor],

@@ -8,6 +8,7 @@
     python -m lincae.latents encode SONG.wav SONG.safetensors --model MODEL
     python -m lincae.latents mix A.safetensors B.safetensors MIX.safetensors --gains-db 0 -6 --offsets-s 0 1.5
     python -m lincae.latents decode MIX.safetensors MIX.wav --model MODEL
+    python -m lincae.latents process MONO.safetensors STEREO.safetensors --module MODULE.safetensors
     python -m lincae.latents info OUT
 
 Each function names the waveform operation that it stands for. For an exactly linear autoencoder both agree,
@@ -184,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     options = _parser().parse_args(arguments)
     try:
-        sys.exit({"encode": _encode, "decode": _decode, "mix": _mix, "info": _info}[options.command](options))
+        sys.exit(COMMANDS[options.command](options))
     except (ValueError, OSError, ImportError) as error:
         sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
 
@@ -226,6 +227,14 @@ def _parser():
         "--offsets-s", nargs="+", type=float, help="one a file (default: 0), rounded to frames"
     )
     mixing.add_argument("--exact", action="store_true", help="offsets between frames are errors")
+
+    process = commands.add_parser("process", parents=[dtypes], help="latents through a Re-Encoder")
+    process.add_argument("latents", help=".safetensors of one file")
+    process.add_argument("out", help=".safetensors")
+    process.add_argument("--module", required=True, help="a .safetensors file of lincae.reencoder")
+    process.add_argument("--like", help="mono to stereo: stereo latents, whose image to take")
+    process.add_argument("--seed", type=int, default=0, help="mono to stereo: of an image from the prior")
+    process.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
     info = commands.add_parser("info", help="what a file or folder of latents holds")
     info.add_argument("latents")
@@ -311,6 +320,32 @@ def _mix(options) -> None:
     print(f"{out}: {len(sets)} files from {', '.join(f'{start_s:.6f} s' for start_s in placed_s)} on")
 
 
+def _process(options) -> None:
+    from .latent_files import Shard, check_same_model
+    from .latent_sets import LatentDataset
+    from .reencoder import ReEncoder
+
+    module = ReEncoder.load(options.module, options.device)
+
+    def latents(path: str) -> tuple[Tensor, int]:
+        dataset = LatentDataset(path)
+        check_same_model(dataset.model, module.autoencoder, path)
+        return dataset.frames(dataset.only_file()), dataset.entry(dataset.only_file()).n_samples
+
+    z, n_samples = latents(options.latents)
+    if module.stereo and len(z) != 1:
+        raise ValueError(f"{options.latents} has {len(z)} channels, mono to stereo takes one")
+    condition = module.oracle(latents(options.like)[0][None]) if options.like else None
+    processed = module.process(z, condition, options.seed)
+    out = Path(options.out)
+    shard = Shard(out, module.autoencoder, options.dtype, anew=True)
+    try:
+        shard.add(out.stem, [processed[0] if module.stereo else processed], n_samples)
+        shard.finish()
+    finally:
+        shard.discard()
+
+
 def _info(options) -> None:
     from .latent_sets import LatentDataset, read_skipped
 
@@ -325,6 +360,8 @@ def _info(options) -> None:
         name = entry.file.encode(errors="backslashreplace").decode()  # names need not be UTF-8
         print(f"{entry.n_samples / dataset.model['sample_rate']:10.3f} s  {shape:>16}  {name}")
 
+
+COMMANDS = {"encode": _encode, "decode": _decode, "mix": _mix, "process": _process, "info": _info}
 
 if __name__ == "__main__":
     main()

@@ -166,6 +166,10 @@ def leave_interrupts(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class NonFiniteError(RuntimeError):
+    """Training met a loss or gradient that is not finite."""
+
+
 class OutOfMemoryError(RuntimeError):
     """A training step does not fit into the device's memory."""
 

@@ -42,6 +42,7 @@ from .runs import (
     Interruption,
     Log,
     Meter,
+    NonFiniteError,
     OutOfMemoryError,
     alone,
     commit,
@@ -68,10 +69,6 @@ log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------- the loop
-
-
-class NonFiniteError(RuntimeError):
-    """Training met a loss or gradient that is not finite."""
 
 
 def train(

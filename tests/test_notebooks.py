@@ -14,6 +14,8 @@ from matplotlib.image import imread
 
 import lincae
 from lincae import tables
+from lincae.latent_files import describe
+from lincae.reencoder import ReEncoder, ReEncoderConfig
 from lincae.tracks import write_synthetic
 
 ROOT = Path(__file__).parent.parent
@@ -253,3 +255,53 @@ def test_ablations(tmp_path, evaluation):
         assert cell.value == pytest.approx(value, rel=1e-4, nan_ok=True)
     published = pd.read_csv(ROOT / "data" / "paper_tables.csv")
     assert cells[cells.source == "paper"].value.tolist() == pytest.approx(published.value.tolist())
+
+
+# ---------------------------------------------------------------- Re-Encoders
+
+
+@pytest.fixture
+def reencoders(tmp_path, evaluation):
+    """Parameters of notebooks 09 and 10: untrained modules of the untrained network."""
+    source = evaluation["models"][0]
+    model = lincae.load(source, "cpu")
+    for task, names in (("bandwidth", ("m-gan", "s-l1")), ("stereo", ("left_right", "mid_side"))):
+        for name in names:
+            layout = name if task == "stereo" else "left_right"
+            config = ReEncoderConfig(task, 8, 16, 1, condition=4, condition_blocks=1, layout=layout)
+            folder = tmp_path / "modules" / Path(source).name
+            ReEncoder(config, describe(model)).save(folder / f"{task}-{name}.safetensors")
+    shared = {"models": [source], "dataset": evaluation["dataset"], "seconds": 1.5}
+    return shared | {"modules": str(tmp_path / "modules")}
+
+
+def test_bandwidth_extension(tmp_path, reencoders):
+    execute("09_bandwidth_extension", tmp_path, **reencoders, factor=4, top_hz=4000.0)
+    table = pd.read_csv(tmp_path / "09_table.csv")
+    assert set(table.band) == {"all", "low", "high"}
+    systems = {"autoencoder", "input", "autoencoder(input)", "module m-gan", "module s-l1"}
+    assert set(table.system) == systems
+    costs = table.drop_duplicates("system").set_index("system")
+    assert costs.gflops["input"] == 0
+    assert (
+        costs.gflops["module m-gan"] > costs.gflops["autoencoder"] > costs.module_gflops["module m-gan"] > 0
+    )
+    gains = pd.read_csv(tmp_path / "09_gains.csv").set_index(["system", "metric"])["mean"]
+    assert gains["module m-gan", "stft_d"] == pytest.approx(0, abs=1e-3), "a new module changes nothing"
+    claims = pd.read_csv(tmp_path / "09_claims.csv").set_index("claim")
+    assert claims.met[["GFLOP / s of the paper's S", "GFLOP / s of the paper's M"]].all()
+    assert len(claims) == 2 * 2 + 2 + 2
+
+
+def test_mono_to_stereo(tmp_path, reencoders):
+    execute("10_mono_to_stereo", tmp_path, **reencoders, lambdas=[0.0, 1.0])
+    table = pd.read_csv(tmp_path / "10_table.csv")
+    assert set(table.channel) == {"left", "right", "mid", "side"}
+    modules = {f"{name}, lambda = {k}" for name in ("left_right", "mid_side") for k in (0, 1)}
+    assert set(table.system) == modules | {"autoencoder", "input", "autoencoder(input)", "latent mid + side"}
+    dots = pd.read_csv(tmp_path / "10_control.csv")
+    assert len(dots) == 2 * 2 * 2
+    assert dots.balance_db.abs().max() < 0.01, "a new module copies mono to both channels"
+    assert dots.balance_true_db.abs().max() > 0.1
+    assert len(pd.read_csv(tmp_path / "10_correlations.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "10_claims.csv")) == 2 * 5

@@ -1,0 +1,106 @@
+"""Losses in the latent space (Re-Encoder, section 2): equations 1 to 5, and the latent discriminator.
+
+Where the paper is silent: |.|_1 of equation 1 is the mean over all numbers; those of equation 3 are sums over
+a map, whose ratio is taken for every item, and N counts the hidden layers, the last map being the score; the
+KL divergence is the sum over the condition and the mean over the batch. The discriminator's kernels span 3
+channels and 7 frames, its convolutions are weight-normalised and its leaky ReLU has slope 0.1, as in the
+waveform discriminators that it mimics (DAC).
+
+Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from .metrics import mss
+
+EPS = 1e-8
+
+
+def latent_l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Equation 1, of latents of equal shape."""
+    if prediction.shape != target.shape:
+        raise ValueError(f"latents must agree, got {tuple(prediction.shape)} and {tuple(target.shape)}")
+    return (prediction - target).abs().mean()
+
+
+def adversarial_loss(fake_score: Tensor) -> Tensor:
+    """Equation 2: what the module minimises of the discriminator's scores of its latents."""
+    return (1 - fake_score).square().mean()
+
+
+def feature_matching(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:
+    """Equation 3 over hidden maps `(B, ...)` of real and made latents. The real ones are constants; the
+    denominator is not, as the equation is written."""
+    terms = [
+        (real.detach() - fake).abs().flatten(1).sum(1) / (fake.abs().flatten(1).sum(1) + EPS)
+        for real, fake in zip(real_maps, fake_maps, strict=True)
+    ]
+    return torch.stack(terms).sum(0).mean()
+
+
+def discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
+    """Equation 4; the caller cuts the made latents off from the module."""
+    return (1 - real_score).square().mean() + fake_score.square().mean()
+
+
+def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """Equation 5: c = mu + sigma * eps, all `(B, H)`; log_variance is 2 log sigma."""
+    return mean + (0.5 * log_variance).exp() * noise
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, I)) of `(B, H)`: summed over H, mean over B."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
+
+
+def decoded_mel_loss(model, prediction: Tensor, target: Tensor, seed: int = 0) -> Tensor:
+    """Table 1, row 7: the multi-scale mel distance of decoded latents `(B, C, L)`, through the decoder.
+
+    The reference is the decode of the target latents with the same noise: the best that latents can give,
+    and no waveform is needed. Items whose reference is silent do not count. `model`: an autoencoder with
+    `decode_with_gradient`, its parameters frozen. Raises ValueError for others.
+    """
+    if not hasattr(model, "decode_with_gradient"):
+        raise ValueError(f"{model.name} has no decode_with_gradient: a mel loss cannot reach the latents")
+    with torch.no_grad():
+        reference = model.decode_with_gradient(target, seed)
+    distances = mss(model.decode_with_gradient(prediction, seed), reference, model.sample_rate)
+    heard = distances[torch.isfinite(distances)]
+    return heard.mean() if len(heard) else 0 * prediction.sum()
+
+
+class LatentDiscriminator(nn.Module):
+    """D of section 3.1.2: six 2-D convolutions over `(B, 1, C, L)`, kernels (3, 7) five times, then (3, 3).
+
+    Padding is 1 on both sides of both axes, stride 1, so a map loses 4 frames in each of the first five
+    layers: 21 frames are the fewest. Returns the score `(B, 1, C, L - 20)` and the five hidden maps.
+    """
+
+    KERNELS = ((3, 7),) * 5 + ((3, 3),)
+    FEWEST_FRAMES = 21
+
+    def __init__(self, channels: int = 256):
+        super().__init__()
+        widths = [1, *[channels] * 5, 1]
+        self.layers = nn.ModuleList(
+            weight_norm(nn.Conv2d(widths[i], widths[i + 1], kernel, padding=1))
+            for i, kernel in enumerate(self.KERNELS)
+        )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latents `(B, C, L)`. Raises ValueError for another shape and for fewer than 21 frames."""
+        if z.ndim != 3 or z.shape[-1] < self.FEWEST_FRAMES:
+            raise ValueError(
+                f"the discriminator needs latents (B, C, L) of {self.FEWEST_FRAMES} frames or more, got "
+                f"{tuple(z.shape)}: longer chunks, or a module without it"
+            )
+        x, maps = z[:, None], []
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), 0.1)
+            maps.append(x)
+        return self.layers[-1](x), maps

@@ -1,0 +1,118 @@
+"""Equations 1 to 5 with values by hand, and the discriminator."""
+
+import math
+
+import pytest
+import torch
+
+import lincae
+from lincae import latent_objectives as objectives
+from lincae.latent_objectives import LatentDiscriminator
+
+
+def test_equation_1():
+    prediction, target = torch.tensor([[[1.0, -2.0]]]), torch.tensor([[[0.5, 1.0]]])
+    assert objectives.latent_l1(prediction, target).item() == pytest.approx((0.5 + 3.0) / 2)
+    with pytest.raises(ValueError, match="latents must agree"):
+        objectives.latent_l1(prediction, target[..., :1])
+
+
+def test_equation_2():
+    assert objectives.adversarial_loss(torch.tensor([1.0, 0.0, 3.0])).item() == pytest.approx((0 + 1 + 4) / 3)
+
+
+def test_equation_3():
+    """Two layers, two items: |r - f|_1 / |f|_1 is 3/2 and 1/4 for the first, 0 and 2/2 for the second."""
+    real = [torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([[3.0], [1.0]])]
+    fake = [torch.tensor([[1.0, -1.0], [5.0, 5.0]]), torch.tensor([[4.0], [-1.0]])]
+    expected = ((3 / 2 + 1 / 4) + (0 + 2)) / 2
+    assert objectives.feature_matching(real, fake).item() == pytest.approx(expected)
+
+
+def test_equation_3_scale_and_gradient():
+    """Maps twice as large on both sides weigh the same; the gradient reaches the made maps alone."""
+    real, fake = torch.rand(2, 5), torch.rand(2, 5).requires_grad_()
+    real.requires_grad_()
+    one = objectives.feature_matching([real], [fake])
+    torch.testing.assert_close(objectives.feature_matching([2 * real], [2 * fake]), one)
+    one.backward()
+    assert real.grad is None
+    assert fake.grad.any()
+
+
+def test_equation_4():
+    real, fake = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 2.0])
+    expected = (0 + 0.25) / 2 + (0 + 4) / 2
+    assert objectives.discriminator_loss(real, fake).item() == pytest.approx(expected)
+
+
+def test_equation_5():
+    mean, log_variance = torch.tensor([[1.0, -1.0]]), torch.tensor([[math.log(4.0), 0.0]])
+    noise = torch.tensor([[0.5, -3.0]])
+    expected = torch.tensor([[1 + 2 * 0.5, -1 - 3.0]])
+    torch.testing.assert_close(objectives.reparameterised(mean, log_variance, noise), expected)
+
+
+def test_kl_divergence():
+    """0.5 (mu^2 + sigma^2 - 1 - ln sigma^2), summed over H, averaged over B; zero at the prior."""
+    mean, log_variance = (
+        torch.tensor([[2.0, 0.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]]),
+    )
+    expected = (0.5 * 4 + 0.5 * (4 - 1 - math.log(4.0))) / 2
+    assert objectives.kl_divergence(mean, log_variance).item() == pytest.approx(expected)
+
+
+def test_discriminator_is_the_papers():
+    """Kernels (3, 7) x 5, then (3, 3), strides and padding 1, 256 channels."""
+    with torch.device("meta"):
+        layers = LatentDiscriminator().layers
+    assert [layer.kernel_size for layer in layers] == [(3, 7)] * 5 + [(3, 3)]
+    assert {layer.stride for layer in layers} == {layer.padding for layer in layers} == {(1, 1)}
+    assert [layer.in_channels for layer in layers] == [1] + [256] * 5
+    assert layers[-1].out_channels == 1
+
+
+def test_discriminator_maps():
+    discriminator = LatentDiscriminator(4)
+    score, maps = discriminator(torch.randn(2, 5, 30))
+    assert score.shape == (2, 1, 5, 10)
+    assert [tuple(m.shape) for m in maps] == [(2, 4, 5, 30 - 4 * i) for i in range(1, 6)]
+    assert discriminator(torch.randn(1, 5, 21))[0].shape == (1, 1, 5, 1)
+    with pytest.raises(ValueError, match=r"21 frames or more, got \(1, 5, 20\)"):
+        discriminator(torch.randn(1, 5, 20))
+
+
+def test_mel_loss_reaches_the_latents_and_is_zero_at_the_target():
+    torch.manual_seed(0)
+    model = lincae.Autoencoder(lincae.recipe("test").autoencoder, "untrained").requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))  # the default initialisation decodes silence
+    target = torch.randn(2, 8, 24)
+    assert objectives.decoded_mel_loss(model, target, target).item() == pytest.approx(0, abs=1e-5)
+    prediction = (0.5 * target).requires_grad_()
+    loss = objectives.decoded_mel_loss(model, prediction, target)
+    loss.backward()
+    assert loss.item() > 0.01
+    assert torch.isfinite(prediction.grad).all()
+    assert prediction.grad.any()
+
+
+def test_decode_with_gradient_is_decode():
+    torch.manual_seed(0)
+    model = lincae.Autoencoder(lincae.recipe("test").autoencoder, "untrained").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    z = torch.randn(2, 8, 24)
+    torch.testing.assert_close(model.decode_with_gradient(z, seed=3).detach(), model.decode(z, seed=3))
+    with pytest.raises(ValueError, match="a gradient reaches 256 latent frames, got 257"):
+        model.decode_with_gradient(torch.randn(1, 8, 257))
+
+
+def test_mel_loss_needs_a_decoder_with_a_gradient():
+    class Closed:
+        name = "closed"
+
+    with pytest.raises(ValueError, match="closed has no decode_with_gradient"):
+        objectives.decoded_mel_loss(Closed(), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))

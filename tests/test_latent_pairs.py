@@ -1,0 +1,221 @@
+"""Pairs of latents: what is encoded, crash and resume, crops, and what is refused."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from lincae import latent_pairs
+from lincae.audio import write_audio
+from lincae.baselines import StftAutoencoder, TanhToy
+from lincae.latent_files import LatentFileError
+from lincae.latent_pairs import (
+    LatentPairs,
+    Source,
+    band_limited,
+    folder_sources,
+    high_share_db,
+    synthetic_sources,
+    task_input,
+    track_sources,
+    warn_if_full_band,
+    write_pairs,
+)
+from tests.fakes import FakeTrack
+
+RATE = 8000
+
+
+def model():
+    return StftAutoencoder(RATE, hop=8)
+
+
+def noise(channels=1, seconds=0.5, seed=0):
+    return 0.1 * torch.randn(channels, round(seconds * RATE), generator=torch.Generator().manual_seed(seed))
+
+
+def sources(channels=1, count=3):
+    return [Source(f"item {i}", lambda rate, i=i: noise(channels, seed=i)) for i in range(count)]
+
+
+def quietly(*args, **kwargs):
+    return LatentPairs(write_pairs(*args, **kwargs, progress=False))
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_band_limited_keeps_the_low_band_alone(factor):
+    audio = noise(seconds=2.0)
+    low = band_limited(audio, RATE, factor)
+    assert low.shape == audio.shape
+    limit_hz = RATE / (2 * factor)
+    assert high_share_db(low, RATE, 1.1 * limit_hz) < -60
+    spectra = [torch.fft.rfft(x) for x in (low, audio)]
+    below = torch.fft.rfftfreq(audio.shape[1], 1 / RATE) < 0.85 * limit_hz
+    inner = [spectrum[:, below] for spectrum in spectra]
+    assert ((inner[0] - inner[1]).norm() / inner[1].norm()).item() < 0.05
+
+
+def test_band_limited_refuses_rates_that_do_not_divide():
+    for factor in (1, 3):
+        with pytest.raises(ValueError, match=f"divide 8000 Hz, got {factor}"):
+            band_limited(noise(), RATE, factor)
+
+
+def test_input_of_stereo_is_the_mean():
+    target = noise(2)
+    torch.testing.assert_close(task_input(target, "stereo", RATE), (target[:1] + target[1:]) / 2)
+
+
+def test_full_band_input_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert not warn_if_full_band(band_limited(noise(), RATE), RATE)
+        assert not caplog.records
+        assert warn_if_full_band(noise(), RATE, name="song")
+    assert "song is already full-band: -3." in caplog.text
+
+
+@pytest.mark.parametrize("task", ["bandwidth", "stereo"])
+def test_synthetic_and_track_sources(task):
+    song = synthetic_sources(task, "test", n_songs=1)[0]
+    audio = song.read(RATE)
+    assert (song.name, len(audio)) == ("test_000", 2 if task == "stereo" else 1)
+    assert audio.any()
+    part = track_sources(task, [FakeTrack(sample_rate=RATE, seconds=2.0)], seconds=0.5)[0].read(RATE)
+    assert part.shape == (len(audio), RATE // 2)
+
+
+def test_folder_sources_cut_long_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_pairs, "SEGMENT_S", 0.25)
+    write_audio(tmp_path / "a.wav", noise(2), RATE)
+    found = folder_sources("stereo", [tmp_path])
+    assert [source.name for source in found] == [f"{tmp_path.name}/a.wav@{i}" for i in range(2)]
+    torch.testing.assert_close(torch.cat([source.read(RATE) for source in found], 1), noise(2))
+    mono = folder_sources("bandwidth", [tmp_path])[0].read(RATE)
+    torch.testing.assert_close(mono, noise(2)[:, : RATE // 4].mean(0, keepdim=True))
+
+
+# ---------------------------------------------------------------- writing and reading
+
+
+def test_pairs_are_what_the_model_makes(tmp_path):
+    pairs = quietly(model(), sources(), tmp_path / "pairs", "bandwidth", 4)
+    assert (pairs.task, pairs.factor, pairs.channels, pairs.names) == (
+        "bandwidth", 4, 34, ["item 0", "item 1", "item 2"],
+    )  # fmt: skip
+    expected = model().encode(band_limited(noise(seed=1), RATE, 4))
+    torch.testing.assert_close(pairs.inputs.frames("item 1"), expected)
+    torch.testing.assert_close(pairs.targets.frames("item 1"), model().encode(noise(seed=1)))
+
+
+def test_crops_are_a_pure_function_of_seed_and_index(tmp_path):
+    pairs = quietly(model(), sources(), tmp_path / "pairs", "bandwidth")
+    z_in, z_target = pairs.crops(range(4), 30, seed=1)
+    assert z_in.shape == z_target.shape == (4, 34, 30)
+    again = pairs.crops([2], 30, seed=1)
+    torch.testing.assert_close(again[0][0], z_in[2])
+    torch.testing.assert_close(again[1][0], z_target[2])
+    assert not torch.equal(pairs.crops([2], 30, seed=2)[0], again[0])
+    assert pairs.latent_std(30, 0) == pytest.approx(pairs.crops(range(64), 30, 0)[1].std().item())
+
+
+def test_stereo_crops_keep_the_mean_and_are_exchanged_half_of_the_time(tmp_path):
+    pairs = quietly(model(), sources(2, count=1), tmp_path / "pairs", "stereo")
+    z_in, z_target = pairs.crops(range(40), 500, seed=0)
+    assert z_in.shape == (40, 34, 500)
+    assert z_target.shape == (40, 2, 34, 500)
+    torch.testing.assert_close(z_target.mean(1), z_in, rtol=1e-4, atol=1e-5)  # this encoder is linear
+    whole = pairs.targets.frames("item 0")
+    # the left channel of a crop is found in one of the two
+    left = [any((part - z[0]).abs().max() < 1e-6 for part in whole[0].unfold(1, 500, 1).transpose(0, 1))
+            for z in z_target]  # fmt: skip
+    assert 10 <= sum(left) <= 30
+
+
+def test_a_killed_writing_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr(latent_pairs, "SHARD_PAIRS", 2)
+    counting, made = model(), []
+    encode = counting.encode
+    counting.encode = lambda audio: made.append(1) or encode(audio)
+
+    class Killed(Exception):
+        pass
+
+    def killed(rate):
+        raise Killed
+
+    broken = [*sources(count=3), Source("item 3", killed)]
+    with pytest.raises(Killed):
+        write_pairs(counting, broken, tmp_path / "pairs", "bandwidth", progress=False)
+    assert len(made) == 6
+    pairs = quietly(counting, sources(count=4), tmp_path / "pairs", "bandwidth")
+    assert len(made) == 8
+    assert len(pairs.names) == 4
+    torch.testing.assert_close(pairs.targets.frames("item 2"), encode(noise(seed=2)))
+    quietly(counting, sources(count=4), tmp_path / "pairs", "bandwidth")
+    assert len(made) == 8
+
+
+def test_processes_share_the_work(tmp_path):
+    for rank in range(2):
+        write_pairs(
+            model(), sources(count=3), tmp_path / "pairs", "bandwidth", rank=rank, world=2, progress=False
+        )
+    assert LatentPairs(tmp_path / "pairs").names == ["item 0", "item 1", "item 2"]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_mono_where_stereo_targets_are_needed(tmp_path):
+    write_audio(tmp_path / "mono.wav", noise(), RATE)
+    for found in (folder_sources("stereo", [tmp_path]), sources()):
+        with pytest.raises(ValueError, match=r"stereo targets are \(2, T\), left and right, got \(1, 4000\)"):
+            write_pairs(model(), found, tmp_path / f"{len(found)}", "stereo", progress=False)
+    with pytest.raises(ValueError, match=r"mono\.wav: stereo targets"):
+        folder_sources("stereo", [tmp_path])[0].read(RATE)
+
+
+def test_folders_of_something_else(tmp_path):
+    folder = write_pairs(model(), sources(), tmp_path / "pairs", "bandwidth", progress=False)
+    with pytest.raises(LatentFileError, match="another model"):
+        write_pairs(TanhToy(RATE), sources(), folder, "bandwidth", progress=False)
+    with pytest.raises(ValueError, match="pairs of factor 2, not 4"):
+        write_pairs(model(), sources(), folder, "bandwidth", 4, progress=False)
+    with pytest.raises(ValueError, match="pairs of task 'bandwidth', not 'stereo'"):
+        write_pairs(model(), sources(2), folder, "stereo", 2, progress=False)
+    with pytest.raises(ValueError, match=r"not empty and has no pairs\.json"):
+        write_pairs(model(), sources(), folder / "input", "bandwidth", progress=False)
+    with pytest.raises(FileNotFoundError, match="holds no pairs"):
+        LatentPairs(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no pair has 9999 latent frames, the longest has 503"):
+        LatentPairs(folder).crops([0], 9999, 0)
+
+
+def test_halves_that_do_not_belong_together(tmp_path):
+    folder = write_pairs(model(), sources(), tmp_path / "pairs", "bandwidth", progress=False)
+    other = write_pairs(model(), sources(count=2), tmp_path / "other", "bandwidth", progress=False)
+    (folder / "input").rename(tmp_path / "aside")
+    (other / "input").rename(folder / "input")
+    with pytest.raises(LatentFileError, match=r"1 items lack their other half: \['item 2'\]"):
+        LatentPairs(folder)
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="task must be one of"):
+        synthetic_sources("denoising")
+    with pytest.raises(ValueError, match="no split 'valid'"):
+        synthetic_sources("stereo", "valid")
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    write_audio(tmp_path / "in" / "a.wav", noise(2), RATE)
+    monkeypatch.setattr("lincae.pretrained.load", lambda name, device: model())
+    latent_pairs.main(["stereo", str(tmp_path / "in"), str(tmp_path / "out"), "--model", "stft"])
+    assert "1 pairs" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "pairs.json").read_bytes())["task"] == "stereo"
+    with pytest.raises(SystemExit, match=r"error: folder .* does not exist"):
+        latent_pairs.main(["stereo", str(tmp_path / "no"), str(tmp_path / "out"), "--model", "stft"])

@@ -1,0 +1,239 @@
+"""The modules: sizes of the paper, start as the identity, files, and what they refuse."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lincae.baselines import StftAutoencoder, TanhToy
+from lincae.latent_files import LatentFileError, Shard, describe
+from lincae.latent_sets import LatentDataset
+from lincae.latents import main
+from lincae.reencoder import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
+
+OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
+
+
+def small(task="bandwidth", **changes):
+    config = ReEncoderConfig(task, 6, hidden=12, blocks=2, condition=4, condition_blocks=1)
+    return ReEncoder(dataclasses.replace(config, **changes), OWNER, latent_std=2.0)
+
+
+def latents(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def trained(module):
+    """Every parameter away from its start, where zeros hide wiring errors."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "millions"),
+    [("bandwidth", "s", 4.3), ("bandwidth", "m", 19.1), ("stereo", "m", 24.8)],
+)
+def test_parameters_of_the_paper(task, size, millions):
+    """Section 3.1.2: S 4.3 M, M 19.1 M, M2S 24.8 M at 64 latent channels and H = 64."""
+    with torch.device("meta"):
+        module = ReEncoder(ReEncoderConfig(task, latent_channels=64, condition=64, **SIZES[size]), OWNER)
+    assert module.n_parameters == pytest.approx(1e6 * millions, rel=0.01)
+
+
+def test_a_new_module_is_the_identity():
+    z = latents(2, 6, 20)
+    torch.testing.assert_close(small().process(z), z)
+
+
+def test_a_new_block_sees_the_level_of_a_frame():
+    """LayerNorm alone divides it out: what it makes of 2 z would be what it makes of z."""
+    trunk, z = small().trunk, latents(1, 6, 20)
+    normed = [trunk.blocks[0].norm(trunk.enter(x).transpose(1, 2)) for x in (z, 2 * z)]
+    assert ((normed[1] - normed[0]).norm() / normed[0].norm()).item() > 0.2
+
+
+@pytest.mark.parametrize("layout", ["left_right", "mid_side"])
+def test_a_new_upmixer_copies_mono_to_both_channels(layout):
+    z = latents(2, 6, 20)
+    stereo = small("stereo", layout=layout).process(z, condition=latents(2, 4))
+    torch.testing.assert_close(stereo, torch.stack([z, z], 1))
+
+
+def test_condition_encoder_starts_with_a_mean_that_tells_items_apart_and_pools_over_time():
+    """Spread of the mean over items against the noise of equation 5."""
+    module = ReEncoder(ReEncoderConfig("stereo", 6, hidden=48, blocks=1, condition=8), OWNER)
+    gains = torch.linspace(-1.5, 1.5, 16).exp()[:, None, None]
+    z = latents(16, 6, 50)
+    mean, log_variance = module.posterior(torch.stack([z * gains, z / gains], 1))
+    assert mean.shape == log_variance.shape == (16, 8)
+    assert (log_variance == START_LOG_VARIANCE).all()
+    assert mean.std(0).mean() > 0.5 * (0.5 * log_variance).exp().mean()
+    module = small("stereo")
+    z = latents(1, 2, 6, 9)
+    twice = trained(module).posterior(torch.cat([z, z.flip(-1), z], -1))[0]
+    assert twice.shape == (1, 4)
+    assert twice.any()
+
+
+def test_latents_are_scaled_by_one_number():
+    """A module of latents twice as large, trained on them, does the same."""
+    z, one = latents(2, 6, 20), trained(small())
+    other = ReEncoder(one.config, OWNER, latent_std=2 * one.latent_std)
+    other.load_state_dict(one.state_dict())
+    torch.testing.assert_close(other.process(2 * z), 2 * one.process(z))
+
+
+def test_mid_side_layout_keeps_the_mid():
+    z = latents(2, 6, 20)
+    stereo = trained(small("stereo", layout="mid_side")).process(z, seed=3)
+    torch.testing.assert_close(stereo.mean(1), z)
+    assert not torch.allclose(stereo[:, 0], stereo[:, 1])
+
+
+def test_condition_decides_and_the_prior_is_drawn_by_seed_and_item():
+    module, z = trained(small("stereo")), latents(1, 6, 20)
+    again = module.process(z, seed=5)
+    torch.testing.assert_close(module.process(z, seed=5), again)
+    assert not torch.allclose(module.process(z, seed=6), again)
+    torch.testing.assert_close(module.prior(3, 7)[:2], module.prior(2, 7))
+    own = module.process(z, module.prior(1, 5))
+    torch.testing.assert_close(own, again)
+    oracle = module.oracle(again)
+    torch.testing.assert_close(oracle, module.posterior(again)[0])
+
+
+@pytest.mark.parametrize("task", ["bandwidth", "stereo"])
+def test_save_and_load(tmp_path, task):
+    module, z = trained(small(task)), latents(2, 6, 20)
+    path = module.save(tmp_path / "deep" / "module.safetensors")
+    loaded = ReEncoder.load(path, "cpu")
+    assert (loaded.config, loaded.autoencoder, loaded.latent_std) == (module.config, OWNER, 2.0)
+    torch.testing.assert_close(loaded.process(z), module.process(z))
+    half = ReEncoder.load(module.save(tmp_path / "half.safetensors", torch.float16), "cpu")
+    torch.testing.assert_close(half.process(z), module.process(z), rtol=0.05, atol=0.05)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_latents_of_another_autoencoder():
+    toy, stft = TanhToy(16000, hop=64), StftAutoencoder(16000, hop=8)
+    module = ReEncoder(ReEncoderConfig(latent_channels=64, hidden=64, blocks=1), describe(toy))
+    module.check_model(toy)
+    with pytest.raises(LatentFileError, match=r"another model: tanh .*, not of stft"):
+        module.check_model(stft)
+    with pytest.raises(LatentFileError, match="another model"):
+        module.check_model(TanhToy(16000, hop=64, drive=2.0))
+
+
+def test_sequences_shorter_than_the_kernel():
+    with pytest.raises(ValueError, match=r"6 latent frames are fewer than the kernel .* 7: give 0.163 s"):
+        small().process(latents(1, 6, 6))
+    assert small().process(latents(1, 6, 7)).shape == (1, 6, 7)
+    with pytest.raises(ValueError, match="6 latent frames are fewer"):
+        small("stereo").oracle(latents(1, 2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "condition", [torch.zeros(0), torch.zeros(1, 0), torch.zeros(2, 4), torch.zeros(1, 5)]
+)
+def test_empty_and_misshapen_conditions(condition):
+    with pytest.raises(ValueError, match=r"the condition must be \(B, H\) = \(1, 4\), got \("):
+        small("stereo").process(latents(1, 6, 9), condition)
+
+
+def test_condition_missing_or_not_asked_for():
+    with pytest.raises(ValueError, match="got none"):
+        small("stereo")(latents(1, 6, 9))
+    with pytest.raises(ValueError, match="takes no condition"):
+        small().process(latents(1, 6, 9), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="has no condition"):
+        small().oracle(latents(1, 2, 6, 9))
+
+
+def test_mono_where_stereo_is_needed():
+    with pytest.raises(ValueError, match=r"\(B, 2, 6, L\), got \(1, 1, 6, 9\): mono has no left"):
+        small("stereo").oracle(latents(1, 1, 6, 9))
+
+
+def test_latents_of_another_shape_and_not_finite():
+    for shape in ((6, 9), (1, 5, 9), (0, 6, 9)):
+        with pytest.raises(ValueError, match=r"latents must be \(B, 6, L\)"):
+            small().process(latents(*shape))
+    z = latents(1, 6, 9)
+    z[0, 2, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite, first at \[0, 2, 3\]"):
+        small().process(z)
+
+
+def test_configurations_that_cannot_be():
+    with pytest.raises(ValueError, match="task must be one of"):
+        ReEncoderConfig("denoising")
+    with pytest.raises(ValueError, match="layout must be one of"):
+        ReEncoderConfig("stereo", layout="left")
+    with pytest.raises(ValueError, match=r"hidden \(32\) must be at least latent_channels \(64\)"):
+        ReEncoderConfig(hidden=32)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        ReEncoderConfig(blocks=0)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing.safetensors"):
+        ReEncoder.load(tmp_path / "nothing.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"abc")
+    with pytest.raises(ValueError, match=r"broken.safetensors is not a whole"):
+        ReEncoder.load(tmp_path / "broken.safetensors")
+    import lincae
+
+    folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
+    with pytest.raises(ValueError, match="holds a consistency model, not a reencoder one"):
+        ReEncoder.load(folder / "model.safetensors")
+
+
+def test_modules_in_a_folder(tmp_path):
+    for name in ("bandwidth-m-gan", "bandwidth-s-l1"):
+        small().save(tmp_path / f"{name}.safetensors")
+    small("stereo").save(tmp_path / "stereo-left_right.safetensors")
+    assert list(modules_in(tmp_path, "bandwidth", "cpu")) == ["m-gan", "s-l1"]
+    assert modules_in(tmp_path, "stereo", "cpu")["left_right"].stereo
+    with pytest.raises(FileNotFoundError, match="`make reencoder` trains them"):
+        modules_in(tmp_path / "nothing", "stereo")
+    with pytest.raises(ValueError, match="task must be one of"):
+        modules_in(tmp_path, "denoising")
+
+
+# ---------------------------------------------------------------- latents on disk
+
+
+def test_command_line_takes_and_writes_latents(tmp_path):
+    """`python -m lincae.latents process`: mono to stereo by seed, or in the image of another file."""
+    model = StftAutoencoder(16000, hop=8)
+    owner = describe(model)
+    config = ReEncoderConfig("stereo", 34, hidden=34, blocks=1, condition=4, condition_blocks=1)
+    module = trained(ReEncoder(config, owner))
+    module.save(tmp_path / "module.safetensors")
+    z = {"mono": latents(1, 34, 20), "image": latents(2, 34, 15)}
+    for name, values in z.items():
+        shard = Shard(tmp_path / f"{name}.safetensors", owner)
+        shard.add(name, [values], 100)
+        shard.finish()
+
+    def process(source, *options):
+        arguments = ["process", str(tmp_path / f"{source}.safetensors"), str(tmp_path / "out.safetensors")]
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--module", str(tmp_path / "module.safetensors"), "--device", "cpu", *options])
+        return ended.value.code
+
+    def result():
+        return LatentDataset(tmp_path / "out.safetensors").frames("out")
+
+    assert not process("mono", "--seed", "3")
+    torch.testing.assert_close(result(), module.process(z["mono"], seed=3)[0])
+    assert not process("mono", "--like", str(tmp_path / "image.safetensors"))
+    torch.testing.assert_close(result(), module.process(z["mono"], module.oracle(z["image"][None]))[0])
+    assert "has 2 channels, mono to stereo takes one" in process("image")
+    ReEncoder(config, describe(TanhToy(16000))).save(tmp_path / "module.safetensors")
+    assert "holds latents of another model: stft" in process("mono")

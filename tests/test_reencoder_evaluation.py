@@ -1,0 +1,254 @@
+"""Tables 1 and 2 and Figures 2 and 3: distances, rows, what is decoded, correlations and costs."""
+
+import contextlib
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+import lincae
+from lincae import reencoder_evaluation as evaluation
+from lincae.baselines import StftAutoencoder, TanhToy
+from lincae.latent_files import LatentFileError, describe
+from lincae.latent_pairs import Source, band_limited
+from lincae.reencoder import SIZES, ReEncoder, ReEncoderConfig
+from tests.fakes import Linear
+
+RATE = 16000
+
+
+class Counting(Linear):
+    """Linear at a finer hop, which remembers the order of what it is asked for."""
+
+    def __init__(self):
+        StftAutoencoder.__init__(self, RATE, hop=16)
+        self.calls = []
+
+    def encode(self, audio):
+        self.calls.append(("encode", len(audio)))
+        return StftAutoencoder.encode(self, audio)
+
+    def decode(self, z, length=None, seed=0):
+        self.calls.append(("decode", len(z)))
+        return StftAutoencoder.decode(self, z, length, seed)
+
+
+def module_for(model, task="bandwidth", **changes):
+    settings = {"hidden": 66, "blocks": 1, "condition": 4, "condition_blocks": 1} | changes
+    return ReEncoder(ReEncoderConfig(task, 66, **settings), describe(model)).eval()
+
+
+def noise(channels, seed, seconds=0.5):
+    return 0.1 * torch.randn(channels, round(seconds * RATE), generator=torch.Generator().manual_seed(seed))
+
+
+def sources(channels, count=2):
+    return [Source(f"track {i}", lambda rate, i=i: noise(channels, i)) for i in range(count)]
+
+
+# ---------------------------------------------------------------- distances
+
+
+def test_distances_are_those_of_auraloss():
+    from auraloss.freq import MelSTFTLoss, MultiResolutionSTFTLoss
+
+    x, y = noise(1, 0)[0], noise(1, 1)[0]
+    found = evaluation.distances(x, y, RATE)
+    pair = x[None, None], y[None, None]
+    assert found["stft_d"] == pytest.approx(MultiResolutionSTFTLoss()(*pair).item(), rel=1e-4)
+    assert found["mel_d"] == pytest.approx(MelSTFTLoss(RATE)(*pair).item(), rel=1e-4)
+
+
+def test_distances_of_equal_halved_and_silent_signals():
+    """Of x / 2 against x both terms are known: the spectral convergence 1/2, the log distance ln 2."""
+    x = noise(1, 0)[0]
+    assert evaluation.distances(x, x, RATE) == {"stft_d": 0, "mel_d": 0}
+    half = evaluation.distances(x / 2, x, RATE)
+    assert half["stft_d"] == pytest.approx(0.5 + math.log(2), rel=1e-3)
+    assert half["mel_d"] == pytest.approx(0.5 + math.log(2), rel=1e-3)
+    silent = evaluation.distances(x, torch.zeros_like(x), RATE)
+    assert all(math.isnan(value) for value in silent.values())
+    with pytest.raises(ValueError, match="audio \\(T,\\) of one length"):
+        evaluation.distances(x, x[:-1], RATE)
+
+
+def test_bands_add_up():
+    x = noise(2, 0)
+    low, high = evaluation.band(x, RATE, 0, 1000), evaluation.band(x, RATE, 1000)
+    torch.testing.assert_close(low + high, x)
+    tone = torch.sin(2 * torch.pi * 500 * torch.arange(RATE) / RATE)
+    torch.testing.assert_close(evaluation.band(tone, RATE, 400, 600), tone, atol=1e-3, rtol=0)
+    assert evaluation.band(tone, RATE, 600).abs().max() < 1e-3
+
+
+# ---------------------------------------------------------------- frames
+
+
+def test_bandwidth_frame_of_a_lossless_autoencoder():
+    """It leaves nothing to the autoencoder, and an untrained module leaves the input as it is."""
+    model = Counting()
+    frame = evaluation.bandwidth_frame(model, {"new": module_for(model)}, sources(1), factor=4)
+    assert len(frame) == 2 * 4 * 3
+    table = frame.pivot_table(index="system", columns="band", values="stft_d")
+    assert table.loc["autoencoder"].max() < 1e-3
+    assert 2 * table.loc["input", "low"] < 1 < table.loc["input", "high"]
+    for system in ("autoencoder(input)", "new"):
+        torch.testing.assert_close(
+            torch.tensor(table.loc[system].to_numpy()), torch.tensor(table.loc["input"].to_numpy()),
+            rtol=0.02, atol=0.02,
+        )  # fmt: skip
+
+
+def test_top_of_the_bands():
+    model = Counting()
+    frame = evaluation.bandwidth_frame(model, {}, sources(1, 1), factor=4, top_hz=3000.0)
+    band = evaluation.band(band_limited(noise(1, 0), RATE, 4)[0], RATE, 2000, 3000)
+    expected = evaluation.distances(band, evaluation.band(noise(1, 0)[0], RATE, 2000, 3000), RATE)
+    row = frame[(frame.system == "input") & (frame.band == "high")].iloc[0]
+    assert row.stft_d == pytest.approx(expected["stft_d"])
+
+
+def test_no_waveform_between_encode_and_decode():
+    """Each output is decoded once; the modules' latents come from the one encoding of the input."""
+    model = Counting()
+    modules = {name: module_for(model) for name in ("a", "b")}
+    evaluation.bandwidth_frame(model, modules, sources(1, 1))
+    # input and target; then the autoencoder, its input, and the two modules
+    assert model.calls == [("encode", 1)] * 2 + [("decode", 1)] * 4
+    model.calls.clear()
+    evaluation.stereo_frame(model, {"up": module_for(model, "stereo")}, sources(2, 1), lambdas=(0, 0.5, 1))
+    # mono, left and right, mid and side; the mono input, the autoencoder, latent mid + side, three lambdas
+    assert model.calls == [("encode", 1), ("encode", 2), ("encode", 2), ("decode", 1)] + [("decode", 2)] * 5
+    model.calls.clear()
+    z = StftAutoencoder.encode(model, noise(1, 0))
+    modules["a"].process(z)
+    up = module_for(model, "stereo")
+    up.process(z, up.oracle(torch.stack([z, z], 1)))
+    assert model.calls == []
+
+
+def test_stereo_frame_of_a_lossless_linear_autoencoder():
+    """Mid/side arithmetic on its latents is exact; a new upmixer is mono in both channels."""
+    model = Counting()
+    modules = {"up": module_for(model, "stereo")}
+    rows, ratios = evaluation.stereo_frame(model, modules, sources(2))
+    assert len(rows) == 2 * 6 * 4
+    table = rows.pivot_table(index="system", columns="channel", values="stft_d")
+    assert table.loc[["autoencoder", "latent mid + side"]].max(axis=None) < 1e-3
+    assert table.loc["input", "mid"] == pytest.approx(0, abs=1e-6)
+    assert table.loc["input", "left"] > 0.5
+    for system in ("autoencoder(input)", "up, lambda = 0", "up, lambda = 1"):
+        assert (table.loc[system] - table.loc["input"]).abs().max() < 0.02
+    assert ratios["lambda"].tolist() == [0, 1, 0, 1]
+    assert ratios.balance_db.abs().max() < 0.01
+    truth = noise(2, 1)
+    expected = 10 * (truth[0].square().sum() / truth[1].square().sum()).log10().item()
+    assert ratios.balance_true_db.iloc[-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_full_band_inputs_warn(caplog, monkeypatch):
+    monkeypatch.setattr(evaluation, "task_input", lambda target, *_: target)
+    evaluation.bandwidth_frame(Counting(), {}, sources(1, 1))
+    assert "track 0 is already full-band" in caplog.text
+
+
+# ---------------------------------------------------------------- summaries
+
+
+def test_correlations_of_known_pairs():
+    true = [0.0, 1.0, 2.0, 3.0]
+    made = {0.0: [1.0, -1.0, -1.0, 1.0], 1.0: [0.1, 2.1, 4.1, 6.1]}
+    rows = [
+        {
+            "model": "m",
+            "module": "u",
+            "track": i,
+            "lambda": weight,
+            "balance_true_db": t,
+            "balance_db": ours[i],
+        }
+        for weight, ours in made.items()
+        for i, t in enumerate(true)
+    ]
+    table = evaluation.correlations(pd.DataFrame(rows)).set_index("lambda")
+    assert table.correlation[0.0] == pytest.approx(0)
+    assert table.correlation[1.0] == pytest.approx(1)
+    assert table.low[0.0] < 0 < table.high[0.0]
+
+
+def test_paired_differences():
+    rows = [
+        {"model": "m", "track": i, "system": system, "band": "high", "stft_d": value}
+        for i, pair in enumerate([(1.0, 2.0), (1.0, 3.0), (2.0, 5.0)])
+        for system, value in zip(("ours", "input"), pair, strict=True)
+    ]
+    mean, low, high = evaluation.paired(pd.DataFrame(rows), "ours", "input", "stft_d", band="high")
+    assert mean == pytest.approx(2)
+    assert 1 <= low < 2 < high <= 3
+    with pytest.raises(ValueError, match="no rows of theirs"):
+        evaluation.paired(pd.DataFrame(rows), "theirs", "input", "stft_d", band="high")
+
+
+# ---------------------------------------------------------------- cost
+
+
+@pytest.mark.parametrize(("size", "published"), [("s", 0.4), ("m", 1.6)])
+def test_gflops_of_the_paper(size, published):
+    """Table 1, at 43 Hz: 0.4 and 1.6; by hand two per weight and frame, but for the norms."""
+    owner = {"name": "vocos", "fingerprint": "0", "sample_rate": 44100, "latent_rate": 44100 / 1024}
+    with torch.device("meta"):
+        module = ReEncoder(ReEncoderConfig(**SIZES[size]), owner)
+    counted = evaluation.module_gflops(module)
+    assert round(counted, 1) == published
+    products = sum(p.numel() for name, p in module.named_parameters() if p.ndim > 1)
+    assert counted == pytest.approx(2 * products * owner["latent_rate"] / 1e9, rel=0.01)
+
+
+def test_gflops_of_an_autoencoder_are_those_on_meta():
+    """With attention, which the counter misses in the CPU's fused kernels."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = lincae.Autoencoder(lincae.recipe("test").autoencoder, "untrained").eval()
+    found = evaluation.autoencoder_gflops(model)
+    samples = round(evaluation.FLOP_SECONDS * model.sample_rate)
+    frames = model.encode(torch.randn(1, samples)).shape[-1]
+    meta = lincae.Autoencoder(model.config, "meta").to("meta")
+    meta.precision, meta._inference = (
+        "fp32",
+        lambda n_latents: contextlib.nullcontext(),
+    )  # no autocast on meta
+    shape = (1, 2, model.config.transform.n_bins, frames * model.config.network.time_factor)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        z = torch.empty(1, model.config.network.latent_channels, frames, device="meta")
+        meta.denoise(z, [torch.empty(shape, device="meta")])
+    expected = counter.get_total_flops() / evaluation.FLOP_SECONDS / 1e9
+    assert expected <= found["decode"] < 1.5 * expected  # windows overlap
+    assert found["encode"] > 0
+
+
+def test_seconds_are_positive():
+    model = Counting()
+    seconds = evaluation.seconds_per_second(model, module_for(model), 0.25)
+    assert set(seconds) == {"encode", "process", "decode"}
+    assert all(value > 0 for value in seconds.values())
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_modules_of_another_autoencoder_or_task():
+    model = Counting()
+    foreign = module_for(TanhToy(RATE, hop=66))
+    with pytest.raises(LatentFileError, match="another model"):
+        evaluation.bandwidth_frame(model, {"foreign": foreign}, sources(1))
+    with pytest.raises(ValueError, match="up is a module of stereo, not of bandwidth"):
+        evaluation.bandwidth_frame(model, {"up": module_for(model, "stereo")}, sources(1))
+
+
+def test_mono_sources_and_empty_conditions():
+    model = Counting()
+    with pytest.raises(ValueError, match=r"stereo targets are \(2, T\)|left and right, got \(1, 8000\)"):
+        evaluation.stereo_frame(model, {}, sources(1))
+    with pytest.raises(ValueError, match="an empty list is no condition"):
+        evaluation.stereo_frame(model, {}, sources(2), lambdas=())

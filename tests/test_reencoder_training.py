@@ -1,0 +1,270 @@
+"""Training of Re-Encoders: settings of the paper, resumption to the bit, and that modules learn."""
+
+import dataclasses
+import signal
+
+import pandas as pd
+import pytest
+import torch
+
+import lincae
+from lincae import reencoder_training
+from lincae.baselines import TanhToy
+from lincae.latent_files import LatentFileError
+from lincae.latent_pairs import LatentPairs, Source, write_pairs
+from lincae.reencoder import ReEncoder
+from lincae.reencoder_recipes import learning_rate, recipe
+from lincae.reencoder_training import train
+from lincae.runs import NonFiniteError
+
+RATE = 8000
+
+
+class Levels:
+    """Latents that say how loud eight bands are: what one band says of another can be learnt in seconds."""
+
+    name, sample_rate, latent_rate = "levels", RATE, RATE / 64
+
+    def encode(self, audio):
+        frames = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 64)).unflatten(1, (-1, 64))
+        bands = torch.fft.rfft(frames).abs()[..., 1:].unflatten(-1, (8, 4)).mean(-1)
+        return (bands + 0.01).log().transpose(1, 2)
+
+
+def voices(channels, count=2):
+    """Noise whose level moves, in both halves of the band alike; left and right differ by 14 dB."""
+
+    def read(i):
+        draw = torch.Generator().manual_seed(i)
+        moving = 0.1 * (1 + torch.rand(21, generator=draw)[:, None] * 3).expand(-1, RATE // 40).reshape(-1)
+        whole = moving * torch.randn(len(moving), generator=draw)
+        return torch.stack([whole, 0.2 * whole])[:channels]
+
+    return [Source(f"item {i}", lambda rate, i=i: read(i)) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    made = {}
+    for task, channels in (("bandwidth", 1), ("stereo", 2)):
+        made[task] = LatentPairs(write_pairs(Levels(), voices(channels), root / task, task, progress=False))
+    return made
+
+
+def small(task="bandwidth", **changes):
+    config = recipe(task, "test")
+    module = dataclasses.replace(config.module, hidden=16, blocks=1, condition=3, condition_blocks=1)
+    changes = {"chunk_s": 0.2, "discriminator_channels": 4} | changes
+    return dataclasses.replace(config, module=module, **changes)
+
+
+def run(config, pairs, folder, **kwargs):
+    return train(config, pairs, folder, device="cpu", progress=False, **kwargs)
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_full_preset_is_the_paper():
+    """Section 3.2."""
+    for task, chunk_s in (("bandwidth", 1.4), ("stereo", 4.0)):
+        config = recipe(task, "full")
+        assert dataclasses.asdict(config) | {"module": None} == {
+            "module": None,
+            "objective": "l1",
+            "reconstruction_weight": 10.0,
+            "adversarial_weight": 0.5,
+            "matching_weight": 1.0,
+            "kl_weight": 5e-4,
+            "mel_weight": 1.0,
+            "learning_rate": 5e-4,
+            "discriminator_learning_rate": 1e-4,
+            "warmup_steps": 1000,
+            "discriminator_warmup_steps": 20000,
+            "final_share": 1.0,
+            "weight_decay": 1e-4,
+            "discriminator_channels": 256,
+            "batch_size": 256,
+            "chunk_s": chunk_s,
+            "steps": 250_000,
+            "precision": "bf16",
+            "seed": 0,
+            "log_every": 100,
+            "validate_every": 5000,
+            "checkpoint_every": 5000,
+        }
+        assert (config.module.hidden, config.module.blocks, config.module.condition) == (768, 8, 64)
+
+
+def test_learning_rate_rises_and_stays_or_falls():
+    full = recipe("bandwidth", "full")
+    assert learning_rate(0, full) == pytest.approx(5e-7)
+    assert learning_rate(999, full) == learning_rate(249_999, full) == pytest.approx(5e-4)
+    desk = recipe("bandwidth", "desk")
+    assert learning_rate(desk.steps, desk) == pytest.approx(desk.final_share * desk.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("denoising",), "unknown task 'denoising'"),
+        (("bandwidth", "huge"), "unknown preset 'huge'"),
+        (("bandwidth", "desk", "xl"), "unknown size 'xl'; choose from s, m, desk-s"),
+        (("bandwidth", "desk", None, "l2"), "objective must be one of"),
+        (("stereo", "desk", None, "l1+gan"), "mono-to-stereo is trained with l1"),
+    ],
+)
+def test_unknown_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recipe(*arguments)
+    with pytest.raises(ValueError, match="batch_size"):
+        dataclasses.replace(recipe("bandwidth"), batch_size=0)
+    with pytest.raises(ValueError, match="precision must be"):
+        dataclasses.replace(recipe("bandwidth"), precision="fp16")
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_bandwidth_module_learns(pairs, tmp_path):
+    config = small(steps=60, batch_size=4, validate_every=30, learning_rate=1e-2)
+    module = run(config, pairs["bandwidth"], tmp_path, validation=pairs["bandwidth"])
+    scores = pd.read_csv(tmp_path / "validation.csv")
+    assert scores.step.tolist() == [30, 60]
+    assert scores.l1.iloc[-1] < 0.7 * scores.input_l1.iloc[-1]
+    assert module.autoencoder["name"] == "levels"
+    assert module.metadata["step"] == 60
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert log.step.tolist() == list(range(5, 61, 5))
+    assert (log.loss - 10 * log.l1).abs().max() < 1e-5
+
+
+def test_stereo_module_learns_and_the_oracle_knows_more(pairs, tmp_path):
+    config = small("stereo", steps=150, batch_size=8, validate_every=150, learning_rate=1e-2)
+    run(config, pairs["stereo"], tmp_path, validation=pairs["stereo"])
+    score = pd.read_csv(tmp_path / "validation.csv").iloc[-1]
+    assert score.oracle_l1 < 0.8 * score.input_l1
+    assert score.oracle_l1 < score.prior_l1
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert (log.loss - 10 * log.l1 - 5e-4 * log.kl).abs().max() < 1e-4
+
+
+def test_discriminator_takes_part(pairs, tmp_path):
+    config = small(objective="l1+gan", steps=10)
+    run(config, pairs["bandwidth"], tmp_path)
+    log = pd.read_csv(tmp_path / "log.csv")
+    parts = 10 * log.l1 + 0.5 * log.adversarial + log.matching
+    assert (log.loss - parts).abs().max() < 1e-4
+    assert (log[["adversarial", "matching", "discriminator"]] > 0).all(axis=None)
+
+
+def test_mel_loss_takes_part(tmp_path):
+    torch.manual_seed(0)
+    model = lincae.Autoencoder(lincae.recipe("test").autoencoder, "untrained")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made = LatentPairs(write_pairs(model, voices(1), tmp_path / "pairs", "bandwidth", progress=False))
+    config = small(objective="l1+mel", steps=2, log_every=1, chunk_s=0.2)
+    run(config, made, tmp_path / "run", model=model.requires_grad_(False))
+    log = pd.read_csv(tmp_path / "run" / "log.csv")
+    assert (log.loss - 10 * log.l1 - log.mel).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="give the autoencoder as model"):
+        run(config, made, tmp_path / "another")
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize(("task", "objective"), [("bandwidth", "l1+gan"), ("stereo", "l1")])
+def test_resumed_is_undisturbed_to_the_bit(pairs, tmp_path, task, objective):
+    config = small(task, objective=objective, steps=20, log_every=8)
+    whole = run(config, pairs[task], tmp_path / "whole")
+    run(config, pairs[task], tmp_path / "parts", stop_at=10)
+    parts = run(config, pairs[task], tmp_path / "parts")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(parts.state_dict()[key], value), key
+    assert (tmp_path / "whole" / "log.csv").read_text() == (tmp_path / "parts" / "log.csv").read_text()
+
+
+def test_bf16_trains_close_to_fp32(pairs, tmp_path):
+    one, half = (run(small(steps=4, precision=p), pairs["bandwidth"], tmp_path / p) for p in ("fp32", "bf16"))
+    z = pairs["bandwidth"].crops([0], 25, 0)[0]
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    torch.testing.assert_close(half.process(z), one.process(z), rtol=0.1, atol=0.1)
+
+
+def test_start_continues_a_module(pairs, tmp_path):
+    first = run(small(steps=10), pairs["bandwidth"], tmp_path / "first")
+    path = tmp_path / "first" / "module.safetensors"
+    unmoved = run(small(steps=1, learning_rate=0.0), pairs["bandwidth"], tmp_path / "next", start=path)
+    for key, value in first.state_dict().items():
+        assert torch.equal(unmoved.state_dict()[key], value), key
+    with pytest.raises(ValueError, match="is a module of"):
+        run(small("stereo"), pairs["stereo"], tmp_path / "other", start=path)
+
+
+def test_a_signal_stops_after_the_step_with_a_checkpoint(pairs, tmp_path, monkeypatch):
+    original = reencoder_training.step_losses
+
+    def interrupted(*args):
+        if args[-1] == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(reencoder_training, "step_losses", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(small(), pairs["bandwidth"], tmp_path)
+    assert stopped.value.code == 143
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["state-00000004.ckpt"]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_loss_that_is_not_finite_stops(pairs, tmp_path, monkeypatch):
+    original = reencoder_training.step_losses
+
+    def broken(*args):
+        losses = original(*args)
+        return losses | {"loss": losses["loss"] * (float("nan") if args[-1] == 12 else 1.0)}
+
+    monkeypatch.setattr(reencoder_training, "step_losses", broken)
+    with pytest.raises(NonFiniteError, match=r"not finite at step 12 .*last good checkpoint: .* at step 10"):
+        run(small(), pairs["bandwidth"], tmp_path)
+    assert torch.isfinite(ReEncoder.load(tmp_path / "module.safetensors", "cpu").trunk.enter.weight).all()
+
+
+def test_pairs_of_another_task_or_model(pairs, tmp_path):
+    with pytest.raises(ValueError, match=r"pairs of stereo, the module is one of bandwidth"):
+        run(small(), pairs["stereo"], tmp_path)
+    with pytest.raises(LatentFileError, match="another model"):
+        run(small(), pairs["bandwidth"], tmp_path, model=TanhToy(RATE))
+
+
+def test_chunks_too_short_for_the_discriminator(pairs, tmp_path):
+    with pytest.raises(ValueError, match=r"21 frames or more, got \(2, 8, 20\)"):
+        run(small(objective="l1+gan", chunk_s=0.16), pairs["bandwidth"], tmp_path)
+
+
+def test_run_folder_of_another_configuration(pairs, tmp_path):
+    run(small(steps=10), pairs["bandwidth"], tmp_path)
+    with pytest.raises(ValueError, match="batch_size: 2 -> 3"):
+        run(small(steps=10, batch_size=3), pairs["bandwidth"], tmp_path)
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lincae.pretrained.load", lambda name, device: Levels())
+    monkeypatch.setattr(reencoder_training, "sources_of", lambda task, data, split, n: voices(1))
+    monkeypatch.setitem(reencoder_training.PRESETS, "test", small())
+    arguments = ["bandwidth", "--preset", "test", "--size", "desk-m", "--model", "levels", "--device", "cpu"]
+    options = ["--out", "out/module.safetensors", "--set", "steps=3", "chunk_s=0.2"]
+    reencoder_training.main([*arguments, *options])
+    assert capsys.readouterr().out.strip() == "out/module.safetensors"
+    module = ReEncoder.load("out/module.safetensors", "cpu")
+    assert (module.config.latent_channels, module.metadata["factor"]) == (8, 2)
+    assert len(list(tmp_path.glob("runs/reencoder/levels-*/bandwidth-2-4x64-l1/state-*.ckpt"))) == 1
+    with pytest.raises(SystemExit, match="error: --set takes FIELD=VALUE"):
+        reencoder_training.main([*arguments, "--set", "steps"])
