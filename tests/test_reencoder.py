@@ -9,6 +9,7 @@ from lincae.baselines import StftAutoencoder, TanhToy
 from lincae.latent_files import LatentFileError, Shard, describe
 from lincae.latent_sets import LatentDataset
 from lincae.latents import main
+from lincae.pretrained import BUNDLED
 from lincae.reencoder import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
 
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
@@ -237,3 +238,14 @@ def test_command_line_takes_and_writes_latents(tmp_path):
     assert "has 2 channels, mono to stereo takes one" in process("image")
     ReEncoder(config, describe(TanhToy(16000))).save(tmp_path / "module.safetensors")
     assert "holds latents of another model: stft" in process("mono")
+
+
+def test_bundled_modules_load_and_fit_their_budget():
+    paths = sorted((BUNDLED / "reencoder").rglob("*.safetensors"))
+    assert paths
+    assert sum(path.stat().st_size for path in paths) < 4 * 2**20
+    for path in paths:
+        module = ReEncoder.load(path, "cpu")
+        assert module.config.task == path.stem.split("-")[0]
+        z = latents(1, module.config.latent_channels, 20)
+        assert torch.isfinite(module.process(z)).all()
