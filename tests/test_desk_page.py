@@ -46,6 +46,13 @@ class DeskPage(Watched):
                 still_since = time.monotonic()
             time.sleep(0.05)
 
+    def until(self, holds) -> None:
+        """Wait for a mix of which `holds()`: several presses are several changes.
+        Returns after a minute at the latest, for the assertion to say what is wrong."""
+        end = time.monotonic() + 60
+        while not holds() and time.monotonic() < end:
+            time.sleep(0.2)
+
     @property
     def swaps(self) -> int:
         return int(self.page.get_attribute(".lincae-player", "data-swaps"))
@@ -138,12 +145,16 @@ def test_fader(fresh, mixer):
     with fresh.change():
         fresh.press(".lc-solo", index)
     before = fresh.samples()
-    with fresh.change():
-        fresh.push(index, "ArrowDown", 24)
-    after = fresh.samples()
     moved = [Strip(-12.0, solo=True) if k == index else strip for k, strip in enumerate(strips)]
     expected = level_db(mixer.latent_mix(moved)) - level_db(mixer.latent_mix(strips))
-    assert level_db(after) - level_db(before) == pytest.approx(expected, abs=0.5)
+    with fresh.change():
+        fresh.push(index, "ArrowDown", 24)
+    fallen = pytest.approx(expected, abs=0.5)
+    fresh.until(lambda: level_db(fresh.samples()) - level_db(before) == fallen)
+    fresh.until(
+        lambda: level_db(fresh.samples("waveform")) == pytest.approx(level_db(mixer.waveform_mix(moved)))
+    )
+    assert level_db(fresh.samples()) - level_db(before) == fallen
     assert level_db(fresh.samples("waveform")) == pytest.approx(level_db(mixer.waveform_mix(moved)), abs=0.01)
     assert level_db(mixer.waveform_mix(moved)) - level_db(mixer.waveform_mix(strips)) == pytest.approx(-12)
     assert fresh.page.locator(".lc-db input").nth(index).input_value() == "−12.0"

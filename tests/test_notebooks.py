@@ -253,7 +253,7 @@ def test_ablations(tmp_path, evaluation):
         rows = rows[rows.comparison == ("linearity" if column.decided_by else "codec")]
         value = rows.groupby("track")[column.metric].mean().mean()
         assert cell.value == pytest.approx(value, rel=1e-4, nan_ok=True)
-    published = pd.read_csv(ROOT / "data" / "paper_tables.csv")
+    published = pd.read_csv(ROOT / "data" / "paper_tables.csv").query("table < 3")
     assert cells[cells.source == "paper"].value.tolist() == pytest.approx(published.value.tolist())
 
 
