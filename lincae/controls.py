@@ -117,6 +117,8 @@ class Channel(widgets.VBox):
         self._changed(change)
 
     def _typed(self, change: Any) -> None:
+        if change["new"] == shown_db(self.gain_db):
+            return  # the fader's own number: rounded, it would set a fader back that moves on meanwhile
         text = change["new"].strip().replace("−", "-").replace("∞", "inf").removesuffix("dB")
         try:
             level_db = float(text)

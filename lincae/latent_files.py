@@ -91,6 +91,28 @@ def check_same_model(found: dict[str, Any], wanted: dict[str, Any], where: str |
         raise LatentFileError(f"{where} holds latents of another model: {theirs}, not of {ours}")
 
 
+def claim(path: Path, holds: str, manifest: dict[str, Any]) -> None:
+    """Write `manifest` (JSON; a model's description under "model") to `path`, first file of its folder, or
+    check that what is there says the same. `holds`: what the folder is for, as an error calls it.
+
+    Raises ValueError for a folder with other files or another manifest, LatentFileError for another model.
+    """
+    folder = path.parent
+    if not path.is_file():
+        if folder.is_dir() and any(child.name[0] != "." for child in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and has no {path.name}: use an empty or new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write((json.dumps(manifest, indent=2) + "\n").encode())
+    found = json.loads(path.read_bytes())
+    check_same_model(found["model"], manifest["model"], folder)
+    for key, wanted in manifest.items():
+        if key != "model" and found.get(key) != wanted:
+            raise ValueError(
+                f"{folder} has {holds} of {key} {found.get(key)}, not {wanted}: use another folder"
+            )
+
+
 # ---------------------------------------------------------------- entries
 
 

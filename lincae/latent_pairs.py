@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from .audio import (
     AudioFileError,
     AutoencoderLike,
-    atomic_write,
     audio_header,
     generator,
     keep_freed_memory,
@@ -32,7 +31,7 @@ from .audio import (
     resample,
     resolve_device,
 )
-from .latent_files import SUFFIX, LatentFileError, Shard, check_same_model, describe
+from .latent_files import SUFFIX, LatentFileError, Shard, check_same_model, claim, describe
 from .latent_sets import LatentDataset
 from .stereo import upmix
 from .synth import render_song
@@ -206,7 +205,7 @@ def write_pairs(
     out = Path(out)
     factor = factor if _check_task(task) == "bandwidth" else 1
     wanted = {"task": task, "factor": factor, "dtype": dtype, "model": describe(model)}
-    _claim(out, wanted)
+    claim(out / MANIFEST, "pairs", wanted)
     mine = sources[rank::world]
     with tqdm(total=len(mine), desc=f"{task} pairs", unit="item", disable=not progress or rank > 0) as bar:
         for number, first in enumerate(range(0, len(mine), SHARD_PAIRS)):
@@ -228,23 +227,6 @@ def write_pairs(
             for shard in shards.values():
                 shard.finish()
     return out
-
-
-def _claim(out: Path, wanted: dict) -> None:
-    path = out / MANIFEST
-    if not path.is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise ValueError(f"{out} is not empty and has no {MANIFEST}: use an empty or new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write((json.dumps(wanted, indent=2) + "\n").encode())
-    found = json.loads(path.read_bytes())
-    check_same_model(found["model"], wanted["model"], out)
-    for key in ("task", "factor", "dtype"):
-        if found[key] != wanted[key]:
-            raise ValueError(
-                f"{out} has pairs of {key} {found[key]!r}, not {wanted[key]!r}: use another folder"
-            )
 
 
 class LatentPairs:

@@ -13,7 +13,6 @@ Axis legend: `B` batch (channels of a file), `T` samples, `C` latent channels, `
 import contextlib
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence, Set
@@ -36,6 +35,7 @@ from .latent_files import (
     LatentFileError,
     Shard,
     check_same_model,
+    claim,
     describe,
     journalled,
     read_header,
@@ -109,7 +109,8 @@ def encode_corpus(
             raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     files = named_files(folders)
     described = describe(model)
-    _claim(out, {"version": VERSION, "dtype": dtype, "channels": channels, "model": described})
+    manifest = {"version": VERSION, "dtype": dtype, "channels": channels, "model": described}
+    claim(out / MANIFEST, "latents", manifest)
     with _alone(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
         # journals first: what one holds may be in a shard a moment later, but never the other way round
         done = {entry.file for path in out.glob("*.jsonl") for _, entry in journalled(path, dtype)}
@@ -162,24 +163,6 @@ def _continued(out: Path, model: dict[str, Any], dtype: str, rank: int, world: i
             elif not path.exists():
                 shard.finish()
     return own
-
-
-def _claim(out: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, or check that the one that is there says the same."""
-    path = out / MANIFEST
-    if not path.is_file():
-        if out.is_dir() and any(child.name[0] != "." for child in out.iterdir()):
-            raise ValueError(f"{out} is not empty and has no {MANIFEST}: use an empty or new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write((json.dumps(manifest, indent=2) + "\n").encode())
-    found = json.loads(path.read_bytes())
-    check_same_model(found["model"], manifest["model"], out)
-    for key in ("version", "dtype", "channels"):
-        if found[key] != manifest[key]:
-            raise ValueError(
-                f"{out} has latents of {key} {found[key]}, not {manifest[key]}: use another folder"
-            )
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ Axis legend: `B` batch, `C` latent channels, `L` latent frames.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import sys
@@ -38,7 +37,18 @@ from .latent_objectives import (
 from .latent_pairs import LatentPairs, sources_of, write_pairs
 from .reencoder import SIZES, TASKS, ReEncoder
 from .reencoder_recipes import FACTORS, OBJECTIVES, PRESETS, ReEncoderTraining, learning_rate, recipe
-from .runs import Interruption, Log, NonFiniteError, alone, commit, explained, newest, restore, store
+from .runs import (
+    Interruption,
+    Log,
+    NonFiniteError,
+    alone,
+    assignment,
+    commit,
+    explained,
+    newest,
+    restore,
+    store,
+)
 
 MODULE, LOG, VALIDATION = "module.safetensors", "log.csv", "validation.csv"
 
@@ -308,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. steps=1000")
     options = parser.parse_args(arguments)
     try:
-        changes = dict(_assignment(text) for text in options.set)
+        changes = dict(assignment(text) for text in options.set)
         config = recipe(options.task, options.preset, options.size, options.objective, options.layout)
         config = replace(config, **changes)
         model = load(options.model, options.device)
@@ -355,16 +365,6 @@ def folders(
 
 def _frozen(model):
     return model if model is None or not hasattr(model, "requires_grad_") else model.requires_grad_(False)
-
-
-def _assignment(text: str) -> tuple[str, object]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 if __name__ == "__main__":

@@ -287,6 +287,17 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
+def assignment(text: str) -> tuple[str, Any]:
+    """ "a.b=1" -> ("a.b", 1); values are JSON, or else text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
 def commit() -> str:
     """Commit of the running source, with "-dirty" where it was changed; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

@@ -17,13 +17,11 @@ of the highest `rec_snr_db` in a validation. What is trained, and what it minimi
 import contextlib
 import copy
 import dataclasses
-import json
 import logging
 import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -45,6 +43,7 @@ from .runs import (
     NonFiniteError,
     OutOfMemoryError,
     alone,
+    assignment,
     commit,
     explained,
     hardware,
@@ -87,7 +86,6 @@ def train(
     compiler: str | None = None,
     stop_at: int | None = None,
     progress: bool = True,
-    objective: type[TrainingObjective] | None = None,
     command: str | None = None,
 ) -> Autoencoder | SpectralVae:
     """Train, or continue the run in `run_dir`, until `config.steps` (or `stop_at`); returns the EMA model.
@@ -96,8 +94,7 @@ def train(
     default what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data
     for each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another
     number of processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first.
-    `objective`: what is trained, by default what the kind of configuration says. `command`: what started the
-    run, for the checkpoint's card.
+    `command`: what started the run, for the checkpoint's card.
 
     Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
@@ -123,7 +120,7 @@ def train(
     if fabric.device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    own = (objective or OBJECTIVES[type(config)]).build(config, name or run_dir.name)
+    own = OBJECTIVES[type(config)].build(config, name or run_dir.name)
     model = own.model
     ema = copy.deepcopy(model).eval().requires_grad_(False).to(fabric.device)
     if compiler:
@@ -289,17 +286,6 @@ def main(arguments: list[str] | None = None) -> None:
             )
     except (ValueError, OSError, NonFiniteError, OutOfMemoryError) as error:
         sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """ "a.b=1" -> ("a.b", 1); values are JSON, or else text."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 if __name__ == "__main__":

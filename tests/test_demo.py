@@ -342,7 +342,10 @@ def test_loop(page):
     expected = position + heard[:, 0] - at
     assert max(apart(a, b) for a, b in zip(heard[:, 1], expected, strict=True)) < 0.02
     assert page.ask("window.demo.playing")
-    page.page.uncheck("#loop")
+    position, at = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+    page.page.uncheck("#loop")  # the round that runs is played to its end
+    later, then = page.ask("[window.demo.position(), window.demo.context.currentTime]")
+    assert apart(later, position + then - at) < 0.02
     page.page.wait_for_function("!window.demo.playing", timeout=10_000)
     assert page.ask("window.demo.position()") == 0
 

@@ -109,6 +109,7 @@ def mixer(track):
 @pytest.fixture
 def fresh(visit):
     """The desk as it opens, whatever the test before did."""
+    visit.page.check(".lc-loop")
     visit.page.get_by_role("radio", name="latent mix").click()
     if visit.ask("player.playing"):
         visit.press(".lc-play")
@@ -227,6 +228,20 @@ def test_the_position_survives_a_new_mix(fresh):
     assert playing
     error = (later - position - (then - at)) % SECONDS
     assert min(error, SECONDS - error) < 0.02
+
+
+def test_the_last_round_of_a_loop_is_played_to_its_end(fresh):
+    fresh.press(".lc-play")
+    fresh.page.wait_for_function(f"{fresh.player}.position() > {SECONDS - 0.3}")
+    fresh.page.wait_for_function(f"{fresh.player}.position() < {SECONDS / 2}")
+    clock = "[player.position(), player.clock, player.playing]"
+    position, at, _ = fresh.ask(clock)
+    fresh.page.uncheck(".lc-loop")
+    later, then, playing = fresh.ask(clock)
+    assert playing
+    assert abs(later - position - (then - at)) < 0.02
+    fresh.page.wait_for_function(f"!{fresh.player}.playing")
+    assert fresh.ask("player.position()") == 0
 
 
 def test_another_model(fresh, track):

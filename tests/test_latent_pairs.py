@@ -185,7 +185,7 @@ def test_folders_of_something_else(tmp_path):
         write_pairs(TanhToy(RATE), sources(), folder, "bandwidth", progress=False)
     with pytest.raises(ValueError, match="pairs of factor 2, not 4"):
         write_pairs(model(), sources(), folder, "bandwidth", 4, progress=False)
-    with pytest.raises(ValueError, match="pairs of task 'bandwidth', not 'stereo'"):
+    with pytest.raises(ValueError, match="pairs of task bandwidth, not stereo"):
         write_pairs(model(), sources(2), folder, "stereo", 2, progress=False)
     with pytest.raises(ValueError, match=r"not empty and has no pairs\.json"):
         write_pairs(model(), sources(), folder / "input", "bandwidth", progress=False)

@@ -66,6 +66,14 @@ def test_master_and_typed_levels():
     assert torch.equal(heard(at_work, "latent"), unity)
 
 
+def test_a_fader_is_not_set_back_by_its_own_number():
+    """Pages send -3.000000000000007: setting -3.0 there would undo the keys that were pressed since."""
+    at_work = desk()
+    at_work.strips[0].fader.value = -3.000000000000007
+    assert at_work.strips[0].text.value == "−3.0"
+    assert at_work.strips[0].fader.value == -3.000000000000007
+
+
 def test_meters_are_after_the_fader():
     at_work = desk(tracks=[FakeTrack(levels=(0.1, 0.1, 0.1, 0.0))])
     meter = at_work.strips[0].meter

@@ -11,7 +11,7 @@ output.connect(analyser).connect(context.destination);
 const buffers = new Map(); // tile -> Promise of its AudioBuffer
 let track = tracks[0], rowIndex = 0, column = columns[0];
 let voice = null; // what sounds: {source, gain}
-let startedAt = 0, offset = 0, playing = false, wanted = 0;
+let startedAt = 0, offset = 0, playing = false, looping = true, wanted = 0;
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -21,7 +21,7 @@ function make(tag, attributes = {}, ...children) {
 }
 
 function decibels(value) {
-  return value === null || value === undefined ? "–" : `${value.toFixed(1).replace("-", "−")} dB`;
+  return value === null || value === undefined ? "–" : `${value.toFixed(1).replace(/^-0\.0$/, "0.0").replace("-", "−")} dB`;
 }
 
 function current() {
@@ -41,7 +41,7 @@ function buffer(tile) {
 function position(now = context.currentTime) {
   if (!playing) return offset;
   const ran = offset + Math.max(0, now - startedAt);
-  return $("loop").checked ? ran % track.seconds : Math.min(ran, track.seconds);
+  return looping ? ran % track.seconds : Math.min(ran, track.seconds);
 }
 
 function fadeOut(old) {
@@ -73,6 +73,7 @@ async function begin(at = null) {
   voice = { source, gain };
   offset = from;
   startedAt = when;
+  looping = source.loop;
   playing = true;
   show();
   requestAnimationFrame(follow);

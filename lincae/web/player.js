@@ -39,7 +39,7 @@ function render({ model, el }) {
   let context = null, monitor = null, analyser = null;
   let voices = {}; // the sounds that run: key -> {source, gain}
   let loaded = {}; // key -> {channels, gain}
-  let rate = 1, duration = 0, offset = 0, startedAt = 0, playing = false, swaps = 0, frame = 0;
+  let rate = 1, duration = 0, offset = 0, startedAt = 0, playing = false, looping = true, swaps = 0, frame = 0;
 
   // ------------------------------------------------------------ what is seen
   const play = element("button", { class: "lc-play", type: "button", title: "Play or pause" }, "▶ Play");
@@ -83,18 +83,19 @@ function render({ model, el }) {
   el.append(root);
 
   // ------------------------------------------------------------ what is heard
-  function position() {
+  function position(now = context?.currentTime) {
     if (!playing) return offset;
-    const ran = offset + context.currentTime - startedAt;
-    return loop.checked ? ran % duration : Math.min(ran, duration);
+    const ran = offset + Math.max(0, now - startedAt);
+    return looping ? ran % duration : Math.min(ran, duration);
   }
 
   function audible(key) {
     return key === model.get("heard") && loaded[key] ? loaded[key].gain : 0;
   }
 
-  function start(at) {
-    const begin = context.currentTime + 0.005, next = {};
+  // Start all sounds at `at` seconds (default: where the running ones are), and fade those out.
+  function start(at = null) {
+    const next = {};
     for (const [key, { channels }] of Object.entries(loaded)) {
       const buffer = context.createBuffer(channels.length, channels[0].length, rate);
       channels.forEach((samples, i) => buffer.copyToChannel(samples, i));
@@ -102,15 +103,19 @@ function render({ model, el }) {
       source.buffer = buffer;
       source.loop = loop.checked;
       source.connect(gain).connect(monitor);
+      next[key] = { source, gain };
+    }
+    // Only now: copying may take longer than the 5 ms, and sounds that start late lag behind the clock.
+    const begin = context.currentTime + 0.005, from = (at ?? position(begin)) % duration;
+    for (const [key, { source, gain }] of Object.entries(next)) {
       gain.gain.setValueAtTime(0, begin);
       gain.gain.linearRampToValueAtTime(audible(key), begin + SWITCH_S);
-      source.start(begin, at % duration);
-      next[key] = { source, gain };
+      source.start(begin, from);
     }
     const first = Object.values(next)[0];
     if (first) first.source.onended = () => { if (voices === next && playing) { halt(); offset = 0; draw(); } };
     const old = voices;
-    voices = next; offset = at % duration; startedAt = begin;
+    voices = next; offset = from; startedAt = begin; looping = loop.checked;
     silence(old);
   }
 
@@ -170,7 +175,7 @@ function render({ model, el }) {
 
   // ------------------------------------------------------------ what the kernel sends
   function take() {
-    const sounds = model.get("sounds"), at = position();
+    const sounds = model.get("sounds");
     rate = model.get("sample_rate");
     loaded = {};
     for (const [key, { samples, channels, gain }] of Object.entries(sounds)) {
@@ -182,7 +187,7 @@ function render({ model, el }) {
     const first = Object.values(loaded)[0], before = duration;
     duration = first ? first.channels[0].length / rate : 0;
     if (duration !== before && !playing) offset = 0;
-    if (playing) { if (duration) start(at % duration); else halt(); }
+    if (playing) { if (duration) start(); else { halt(); offset = 0; } }
     root.dataset.swaps = ++swaps;
     choose();
     draw();
@@ -238,7 +243,7 @@ function render({ model, el }) {
   }
 
   play.onclick = toggle;
-  loop.onchange = () => { if (playing) start(position()); };
+  loop.onchange = () => { if (playing) start(); };
   volume.oninput = setVolume;
   volume.onchange = () => { model.set("volume_db", Number(volume.value)); model.save_changes(); };
   choices.onkeydown = (event) => {
