@@ -8,7 +8,7 @@ started the new mix is taken in the page: the median and the least of some moves
 same decode (ours, median), without desk, page and the moment that the desk waits for further moves, against
 `fader to sound` (peer).
 
-Committed numbers: one thread of an AMD EPYC, busy with other jobs. Needs chromium.
+Committed numbers: two cores of an AMD EPYC. Needs chromium.
 """
 
 import csv
