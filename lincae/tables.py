@@ -9,6 +9,7 @@ another track's latent by RECONSTRUCTION_MARGIN_DB, and the number must be far f
 (SWAP_MARGIN_DB).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,6 +158,33 @@ def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) ->
     order = {model: i for i, model in enumerate(frame.model.unique())}
     table = pd.concat(found, ignore_index=True)[list(CELL)].astype({"counts": bool})
     return table.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+
+
+def orderings(table: pd.DataFrame, published: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Whether our models stand in the published order, in every column that both `cells` hold.
+
+    `names`: our model -> the published one. One row for each column and pair of models: `column`, `better`,
+    `worse` (our names, ordered as published), their values here and there, `agrees`. Pairs that are equal
+    as published say nothing and are left out.
+    """
+    values = [rows.set_index(["model", "column"]).value for rows in (table, published)]
+    rows = []
+    for column in [name for name in PAPER_COLUMNS if (table.column == name).any()]:
+        present = [
+            m for m in names if all((k, column) in v for k, v in zip((m, names[m]), values, strict=True))
+        ]
+        for pair in itertools.combinations(present, 2):
+            lower = PAPER_COLUMNS[column].lower_is_better
+            better, worse = sorted(pair, key=lambda m: values[1][names[m], column], reverse=not lower)
+            theirs = [values[1][names[m], column] for m in (better, worse)]
+            if theirs[0] == theirs[1]:
+                continue
+            ours = [values[0][m, column] for m in (better, worse)]
+            row = {"column": column, "better": better, "worse": worse}
+            row |= dict(zip(("better_value", "worse_value"), ours, strict=True))
+            row |= dict(zip(("better_published", "worse_published"), theirs, strict=True))
+            rows.append(row | {"agrees": bool(ours[0] < ours[1] if lower else ours[0] > ours[1])})
+    return pd.DataFrame(rows)
 
 
 def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:

@@ -155,6 +155,31 @@ def test_published_tables_are_whole():
         assert found.value.notna().all()
 
 
+def test_orderings_against_the_published():
+    names = {"ours": "Lin-CAE", "plain": "M2L", "half": "no-additivity"}
+    rows = [("ours", "add_enc", 0.2), ("plain", "add_enc", 0.9), ("half", "add_enc", 1.5)]
+    rows += [("ours", "vocals_si_sdr", 9.0), ("plain", "vocals_si_sdr", 2.0), ("stft", "vocals_si_sdr", 99.0)]
+    table = pd.DataFrame(rows, columns=["model", "column", "value"])
+    found = tables.orderings(table, PUBLISHED, names).set_index(["column", "better", "worse"])
+    # published: add_enc 0.60, 2.07 (no-additivity), 2.73 (M2L); vocals -1.18 and -12.56
+    assert found.agrees.to_dict() == {
+        ("add_enc", "ours", "plain"): True,
+        ("add_enc", "ours", "half"): True,
+        ("add_enc", "half", "plain"): False,
+        ("vocals_si_sdr", "ours", "plain"): True,
+    }
+    row = found.loc["add_enc", "half", "plain"]
+    assert (row.better_value, row.worse_value, row.better_published, row.worse_published) == (
+        1.5,
+        0.9,
+        2.07,
+        2.73,
+    )
+    itself = PUBLISHED[PUBLISHED.table.isin([1, 2])]
+    same = {name: name for name in ("Lin-CAE", "M2L", "no-additivity", "no-homogeneity")}
+    assert tables.orderings(itself, itself, same).agrees.all()
+
+
 def test_marks_are_those_of_the_paper():
     published = PUBLISHED.assign(counts=True)
     rank = tables.ranks(published)
