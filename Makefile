@@ -2,7 +2,8 @@
 # make reproduce DATASET=musdb MUSDB_PATH=... MODELS="m2l lin-cae"
 #                 the evaluation (notebooks 02 to 06) of other models or data -> runs/musdb/; see README
 # make test       set-up, lint, tests
-# make train      the desk study (resumable): one run per variant under runs/
+# make train      the desk study (resumable): one run per variant under runs/; SEEDS="0 1 2" for more of each
+# make study      all of it, for a GPU: three seeds of every desk variant, then `small` (resumable)
 # make bundle     finished runs of the desk study into data/checkpoints/
 # make reencoder  Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
 # make bench      every benchmark, anew
@@ -16,7 +17,9 @@ PYTHON ?= python3
 # Asked for by version: a range would let pip take the newest build, which the other pins were not tested with.
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
-VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-vae vae
+PRESET ?= desk
+VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-cae-sub lin-vae vae
+SEEDS ?= 0
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l
 SONGS ?= 24
@@ -59,7 +62,7 @@ endif
 endif
 EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
 
-.PHONY: reproduce test train bundle reencoder lab mixer screenshots publish clean bench anew
+.PHONY: reproduce test train study bundle reencoder lab mixer screenshots publish clean bench anew
 .DELETE_ON_ERROR:
 
 reproduce: $(EXECUTED)
@@ -114,9 +117,16 @@ bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit; done
 
 train: $(READY)
-	for variant in $(VARIANTS); do \
-	  $(BIN)/python -m lincae.training --preset desk --variant $$variant $(if $(DEVICE),--device $(DEVICE)) || exit; \
-	done
+	for variant in $(VARIANTS); do for seed in $(SEEDS); do \
+	  if [ $$seed = 0 ]; then seeded=; else \
+	    seeded="--set seed=$$seed --run-folder runs/$(PRESET)-$$variant-seed$$seed"; fi; \
+	  $(BIN)/python -m lincae.training --preset $(PRESET) --variant $$variant $(if $(DEVICE),--device $(DEVICE)) \
+	    $$seeded || exit; \
+	done; done
+
+study: $(READY)
+	$(MAKE) train SEEDS="0 1 2"
+	$(MAKE) train PRESET=small VARIANTS="lin-cae m2l"
 
 lab: $(READY)
 	$(BIN)/jupyter lab

@@ -87,7 +87,6 @@ VARIANTS = {
     "no-homogeneity": replace(LIN_CAE, homogeneity=False),
     "m2l": replace(LIN_CAE, homogeneity=False, additivity=False),
 }
-BEYOND = {"lin-cae-sub": replace(LIN_CAE, subtraction_probability=0.5)}  # not the paper's
 
 
 @dataclass

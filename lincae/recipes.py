@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .consistency import ConsistencyConfig
-from .linearity import BEYOND, VARIANTS, LinearityConfig
+from .linearity import VARIANTS, LinearityConfig
 from .optimisers import OPTIMISERS
 from .presets import MODEL_PRESETS, VAE_MODEL_PRESETS, AutoencoderConfig, SpectralVaeConfig
 
@@ -246,6 +246,11 @@ VAE_PRESETS = {
         checkpoint_every=20,
     ),
 }
+# Variants of our own: lin-cae with these changes.
+OWN_VARIANTS: dict[str, dict[str, Any]] = {
+    "lin-cae-sub": {"linearity.subtraction_probability": 0.5},
+    "lin-cae-odd": {"autoencoder.network.centred": False, "autoencoder.network.odd": True},
+}
 VAE_VARIANTS = {"lin-vae": VARIANTS["lin-cae"], "vae": VARIANTS["m2l"]}
 
 
@@ -256,7 +261,7 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Ru
     Raises ValueError naming the allowed presets, variants or fields.
     """
     presets = VAE_PRESETS if variant in VAE_VARIANTS else PRESETS
-    variants = VARIANTS | BEYOND | VAE_VARIANTS
+    variants = VARIANTS | dict.fromkeys(OWN_VARIANTS, VARIANTS["lin-cae"]) | VAE_VARIANTS
     for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
@@ -266,12 +271,11 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Ru
         homogeneity=base.homogeneity,
         additivity=base.additivity,
         anneal=base.anneal,
-        subtraction_probability=base.subtraction_probability,
     )
     if preset == "official" and variant == "m2l":
         linearity = replace(linearity, premix_probability=0.5)
     config = replace(config, linearity=linearity)
-    for path, value in changes.items():
+    for path, value in (OWN_VARIANTS.get(variant, {}) | changes).items():
         config = changed(config, path.split("."), value)
     return config
 

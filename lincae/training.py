@@ -32,10 +32,19 @@ from tqdm.auto import tqdm
 from .audio import generator, keep_freed_memory, resolve_device
 from .autoencoder import Autoencoder
 from .corpora import WeightedFiles
-from .linearity import BEYOND, VARIANTS
+from .linearity import VARIANTS
 from .objective import Objective, TrainingData, TrainingObjective, compile_network, learning_rate, update_ema
 from .optimisers import optimisers
-from .recipes import PRESETS, VAE_PRESETS, VAE_VARIANTS, RunConfig, TrainingConfig, VaeTrainingConfig, recipe
+from .recipes import (
+    OWN_VARIANTS,
+    PRESETS,
+    VAE_PRESETS,
+    VAE_VARIANTS,
+    RunConfig,
+    TrainingConfig,
+    VaeTrainingConfig,
+    recipe,
+)
 from .runs import (
     Interruption,
     Log,
@@ -242,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
         "python -m lincae.training", description="Train a consistency autoencoder, or a spectral VAE."
     )
     parser.add_argument("--preset", default="desk", choices=list(PRESETS | VAE_PRESETS))
-    parser.add_argument("--variant", default="lin-cae", choices=list(VARIANTS | BEYOND | VAE_VARIANTS))
+    parser.add_argument("--variant", default="lin-cae", choices=list(VARIANTS | OWN_VARIANTS | VAE_VARIANTS))
     sources = "synthetic, FOLDER=WEIGHT ... or shards:FOLDER"
     parser.add_argument("--data", nargs="+", default=["synthetic"], help=sources)
     held_out = "what to validate on (default: synthetic test songs, or other crops of --data)"

@@ -11,7 +11,6 @@ import torch
 
 from lincae import linearity
 from lincae.linearity import (
-    BEYOND,
     LIN_CAE,
     VARIANTS,
     AugmentedBatch,
@@ -197,7 +196,7 @@ def test_input_gains_lower_originals_before_they_are_mixed():
 
 @pytest.mark.parametrize("weights", ["equal", "random"])
 def test_subtraction_leaves_the_other_part_with_the_latent_of_a_difference(weights):
-    config = replace(BEYOND["lin-cae-sub"], mixture_weights=weights)
+    config = replace(LIN_CAE, subtraction_probability=0.5, mixture_weights=weights)
     x = audio(50)
     batch, plain = (
         augment(x, 0.0, c, generator(3)) for c in (config, replace(LIN_CAE, mixture_weights=weights))

@@ -196,3 +196,18 @@ def test_a_centred_encoder_answers_silence_with_zero():
     answer = encoder.raw(torch.zeros_like(x[:1]))
     assert answer.abs().max() > 0.1
     assert torch.allclose(z, torch.tanh(encoder.raw(x) - answer), atol=1e-6)
+
+
+def test_an_odd_encoder_answers_the_negative_with_the_negative():
+    network = Network(replace(TEST.network, odd=True), TEST.transform.n_bins)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    encoder, x = network.encoder, randn(3, 2, TEST.transform.n_bins, 16)
+    assert torch.equal(encoder(torch.zeros_like(x)), torch.zeros(3, 8, 8))
+    z = encoder(x)
+    assert z.abs().max() > 0.01
+    torch.testing.assert_close(encoder(-x), -z, atol=1e-6, rtol=0)
+    torch.testing.assert_close(z, torch.tanh((encoder.raw(x) - encoder.raw(-x)) / 2), atol=1e-6, rtol=0)
+    assert (encoder.raw(x) + encoder.raw(-x)).abs().max() > 0.1
+    with pytest.raises(ValueError, match="choose one of centred and odd"):
+        replace(TEST.network, odd=True, centred=True)

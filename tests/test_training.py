@@ -260,6 +260,14 @@ def test_presets_and_variants_compose():
     assert (paper.crop_samples, official.crop_samples) == (87552, 34304)
     assert (paper.linearity.mixture_weights, official.linearity.mixture_weights) == ("equal", "random")
     assert recipe("official", "m2l").linearity.premix_probability == 0.5
+    base, odd, sub = (recipe("desk", variant) for variant in ("lin-cae", "lin-cae-odd", "lin-cae-sub"))
+    network = dataclasses.replace(base.autoencoder.network, centred=False, odd=True)
+    assert odd == dataclasses.replace(
+        base, autoencoder=dataclasses.replace(base.autoencoder, network=network)
+    )
+    assert sub == dataclasses.replace(
+        base, linearity=dataclasses.replace(base.linearity, subtraction_probability=0.5)
+    )
     differing = {"crop_frames", "linearity"}  # every other field of the two presets agrees
     assert {
         f.name for f in dataclasses.fields(paper) if getattr(paper, f.name) != getattr(official, f.name)
