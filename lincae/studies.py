@@ -1,4 +1,5 @@
-"""Questions that the paper leaves open: more sources than four, more decoding steps than one, and phase.
+"""Questions that the paper leaves open: more sources than four, more decoding steps than one, what an
+encoder's error consists of, and phase.
 
 Gains of any range or sign are the grid of `lincae.protocols.EvaluationConfig`, shared and independent noise
 its `noise`. Axis legend: `S` sounds, `T` samples, `B` items.
@@ -80,6 +81,22 @@ class Stepped:
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
         """Latents (B, C, L) to audio (B, length)."""
         return self.model.decode(z, length, seed, steps=self.steps)
+
+
+class Odd:
+    """An autoencoder with the latents (Enc(x) - Enc(-x)) / 2: its encoder as it is, without what is even."""
+
+    def __init__(self, model: AutoencoderLike):
+        self.model, self.name = model, f"{model.name}, odd"
+        self.sample_rate, self.latent_rate = model.sample_rate, model.latent_rate
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio (B, T) to latents (B, C, L)."""
+        return (self.model.encode(audio) - self.model.encode(-audio)) / 2
+
+    def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
+        """Latents (B, C, L) to audio (B, length)."""
+        return self.model.decode(z, length, seed)
 
 
 def phase_and_magnitude(

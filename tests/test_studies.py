@@ -6,7 +6,7 @@ from lincae.audio import generator
 from lincae.autoencoder import Autoencoder
 from lincae.baselines import TanhToy
 from lincae.presets import MODEL_PRESETS
-from lincae.studies import Stepped, many_sources, phase_and_magnitude
+from lincae.studies import Odd, Stepped, many_sources, phase_and_magnitude
 
 
 def sounds(n: int = 9, seconds: float = 0.5) -> torch.Tensor:
@@ -25,6 +25,19 @@ def test_any_number_of_sources_adds_in_the_linear_reference():
     assert frame.swap_snr_db[frame.n_sources < 9].max() < 3
     repeated = many_sources(Linear(), sounds(), (2,), n_draws=3)
     assert repeated.snr_db.tolist() == frame.snr_db[frame.n_sources == 2].tolist()
+
+
+def test_odd_is_the_encoder_without_its_even_part():
+    class Even(Linear):
+        def encode(self, audio):
+            return super().encode(audio) + super().encode(audio.square() + 0.5)
+
+    model, x = Odd(Even()), sounds(3)
+    assert (Even().encode(x) - Linear().encode(x)).abs().max() > 0.1
+    torch.testing.assert_close(model.encode(x), Linear().encode(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.decode(model.encode(x), x.shape[1]), x, atol=1e-5, rtol=0)
+    assert (model.sample_rate, model.latent_rate) == (Linear().sample_rate, Linear().latent_rate)
+    assert model.name == f"{Linear().name}, odd"
 
 
 def test_more_sources_are_worse_in_the_toy_and_a_sum_is_as_loud_as_a_sound():
