@@ -1,7 +1,7 @@
 """Short trials behind the desk preset: what a few CPU minutes reach with one choice changed at a time.
 
     python benchmarks/desk_trials.py                  # those without a row yet, 2 to 4 core-minutes each
-    python benchmarks/desk_trials.py "desk, Adam"     # these, again
+    python benchmarks/desk_trials.py "desk"           # these, again
 
 All see the same synthetic audio and seeds; compare them at equal `core_s`, not at equal steps. Scores are of
 1.5 s of each held-out song, EMA weights, one-step decode: reconstruction, with the swap control (decode of
@@ -25,6 +25,7 @@ from lincae import metrics
 from lincae.autoencoder import Autoencoder
 from lincae.consistency import NoiseConfig
 from lincae.data import training_data
+from lincae.recipes import OWN_VARIANTS
 from lincae.training import train
 
 TABLE = Path(__file__).with_suffix(".csv")
@@ -83,17 +84,17 @@ TRIALS = {  # name: (steps, changes of preset desk)
     "Muon, encoder block at the finest level, t uniform, sigma_max 20": (260, UNIFORM),
     "the same, originals at many levels": (260, LEVELS),
     "the same, centred encoder": (260, CENTRED),
-    "centred, steps to 0.3, teachers at 3.5 and below": (700, HALF | {"consistency.step_end": 0.3}),
-    "centred, steps to 0.5, teacher at 0.8": (700, HALF | {"consistency.step_end": 0.5}),
-    "centred, steps to 0.75, teacher at 0.08": (700, HALF | {"consistency.step_end": 0.75}),
-    "rho -3, steps to 0.34, teachers at 0.17, 0.03": (
-        700,
-        QUIET | {"consistency.step_end": 0.34},
-    ),
-    "rho -3, steps to 0.25, teachers at 0.34, 0.06 ...": (
-        700,
-        QUIET | {"consistency.step_end": 0.25},
-    ),
+    "centred, steps to 0.3, teachers at 3.5 and below": (400, HALF | {"consistency.step_end": 0.3}),
+    "centred, steps to 0.5, teacher at 0.8": (400, HALF | {"consistency.step_end": 0.5}),
+    "centred, steps to 0.75, teacher at 0.08": (400, HALF | {"consistency.step_end": 0.75}),
+    "rho -3, steps to 0.34, teachers at 0.17, 0.03": (400, QUIET | {"consistency.step_end": 0.34}),
+    "rho -3, steps to 0.25, teachers at 0.34, 0.06 ...": (400, QUIET | {"consistency.step_end": 0.25}),
+    "desk": (400, {}),
+    "desk, mixture weights random": (400, {"linearity.mixture_weights": "random"}),
+    "desk, gains not annealed": (400, {"linearity.anneal": False}),
+    "desk, gains of both signs": (400, {"linearity.gain_min": -3.0}),
+    "desk, mixtures give way to differences (lin-cae-sub)": (400, OWN_VARIANTS["lin-cae-sub"]),
+    "desk, odd encoder (lin-cae-odd)": (400, OWN_VARIANTS["lin-cae-odd"]),
 }
 
 

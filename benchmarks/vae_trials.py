@@ -1,7 +1,7 @@
 """Short trials behind the desk preset of the spectral VAE: one choice changed at a time, with and without
 linearity.
 
-    python benchmarks/vae_trials.py               # those without rows yet, about 2 core-minutes each
+    python benchmarks/vae_trials.py               # those without rows yet, about 3 core-minutes each
     python benchmarks/vae_trials.py "desk"        # these, again
 
 Every trial trains `vae` and `lin-vae` on the same synthetic audio and seeds; scores as in
@@ -25,9 +25,10 @@ from lincae.training import train
 TABLE = Path(__file__).with_suffix(".csv")
 SAMPLE_RATE = 16000  # of all desk presets
 VARIANTS = ("vae", "lin-vae")
-STEPS = 150
+STEPS = 300
 TRIALS = {  # name: changes of preset desk
     "desk": {},
+    "gains annealed": {"linearity.anneal": True},
     "gains of both signs": {"linearity.gain_min": -3.0},
     "no waveform term": {"loss.waveform": 0.0},
     "no emphasis": {"autoencoder.emphasis_hz": 1e9},

@@ -14,7 +14,7 @@ from lincae import vae_objective
 from lincae.audio import generator, write_audio
 from lincae.data import StemBank
 from lincae.discriminator import BANDS, MultiBandDiscriminator
-from lincae.linearity import VARIANTS, augment, implicit_conditioning
+from lincae.linearity import augment, implicit_conditioning
 from lincae.objective import validate
 from lincae.recipes import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig, recipe
 from lincae.runs import states
@@ -148,7 +148,7 @@ def test_linearity_is_called_unchanged(variant, monkeypatch):
     ((given, config, z),) = calls
     assert given is batch
     assert decoded[0] is z  # what the decoder is asked to make the scaled mixture of
-    base = VARIANTS["lin-cae" if variant == "lin-vae" else "m2l"]
+    base = VAE_VARIANTS[variant]
     assert (config.homogeneity, config.additivity, config.anneal) == (
         base.homogeneity,
         base.additivity,
