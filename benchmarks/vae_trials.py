@@ -26,10 +26,14 @@ TABLE = Path(__file__).with_suffix(".csv")
 SAMPLE_RATE = 16000  # of all desk presets
 VARIANTS = ("vae", "lin-vae")
 STEPS = 300
+GAINS = {"linearity.gain_max": 3.0, "linearity.gain_probability": 0.8}  # the paper's
 TRIALS = {  # name: changes of preset desk
     "desk": {},
     "gains annealed": {"linearity.anneal": True},
-    "gains of both signs": {"linearity.gain_min": -3.0},
+    "gains to 3, one in five 1": GAINS,
+    "gains to 3, one in five 1, annealed": GAINS | {"linearity.anneal": True},
+    "gains to 3 of both signs, one in five 1": GAINS | {"linearity.gain_min": -3.0},
+    "gains to 30": {"linearity.gain_max": 30.0},
     "no waveform term": {"loss.waveform": 0.0},
     "no emphasis": {"autoencoder.emphasis_hz": 1e9},
     "amplitude warp 0.65": {"autoencoder.transform.alpha": 0.65},

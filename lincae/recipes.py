@@ -212,11 +212,14 @@ PRESETS = {
 }
 
 
+# Every sound at a gain of its own, quiet ones by up to 20 dB: what all latents share (a constant behind every
+# sound that is not silence) is scaled as well, and heard.
+ALL_GAINS = {"gain_max": 10.0, "gain_probability": 1.0}
 VAE_PRESETS = {
     "full": VaeTrainingConfig(),
     "desk": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["desk"],
-        linearity=LinearityConfig(input_gain_min=0.1),
+        linearity=LinearityConfig(input_gain_min=0.1, **ALL_GAINS),
         loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
         batch_size=8,
         steps=3_000,
