@@ -34,13 +34,14 @@ COLUMNS = (*LABELS, *NUMBERS, *METRICS)
 - `comparison`: see `lincae.protocols`
 - `status`: "ok", or why the metrics are NaN: "silent", where the true signal is (RMS below
   `metrics.SILENCE_DBFS`), "silent decode", where only the decoded reference is, "missing", where the track
-  lacks the stem, "window too short", where a shift would leave nothing to compare
+  lacks the stem, "alone", where all other sounds of a sum are silent, "window too short", where a shift
+  would leave nothing to compare
 - `mss` is with spectral convergence, `mss_log` without; `value` is a latent statistic, or the share that a
   linear map explains
 """
 SHORTEST_S = 0.1  # of a track: mel spectrograms need 50 ms
 KNOWN = PROTOCOLS | PROBES
-VERSION = 1  # of the protocols: results of another are not continued
+VERSION = 2  # of the protocols: results of another are not continued
 
 log = logging.getLogger(__name__)
 

@@ -179,6 +179,12 @@ class Chunk:
             self._decodes[name, kind] = self.decode(latents(), reseeded)
         return self._decodes[name, kind]
 
+    def together(self, parts: Sequence[str]) -> str:
+        """Status of a sum of these signals: "alone" with fewer than two that are not silent. Nothing is
+        added then, and any encoder that keeps silence at zero would be perfect."""
+        silent = metrics.is_silent(torch.stack([self.signal(part) for part in parts]))
+        return "ok" if (~silent).sum() > 1 else "alone"
+
     def row(self, protocol: str, comparison: str, signal: str, pair: tuple[Tensor, Tensor], **labels) -> dict:
         """Metrics of a pair (prediction, reference), audio (T,) or latents (W, C, L).
 
@@ -189,6 +195,8 @@ class Chunk:
         prediction, reference = pair[0][None], pair[1][None].to(pair[0])
         if metrics.is_silent(self.signal(signal)[None]).item():
             return row | {"status": "silent"}
+        if row["status"] != "ok":
+            return row
         scores = {"rel_l2": metrics.relative_l2(prediction, reference)}
         if prediction.ndim == 2:
             if metrics.is_silent(reference).item():
@@ -257,7 +265,7 @@ def sums(names: Sequence[str]) -> list[tuple[int, str, tuple[str, ...], str]]:
 def additivity(chunk: Chunk) -> Iterator[dict]:
     """Sum of Enc(s_i) against Enc(sum), Dec(sum of Enc(s_i)) against Dec(Enc(sum)) (paper 4.4)."""
     for n_sources, condition, parts, whole in sums(chunk.names):
-        labels = {"condition": condition, "n_sources": n_sources}
+        labels = {"condition": condition, "n_sources": n_sources, "status": chunk.together(parts)}
         total = sum(chunk.encode(part) for part in parts)
         for comparison, latents in {
             "linearity": chunk.encode(whole),
@@ -289,8 +297,9 @@ def separation(chunk: Chunk) -> Iterator[dict]:
             "floor": (chunk.decoded(stem, reseeded=True), own),
             "swap": (estimate, chunk.swap(stem)),
         }
+        status = chunk.together((stem, f"without {stem}"))
         for comparison, pair in pairs.items():
-            yield chunk.row("separation", comparison, stem, pair)
+            yield chunk.row("separation", comparison, stem, pair, status=status)
 
 
 def latents(chunk: Chunk) -> Iterator[dict]:

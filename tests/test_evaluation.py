@@ -187,7 +187,20 @@ def test_silent_stems_are_left_out_and_counted():
     assert set(silent.stem) == {"bass"}
     assert silent[["snr_db", "mss", "rel_l2"]].isna().all(axis=None)
     assert (frame[frame.status == "ok"].stem != "bass").all()
-    assert frame[frame.protocol == "encoder_additivity"].rel_l2.notna().all()
+    alone = frame[frame.status == "alone"]  # one audible sound in a sum of two is no sum
+    assert set(alone.condition) == {"bass and the rest"}
+    assert alone[["snr_db", "mss", "rel_l2"]].isna().all(axis=None)
+    added = frame[(frame.protocol == "encoder_additivity") & (frame.status == "ok")]
+    assert added.rel_l2.notna().all()
+    assert set(added.n_sources) == {2, 3, 4}
+
+
+def test_one_audible_stem_is_neither_added_nor_separated():
+    frame = run(Linear(), [FakeTrack(levels=(0.1, 0.0, 0.0, 0.0))])
+    sums = frame[frame.protocol.isin(["encoder_additivity", "decoder_additivity", "separation"])]
+    assert set(sums.status) == {"alone", "silent"}
+    assert sums[["snr_db", "mss", "rel_l2", "si_sdr_db"]].isna().all(axis=None)
+    assert (frame[frame.protocol.isin(["reconstruction", "decoder_homogeneity"])].status == "ok").all()
 
 
 def test_a_silent_track():
