@@ -10,6 +10,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import torch
 from matplotlib.image import imread
 
 import lincae
@@ -255,6 +256,57 @@ def test_ablations(tmp_path, evaluation):
         assert cell.value == pytest.approx(value, rel=1e-4, nan_ok=True)
     published = pd.read_csv(ROOT / "data" / "paper_tables.csv").query("table < 3")
     assert cells[cells.source == "paper"].value.tolist() == pytest.approx(published.value.tolist())
+    assert len(pd.read_csv(tmp_path / "06_claims.csv")) == 0  # nothing is claimed of other models
+
+
+def write_random(folder: Path, name: str, seed: int) -> None:
+    """A tiny network with random weights, also in its last layer, whose zeros would decode to silence."""
+    torch.manual_seed(seed)
+    model = lincae.Autoencoder(lincae.recipe("test", "lin-cae").autoencoder, name)
+    torch.nn.init.normal_(model.network.denoiser.conv_out.weight, std=0.1)
+    model.save(folder / name)
+
+
+def test_claims_of_the_study(tmp_path):
+    """Values and verdicts follow from the chunks; models by the names of the study."""
+    models = ["desk/lin-cae", "desk/m2l"]
+    for seed, name in enumerate(models):
+        write_random(tmp_path, name, seed)
+    given = {"models": [str(tmp_path / name) for name in models], "store": str(tmp_path / "store")}
+    execute("06_ablations", tmp_path, dataset="synthetic", n_tracks=2, seconds=1.0, **given)
+    chunks, claims = (pd.read_csv(tmp_path / f"06_{name}.csv") for name in ("chunks", "claims"))
+    assert len(claims) == 10 + 1
+    rows = chunks.query("protocol == 'decoder_homogeneity' and comparison == 'linearity'")
+    means = rows[rows.condition == "random"].groupby("model").snr_db.mean()
+    claim = claims.set_index("claim").loc["decoder homogeneity SNR, dB higher: desk/lin-cae, desk/m2l"]
+    assert claim.value == pytest.approx(means[models[0]] - means[models[1]], rel=1e-3, abs=1e-3)
+    assert claim.goal == 3.0
+    assert claim.met == (claim.value >= 3.0)
+    orderings = pd.read_csv(tmp_path / "06_orderings.csv")
+    table = pd.read_csv(tmp_path / "06_tables.csv").query("source == 'ours'")
+    values = table.set_index(["model", "column"]).value
+    assert len(orderings) > 10
+    for row in orderings.itertuples():
+        better, worse = values[row.better, row.column], values[row.worse, row.column]
+        assert row.agrees == (
+            better < worse if tables.PAPER_COLUMNS[row.column].lower_is_better else better > worse
+        )
+
+
+def test_open_questions(tmp_path):
+    write_random(tmp_path, "random", 0)
+    given = {"models": [str(tmp_path / "random")], "gains": [0.1, 1.0], "counts": [1, 2], "steps": [1, 2]}
+    execute("11_open_questions", tmp_path, n_tracks=2, seconds=1.0, **given)
+    gains = pd.read_csv(tmp_path / "11_gains.csv")
+    assert sorted(set(gains.gain)) == [-1.0, -0.1, 0.1, 1.0]
+    unit = gains[(gains.gain == 1) & (gains.metric == "rel_l2")]["mean"]
+    assert unit.max() < 1e-5, "Enc(1 x) is Enc(x)"
+    assert sorted(set(pd.read_csv(tmp_path / "11_sources.csv").n_sources)) == [1, 2]
+    uses = pd.read_csv(tmp_path / "11_decoding.csv").set_index("use")
+    assert set(uses.index) == {"1 step", "2 steps", "independent noise", "odd"}
+    assert uses["floor SNR"].notna().all()
+    assert uses["encoder homogeneity"]["odd"] != uses["encoder homogeneity"]["1 step"]
+    assert set(pd.read_csv(tmp_path / "11_phase.csv").kind) == {"decode", "true phase", "true magnitude"}
 
 
 # ---------------------------------------------------------------- Re-Encoders
