@@ -185,11 +185,16 @@ def test_enlargement_by_phases_is_enlargement_then_convolution(kind, size):
     )
 
 
-def test_a_centred_encoder_answers_silence_with_zero():
-    network = Network(replace(TEST.network, centred=True), TEST.transform.n_bins)
+def restless_encoder(**changes):
+    """An encoder whose weights, biases included, are far from zero, and a spectrogram."""
+    network = Network(replace(TEST.network, **changes), TEST.transform.n_bins)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
-    encoder, x = network.encoder, randn(3, 2, TEST.transform.n_bins, 16)
+    return network.encoder, randn(3, 2, TEST.transform.n_bins, 16)
+
+
+def test_a_centred_encoder_answers_silence_with_zero():
+    encoder, x = restless_encoder(centred=True)
     assert torch.equal(encoder(torch.zeros_like(x)), torch.zeros(3, 8, 8))
     z = encoder(x)
     assert torch.allclose(z[1:2], encoder(x[1:2]), atol=1e-6)
@@ -199,10 +204,7 @@ def test_a_centred_encoder_answers_silence_with_zero():
 
 
 def test_an_odd_encoder_answers_the_negative_with_the_negative():
-    network = Network(replace(TEST.network, odd=True), TEST.transform.n_bins)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
-    encoder, x = network.encoder, randn(3, 2, TEST.transform.n_bins, 16)
+    encoder, x = restless_encoder(odd=True)
     assert torch.equal(encoder(torch.zeros_like(x)), torch.zeros(3, 8, 8))
     z = encoder(x)
     assert z.abs().max() > 0.01
