@@ -64,6 +64,7 @@ CENTRED = LEVELS | {NETWORK + "centred": True}
 # How far steps shrink after half of the training, and where that puts their teachers (sigma at 1 - Delta t).
 HALF = CENTRED | {"consistency.step_hold": 0.5}
 QUIET = HALF | {"autoencoder.noise": NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25)}
+NOT_ANNEALED = {"linearity.anneal": False}
 TRIALS = {  # name: (steps, changes of preset desk)
     "former desk": (230, FORMER),
     "bf16": (330, BF16),
@@ -88,10 +89,16 @@ TRIALS = {  # name: (steps, changes of preset desk)
     "rho -3, steps to 0.34, teachers at 0.17, 0.03": (400, QUIET | {"consistency.step_end": 0.34}),
     "desk": (400, {}),
     "desk, mixture weights random": (400, {"linearity.mixture_weights": "random"}),
-    "desk, gains not annealed": (400, {"linearity.anneal": False}),
-    "desk, gains to 10, all, not annealed (lin-cae-wide)": (400, OWN_VARIANTS["lin-cae-wide"]),
+    "desk, gains not annealed": (400, NOT_ANNEALED),
+    "desk, gains to 10, all, not annealed": (400, OWN_VARIANTS["lin-cae-wide"] | NOT_ANNEALED),
+    "desk, gains to 10, all (lin-cae-wide)": (400, OWN_VARIANTS["lin-cae-wide"]),
     "desk, mixtures give way to differences (lin-cae-sub)": (400, OWN_VARIANTS["lin-cae-sub"]),
     "desk, odd encoder (lin-cae-odd)": (400, OWN_VARIANTS["lin-cae-odd"]),
+    "desk, odd encoder, gains to 10, all, not annealed": (
+        400,
+        OWN_VARIANTS["lin-cae-odd-wide"] | NOT_ANNEALED,
+    ),
+    "desk, odd encoder, gains to 10, all (lin-cae-odd-wide)": (400, OWN_VARIANTS["lin-cae-odd-wide"]),
 }
 
 
