@@ -1,7 +1,9 @@
 """Encode and decode of long audio with the 58 M network, against linear-cae 0.1.4 and music2latent 0.1.8.
 
     python benchmarks/inference.py                             # 10, 60 and 600 s, on a quiet machine
-    python benchmarks/inference.py --seconds 10 --cpu-time     # on a busy one
+    python benchmarks/inference.py --seconds 10 --repeats 3    # the least of three runs each
+    python benchmarks/inference.py --seconds 600 --encode-only # minutes instead of hours
+    python benchmarks/inference.py --seconds 10 --cpu-time     # on a busy machine
     python benchmarks/inference.py --device cuda
     python benchmarks/inference.py --only flat                 # memory of streams of 1 to 60 minutes
     python benchmarks/inference.py --only precision            # bf16 against fp32, bundled checkpoints
@@ -20,6 +22,7 @@ Rows are added to inference.csv as they are measured.
 import argparse
 import csv
 import importlib
+import math
 import subprocess
 import sys
 import tempfile
@@ -130,20 +133,25 @@ def clock(cpu_time: bool, device: str) -> float:
 # ---------------------------------------------------------------- one process per model and length
 
 
-def measure(name: str, seconds: float, device: str, cpu_time: bool, keep: bool) -> None:
-    """Print seconds to encode, seconds to decode and the peak memory in MiB, of one model."""
-    if keep:
+def measure(name: str, asked: argparse.Namespace) -> None:
+    """Print seconds to encode, seconds to decode (NaN without) and the peak memory in MiB, of one model."""
+    if asked.keep:
         keep_freed_memory()
     torch.manual_seed(0)
-    model, audio = BUILDERS[name](device), noise(seconds)
+    device = asked.device
+    model, audio = BUILDERS[name](device), noise(asked.seconds[0])
     warm = noise(1.0)
     model.decode(model.encode(warm), warm.shape[1])
-    start = clock(cpu_time, device)
-    z = model.encode(audio)
-    middle = clock(cpu_time, device)
-    model.decode(z, audio.shape[1])
-    end = clock(cpu_time, device)
-    print(middle - start, end - middle, peak_mib(device))
+    encode_s, decode_s = [], [math.nan]
+    for _ in range(asked.repeats):
+        start = clock(asked.cpu_time, device)
+        z = model.encode(audio)
+        encode_s.append(clock(asked.cpu_time, device) - start)
+        if not asked.encode_only:
+            start = clock(asked.cpu_time, device)
+            model.decode(z, audio.shape[1])
+            decode_s = [*decode_s, clock(asked.cpu_time, device) - start]
+    print(min(encode_s), min(decode_s[1:] or decode_s), peak_mib(device))
 
 
 def peak_mib(device: str) -> float:
@@ -163,9 +171,11 @@ def call(*arguments) -> list[float]:
 
 def compare(seconds: float, asked: argparse.Namespace) -> None:
     """Rows of all models at one length."""
-    flags = ["--device", asked.device, *(["--cpu-time"] if asked.cpu_time else [])]
+    flags = ["--device", asked.device, "--repeats", asked.repeats]
+    flags += ["--cpu-time"] * asked.cpu_time + ["--encode-only"] * asked.encode_only
     device = "cpu" if asked.device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
     clock_name = ", process time" if asked.cpu_time else ""
+    parts = ("encode",) if asked.encode_only else ("encode", "decode")
 
     def timed(name: str, keep: bool) -> list[float]:
         found = call("--measure", name, "--seconds", seconds, *flags, *(["--keep"] * keep))
@@ -175,11 +185,11 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
     ours = {}
     for name in ("fp32", "bf16"):
         ours[name] = timed(name, True)
-        for row, mine in zip(("encode", "decode"), ours[name], strict=False):
+        for row, mine in zip(parts, ours[name], strict=False):
             add_row(row, device, f"{name} {seconds:g} s{clock_name}", seconds / mine, "", "", "x real time")
     for name, mine in ours.items() if asked.allocator else ():
         plain = timed(name, False)
-        for row, a, b in zip(("encode", "decode"), mine, plain, strict=False):
+        for row, a, b in zip(parts, mine, plain, strict=False):
             add_row(
                 row, device, f"{name} {seconds:g} s vs ours, default allocator{clock_name}", a, b, b / a, "s"
             )
@@ -188,9 +198,10 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
             theirs = timed(peer, keep)
             for name, mine in ours.items():
                 setting = f"{name} {seconds:g} s vs {peer}{', same allocator' * keep}"
-                for row, a, b in zip(("encode", "decode"), mine, theirs, strict=False):
+                for row, a, b in zip(parts, mine, theirs, strict=False):
                     add_row(row, device, setting + clock_name, a, b, b / a, "s")
-                add_row("memory", device, setting, mine[2], theirs[2], theirs[2] / mine[2], "MiB")
+                name_of_memory = "memory" if not asked.encode_only else "memory of encode"
+                add_row(name_of_memory, device, setting, mine[2], theirs[2], theirs[2] / mine[2], "MiB")
 
 
 # ---------------------------------------------------------------- memory of streams, precision
@@ -233,6 +244,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0, 600.0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cpu-time", action="store_true", help="process time of one thread")
+    parser.add_argument("--repeats", type=int, default=1, help="runs in a process, of which the least counts")
+    parser.add_argument("--encode-only", action="store_true", help="decode nothing: memory is that of encode")
     parser.add_argument("--allocator", action="store_true", help="also with and without keep_freed_memory")
     parser.add_argument("--only", choices=["times", "flat", "precision"])
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
@@ -242,7 +255,7 @@ def main() -> None:
     if asked.cpu_time:
         torch.set_num_threads(1)
     if asked.measure:
-        return measure(asked.measure, asked.seconds[0], asked.device, asked.cpu_time, asked.keep)
+        return measure(asked.measure, asked)
     if asked.stream:
         return stream(asked.stream)
     if asked.only in (None, "times"):
