@@ -268,6 +268,9 @@ def test_presets_and_variants_compose():
     assert sub == dataclasses.replace(
         base, linearity=dataclasses.replace(base.linearity, subtraction_probability=0.5)
     )
+    wide = dataclasses.replace(base.linearity, gain_max=10.0, gain_probability=1.0)
+    assert recipe("desk", "lin-cae-wide") == dataclasses.replace(base, linearity=wide)
+    assert recipe("desk", "lin-cae-odd-wide") == dataclasses.replace(odd, linearity=wide)
     differing = {"crop_frames", "linearity"}  # every other field of the two presets agrees
     assert {
         f.name for f in dataclasses.fields(paper) if getattr(paper, f.name) != getattr(official, f.name)
