@@ -2,6 +2,7 @@
 
     python benchmarks/desk_trials.py                  # those without a row yet, 2 to 4 core-minutes each
     python benchmarks/desk_trials.py "desk"           # these, again
+    python benchmarks/desk_trials.py desk/lin-cae runs/desk-lin-cae-wide    # scores of trained models
 
 All see the same synthetic audio and seeds; compare them at equal `core_s`, not at equal steps. Scores are of
 1.5 s of each held-out song, EMA weights, one-step decode: reconstruction, with the swap control (decode of
@@ -94,6 +95,10 @@ TRIALS = {  # name: (steps, changes of preset desk)
     "desk, gains to 10, all (lin-cae-wide)": (400, OWN_VARIANTS["lin-cae-wide"]),
     "desk, mixtures give way to differences (lin-cae-sub)": (400, OWN_VARIANTS["lin-cae-sub"]),
     "desk, odd encoder (lin-cae-odd)": (400, OWN_VARIANTS["lin-cae-odd"]),
+    "desk, odd encoder, mixtures give way to differences": (
+        400,
+        OWN_VARIANTS["lin-cae-odd"] | OWN_VARIANTS["lin-cae-sub"],
+    ),
     "desk, odd encoder, gains to 10, all, not annealed": (
         400,
         OWN_VARIANTS["lin-cae-odd-wide"] | NOT_ANNEALED,
@@ -142,6 +147,12 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     rows = {row["trial"]: row for row in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
     for name in names or [name for name in TRIALS if name not in rows]:
+        if name not in TRIALS:
+            row = trained(name)
+            rows.pop(row["trial"], None)
+            rows[row["trial"]] = row
+            write(rows)
+            continue
         steps, changes = TRIALS[name]
         once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), steps)
         config = lincae.recipe("desk", "lin-cae", warmup_steps=min(50, steps // 10), **once, **changes)
@@ -151,14 +162,30 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             model = train(config, data, folder, device="cpu", progress=False)
         spent = round(time.process_time() - start)
-        size = sum(p.numel() for p in model.network.parameters())
-        measured = {key: f"{value:.3f}" for key, value in scores(model, held_out.stems).items()}
-        rows[name] = {"trial": name, "steps": steps, "core_s": spent, "parameters": size, **measured}
-        print(rows[name], flush=True)
-        with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[name])
-            writer.writeheader()
-            writer.writerows(rows.values())
+        rows[name] = {"trial": name, "steps": steps, "core_s": spent, **described(model, held_out.stems)}
+        write(rows)
+
+
+def trained(name: str) -> dict[str, object]:
+    """The row of a bundled model or a finished run."""
+    model = lincae.load(name, "cpu")
+    songs = training_data("synthetic", model.sample_rate, "test").stems
+    kind = f"{name.removeprefix('runs/').replace('desk-', 'desk/')}, trained"
+    return {"trial": kind, "steps": model.metadata["step"], "core_s": "", **described(model, songs)}
+
+
+def described(model: Autoencoder, songs: list[Tensor]) -> dict[str, object]:
+    size = sum(p.numel() for p in model.network.parameters())
+    return {"parameters": size} | {key: f"{value:.3f}" for key, value in scores(model, songs).items()}
+
+
+def write(rows: dict[str, dict[str, object]]) -> None:
+    last = list(rows.values())[-1]
+    print(last, flush=True)
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, last)
+        writer.writeheader()
+        writer.writerows(rows.values())
 
 
 if __name__ == "__main__":
