@@ -52,7 +52,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "plots": {"audio"},
     "studies": {"audio", "autoencoder", "metrics"},
     "loudness": set(),
-    "mixing": {"audio", "latents", "loudness", "metrics", "tracks"},
+    "mixing": {"audio", "latents", "loudness", "metrics", "reencoder", "tracks"},
     "controls": {"loudness", "mixing"},
     "demo": {"audio", "loudness", "metrics", "plots", "protocols", "tracks"},
     "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "tracks"},
