@@ -164,7 +164,7 @@ class Mixer:
 
         Raises ValueError for another number of strips than stems, and as `latent`.
         """
-        factors, images = self._settings(strips, master_db)
+        factors, images = self.settings(strips, master_db)
         return torch.cat([self._mixed(row, images, channel) for channel, row in enumerate(factors.tolist())])
 
     def waveform_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
@@ -172,12 +172,12 @@ class Mixer:
 
         What a module does has no counterpart there: a stem with an image is in the centre.
         """
-        return (self._settings(strips, master_db)[0] @ self.stems.double()).float()
+        return (self.settings(strips, master_db)[0] @ self.stems.double()).float()
 
     def decoded_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         """sum_i g_i Dec(z_i), (channels, T): a decode a stem, two where it has an image, the first time.
         ValueError as `latent_mix`."""
-        factors, images = self._settings(strips, master_db)
+        factors, images = self.settings(strips, master_db)
         stems = [self.decoded_stem(index, image).double() for index, image in enumerate(images)]
         sides = torch.stack([stem.expand(len(factors), -1) for stem in stems], 1)
         return torch.einsum("cs,cst->ct", factors, sides).float()
@@ -193,7 +193,7 @@ class Mixer:
         stem = self.decoded_stem(index)[0].double()
         return (added @ stem / (stem @ stem)).item()
 
-    def _settings(self, strips: Sequence[Strip], master_db: float) -> tuple[Tensor, list[int | None]]:
+    def settings(self, strips: Sequence[Strip], master_db: float) -> tuple[Tensor, list[int | None]]:
         """Factors (channels, S), and the image of each stem: none where it is off."""
         if len(strips) != len(self.stems):
             raise ValueError(f"need a strip for each of {len(self.stems)} stems, got {len(strips)}")

@@ -55,7 +55,8 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "mixing": {"audio", "latents", "loudness", "metrics", "reencoder", "tracks"},
     "controls": {"loudness", "mixing"},
     "demo": {"audio", "loudness", "metrics", "plots", "protocols", "tracks"},
-    "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "tracks"},
+    "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "reencoder"}
+    | {"tracks"},
     "windows": set(),
     "checkpoints": set(),
     "presets": {"consistency", "network", "transform"},
