@@ -54,7 +54,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "loudness": set(),
     "mixing": {"audio", "latents", "loudness", "metrics", "reencoder", "tracks"},
     "controls": {"loudness", "mixing"},
-    "demo": {"audio", "loudness", "metrics", "plots", "protocols", "tracks"},
+    "demo": {"audio", "latent_pairs", "loudness", "metrics", "plots", "protocols", "reencoder", "tracks"},
     "listening": {"audio", "controls", "loudness", "metrics", "mixing", "plots", "pretrained", "reencoder"}
     | {"tracks"},
     "windows": set(),
