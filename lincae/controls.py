@@ -4,7 +4,7 @@ Axis legend: `T` samples. Audio is (channels, T).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -20,6 +20,7 @@ from .mixing import Strip
 FADER_MIN_DB, FADER_MAX_DB = -60.0, 12.0  # the lowest position is -inf
 ENVELOPE_HZ = 30
 SILENT_DB = -300.0  # -inf, for JSON
+PAN = "pan"
 
 
 def asset(name: str) -> str:
@@ -127,6 +128,47 @@ class Channel(widgets.VBox):
         if not math.isnan(level_db):
             self.fader.value = min(max(level_db, FADER_MIN_DB), FADER_MAX_DB)
         self.text.value = shown_db(self.gain_db)
+
+
+class StereoChoice(widgets.HBox):
+    """How stems get their places: by the pan of every strip, or by a module of mono-to-stereo, in the stereo
+    image of a number. Hidden where no module is offered."""
+
+    def __init__(self, changed: Callable[[Any], None]):
+        self.choice = widgets.Dropdown(options=[(PAN, PAN)], description="Stereo")
+        self.image = widgets.BoundedIntText(
+            min=0, max=9999, description="Image", tooltip="every number is another draw from the prior"
+        )
+        super().__init__([self.choice, self.image])
+        self.add_class("lc-stereo")
+        for widget in (self.choice, self.image):
+            widget.observe(changed, "value")
+        self.choice.observe(lambda _: self._show(), "value")
+        self.offer(())
+
+    @property
+    def module(self) -> str | None:
+        """The name of the chosen module; None for pan."""
+        return None if self.choice.value == PAN else self.choice.value
+
+    def offer(self, modules: Sequence[str]) -> None:
+        """Let choose from these; what was chosen stays so where it is one of them."""
+        before = self.module
+        self.choice.options = [(PAN, PAN), *((f"Re-Encoder {name}", name) for name in modules)]
+        self.choose(before)
+        self.layout.display = "" if modules else "none"
+        self._show()
+
+    def choose(self, module: str | None) -> None:
+        """A module by name; pan for None, or where it is not offered."""
+        offered = [name for _, name in self.choice.options]
+        self.choice.value = module if module in offered else PAN
+
+    def reset(self) -> None:
+        self.choice.value, self.image.value = PAN, 0
+
+    def _show(self) -> None:
+        self.image.layout.display = "none" if self.module is None else ""
 
 
 def shown_db(level_db: float) -> str:

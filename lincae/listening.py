@@ -20,6 +20,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -29,12 +30,13 @@ import ipywidgets as widgets
 from torch import Tensor
 
 from .audio import AutoencoderLike
-from .controls import Channel, Player, asset, shown_db
+from .controls import Channel, Player, StereoChoice, asset, shown_db
 from .loudness import amplitude, loudness_lufs, true_peak_dbtp
 from .metrics import is_silent, snr_db
-from .mixing import Mixer, Strip, amplitudes, stem_files, stem_track
+from .mixing import MODULES, Mixer, stem_files, stem_track, stereo_modules
 from .plots import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
 from .pretrained import load
+from .reencoder import ReEncoder
 from .tracks import Track
 
 DEBOUNCE_S = 0.12
@@ -49,7 +51,8 @@ Job = Generator[tuple[str, float, Callable[[], Any]], Any, None]
 
 class Desk(widgets.VBox):
     """The desk. `models`: names and paths for `lincae.load`, or models; the first is loaded at once, others
-    when chosen. `tracks`: to choose from; `seconds`: of each, to begin with. ValueError for none of them.
+    when chosen. `tracks`: to choose from; `seconds`: of each, to begin with. `modules`: a folder with one for
+    each model, whose mono-to-stereo Re-Encoders can place the stems. ValueError for no model or track.
 
     Whatever goes wrong with a model, a track or a file is said on the desk, which stays as it was.
     """
@@ -63,18 +66,22 @@ class Desk(widgets.VBox):
         seconds: float = 6.0,
         device: str = "auto",
         seed: int = 0,
+        modules: str | Path = MODULES,
     ):
         if not models or not tracks:
             raise ValueError(f"a desk needs a model and a track, got {len(models)} and {len(tracks)}")
         self.device, self.seed, self.seconds = device, seed, seconds
         self._id = f"desk-{next(self._numbers)}"
         self._models = {model.name: model for model in models if not isinstance(model, str)}
+        self._folder, self._modules = modules, dict[Path, ReEncoder]()
         self._tracks, self._channel_names = list(tracks), None
         self._mixers: OrderedDict[tuple, Mixer] = OrderedDict()
         self._worker, self._task = ThreadPoolExecutor(1, "decoder"), None
         self._asked, self._asked_at, self._quiet, self._last_model = 0, 0.0, False, None
+        self._last_stereo: str | None = None
         self._notes: list[str] = []
         self._build([model if isinstance(model, str) else model.name for model in models])
+        self._list_modules()
         self._choose_track()
 
     # -------- widgets
@@ -89,6 +96,7 @@ class Desk(widgets.VBox):
             readout_format=".1f", continuous_update=False,
         )  # fmt: skip
         self.equal_loudness = widgets.Checkbox(value=True, description="A/B at equal loudness", indent=False)
+        self.stereo = StereoChoice(self._request)
         self.reset = widgets.Button(description="Reset faders", tooltip="All faders to 0 dB, nothing muted")
         self.upload = widgets.FileUpload(accept="audio/*", multiple=True, description="Upload stems")
         self.path = widgets.Text(placeholder="or a folder of stems, or a file", continuous_update=False)
@@ -104,14 +112,15 @@ class Desk(widgets.VBox):
         self.progress.layout.visibility = "hidden"
         self.numbers, self.status = widgets.HTML(), widgets.HTML().add_class("lc-status")
         right = widgets.VBox([self.player, self.progress, self.numbers, self.status]).add_class("lc-right")
-        choices = [self.model_choice, self.track_choice, self.range, self.equal_loudness, self.reset]
-        top = widgets.HBox(choices).add_class("lc-top")
+        choices = [self.model_choice, self.track_choice, self.range, self.stereo]
+        top = widgets.HBox([*choices, self.equal_loudness, self.reset]).add_class("lc-top")
         body = widgets.HBox([self.strip_box, right]).add_class("lc-body")
         style = widgets.HTML(f"<style>{asset('desk.css')}</style>")
         super().__init__([style, top, body, self.own])
         self.add_class("lincae-desk")
         self.track_choice.observe(lambda _: self._choose_track(), "value")
-        for widget in (self.model_choice, self.range, self.equal_loudness):
+        self.model_choice.observe(lambda _: self._choose_model(), "value")
+        for widget in (self.range, self.equal_loudness):
             widget.observe(self._request, "value")
         self.reset.on_click(lambda _: self._reset())
         self.upload.observe(lambda _: self._take_upload(), "value")
@@ -119,6 +128,17 @@ class Desk(widgets.VBox):
 
     def _list_tracks(self) -> None:
         self.track_choice.options = [(track.name, index) for index, track in enumerate(self._tracks)]
+
+    def _list_modules(self) -> None:
+        was_quiet, self._quiet = self._quiet, True
+        self._paths = stereo_modules(self.model_choice.value, self._folder)
+        self.stereo.offer(tuple(self._paths))
+        self._quiet = was_quiet
+
+    def _choose_model(self) -> None:
+        if not self._quiet:
+            self._list_modules()
+            self._request()
 
     @property
     def track(self) -> Track:
@@ -146,6 +166,7 @@ class Desk(widgets.VBox):
         for channel in [*self.strips, self.master]:
             channel.fader.value = channel.pan.value = 0
             channel.mute.value = channel.solo.value = channel.invert.value = False
+        self.stereo.reset()
         self._quiet = False
         self._request()
 
@@ -219,20 +240,26 @@ class Desk(widgets.VBox):
     def _job(self) -> Job:
         """What a change takes: yields (message, share done, function for the worker), is sent its result."""
         try:
-            name = self.model_choice.value
+            name, stereo = self.model_choice.value, self.stereo.module
+            path, image = self._paths.get(stereo), self.stereo.image.value
             if name not in self._models:
                 self._models[name] = yield f"loading {name}", 0.05, partial(load, name, self.device)
             self._last_model = name
             mixer = yield from self._mixer(self._models[name])
             strips, master_db = [channel.strip for channel in self.strips], self.master.gain_db
+            if path:
+                yield f"loading {stereo}", 0.5, partial(self._place, mixer, path)
+                strips = [replace(strip, pan=0.0, image=image) for strip in strips]
+            self._last_stereo = stereo
             mixes = {WAVEFORM: mixer.waveform_mix(strips, master_db)}
             mixes[LATENT] = yield "decoding the latent mix", 0.5, partial(mixer.latent_mix, strips, master_db)
             self._publish(mixer, mixes)
-            self._show_levels(mixer, strips, master_db, mixes[LATENT])
+            factors, images = mixer.settings(strips, master_db)
+            self._show_levels(mixer, factors, mixes[LATENT])
             self.player.pictures = yield "spectrograms", 0.7, partial(_pictures, mixes, mixer.sample_rate)
             for index, stem in enumerate(mixer.names):
-                share = 0.75 + 0.25 * index / len(mixer.names)
-                yield f"decoding {stem} alone, to compare", share, partial(mixer.decoded_stem, index)
+                share, decode = 0.75 + 0.25 * index / len(mixer.names), mixer.decoded_stem
+                yield f"decoding {stem} alone, to compare", share, partial(decode, index, images[index])
             mixes[DECODED] = mixer.decoded_mix(strips, master_db)
             self._publish(mixer, mixes)
             self._say(notes=self._findings(mixer))
@@ -241,7 +268,14 @@ class Desk(widgets.VBox):
             self._quiet = True
             if self._last_model and self.model_choice.value not in self._models:
                 self.model_choice.value = self._last_model
+                self._list_modules()
+            self.stereo.choose(self._last_stereo)
             self._quiet = False
+
+    def _place(self, mixer: Mixer, path: Path) -> None:
+        if path not in self._modules:
+            self._modules[path] = ReEncoder.load(path, self.device)
+        mixer.place_by(self._modules[path])
 
     def _mixer(self, model: AutoencoderLike) -> Generator:
         start_s, end_s = self.range.value
@@ -291,11 +325,11 @@ class Desk(widgets.VBox):
         body = "".join(rows)
         self.numbers.value = f'<table class="lc-numbers"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
-    def _show_levels(self, mixer: Mixer, strips: list[Strip], master_db: float, latent_mix: Tensor) -> None:
-        factors = amplitudes(strips, master_db)
+    def _show_levels(self, mixer: Mixer, factors: Tensor, latent_mix: Tensor) -> None:
         for index, channel in enumerate(self.strips):
             heard = factors[:, index : index + 1].float() * mixer.stems[index]
             channel.meter.show(heard, mixer.sample_rate)
+            channel.pan.disabled = self.stereo.module is not None
             (channel.remove_class if factors[:, index].any() else channel.add_class)("lc-off")
         self.master.meter.show(latent_mix, mixer.sample_rate)
 
@@ -306,6 +340,8 @@ class Desk(widgets.VBox):
             found.append(ATTRIBUTION[self.track.dataset])
         if self.range.value[1] - self.range.value[0] > MAX_RANGE_S:
             found.append(f"the first {MAX_RANGE_S:g} s of the range: the desk takes no more at once")
+        if self.stereo.module:
+            found.append("placed by the Re-Encoder, in latents alone: the waveform mix stays in the centre")
         return found
 
     def _say(self, notes: Sequence[str] = (), error: BaseException | str = "") -> None:

@@ -7,14 +7,26 @@ For an exactly linear autoencoder `latent_mix` is `waveform_mix`; for others, th
 autoencoder loses. `decoded_mix`, the same mix of the decoded stems, has that loss too: what is between it and
 `latent_mix` is the error of linearity alone.
 
+Instead of by `pan`, a stem can be placed by a mono-to-stereo Re-Encoder M of the same autoencoder, in one of
+the stereo images that the module draws from its prior:
+
+    mixer = Mixer(model, stems, names, module=ReEncoder.load(stereo_modules(model.name)["left_right"]))
+    audio = mixer.latent_mix([Strip(-6, image=3), Strip(image=3), Strip(), Strip(pan=0.5)])  # (2, T)
+
+Stem i with image n has the latents (left_i, right_i) = M(Enc(stem_i), c_i), c_i being item i of the prior's
+conditions of seed n. They stand for the stereo sound Dec(left_i), Dec(right_i), of which the stem should be
+the mean; faders move it as they move a stem. Left of the mix is Dec(sum_i g_i left_i), right
+Dec(sum_i g_i right_i): two decodes whatever is placed, and the module runs once a stem and image.
+
 Axis legend: `S` source (stem), `T` samples, `C` latent channels, `L` latent frames. Stems are (S, T), mixes
-(channels, T): one channel, or left and right where a stem is panned.
+(channels, T): one channel, or left and right where a stem is panned or placed.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,17 +36,21 @@ from .audio import AutoencoderLike, check_audio, read_audio, resample
 from .latents import mix
 from .loudness import amplitude
 from .metrics import is_silent
-from .tracks import Track, audio_files
+from .reencoder import ReEncoder
+from .tracks import REPOSITORY_DATA, Track, audio_files
 
 MAX_STEMS = 8
-MAX_CACHED = 64  # decoded mixes kept by a mixer
+MAX_CACHED = 64  # decoded mixes, and latents and sounds of placed stems, kept by a mixer
+MODULES = REPOSITORY_DATA / "checkpoints" / "reencoder"
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Settings of a stem: `gain_db` (-inf: off), `mute`, `solo`, `inverted` polarity, `pan`, -1 (left) to 1.
+    """Settings of a stem: `gain_db` (-inf: off), `mute`, `solo`, `inverted` polarity, `pan`, -1 (left) to 1,
+    or `image`, the number of a stereo image (0 or more) in which a module places it.
 
-    Raises ValueError for a gain that is NaN or +inf, and a position outside [-1, 1].
+    Raises ValueError for a gain that is NaN or +inf, a position outside [-1, 1], a negative image, and one
+    for a stem that is panned.
     """
 
     gain_db: float = 0.0
@@ -42,22 +58,26 @@ class Strip:
     solo: bool = False
     inverted: bool = False
     pan: float = 0.0
+    image: int | None = None
 
     def __post_init__(self):
         if math.isnan(self.gain_db) or self.gain_db == math.inf:
             raise ValueError(f"gain_db must be a number of dB or -inf, got {self.gain_db}")
         if not -1 <= self.pan <= 1:
             raise ValueError(f"pan must lie between -1 (left) and 1 (right), got {self.pan}")
+        if self.image is not None and (self.image < 0 or self.pan):
+            raise ValueError(f"image must be 0 or more, on a strip that is not panned, got {self}")
 
 
 def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
     """Factor of every stem in every channel, (channels, S) float64.
 
     One channel where all stems that sound are in the centre, else left and right, by the law of constant
-    power, 0 dB in the centre. Where a stem is solo, only solo stems sound; a muted one never does.
+    power, 0 dB in the centre. A stem with an image is left and right by itself: its factor is the same in
+    both. Where a stem is solo, only solo stems sound; a muted one never does.
     """
     soloed = any(strip.solo for strip in strips)
-    rows = []
+    rows, placed = [], False
     for strip in strips:
         sounds = not strip.mute and (strip.solo or not soloed)
         level = amplitude(strip.gain_db + master_db) * sounds * (-1 if strip.inverted else 1)
@@ -65,17 +85,25 @@ def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         centred = strip.pan == 0 or level == 0  # exactly, where the square roots would only be nearly 1
         sides = (1.0, 1.0) if centred else (math.sqrt(2) * math.cos(angle), math.sqrt(2) * math.sin(angle))
         rows.append([level * side for side in sides])
+        placed = placed or (strip.image is not None and level != 0)
     matrix = torch.tensor(rows, dtype=torch.float64).T
-    return matrix[:1] if torch.equal(matrix[0], matrix[1]) else matrix
+    return matrix[:1] if torch.equal(matrix[0], matrix[1]) and not placed else matrix
 
 
 class Mixer:
     """Stems of one length, their latents and the mixes decoded so far; each is computed once, when asked for.
     A decode has the noise of `seed`, so equal settings are equal samples."""
 
-    def __init__(self, model: AutoencoderLike, stems: Tensor, names: Sequence[str] = (), seed: int = 0):
+    def __init__(
+        self,
+        model: AutoencoderLike,
+        stems: Tensor,
+        names: Sequence[str] = (),
+        seed: int = 0,
+        module: ReEncoder | None = None,
+    ):
         """`stems` (S, T) at the model's rate. ValueError for none, more than MAX_STEMS, non-finite samples,
-        and names that are not one a stem."""
+        and names that are not one a stem; for `module`, as `place_by`."""
         check_audio(stems, name="stems")
         self.names = tuple(names) or tuple(f"stem {k + 1}" for k in range(len(stems)))
         if len(stems) > MAX_STEMS:
@@ -86,41 +114,73 @@ class Mixer:
         self.silent = [name for name, quiet in zip(self.names, is_silent(stems), strict=True) if quiet]
         self._latents: dict[int, Tensor] = {}
         self._stems: dict[int, Tensor] = {}
-        self._mixes: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
+        self.module: ReEncoder | None = None
+        if module:
+            self.place_by(module)
 
     @property
     def sample_rate(self) -> int:
         return self.model.sample_rate
 
-    def latent(self, index: int) -> Tensor:
-        """Latent (1, C, L) of a stem."""
+    def place_by(self, module: ReEncoder) -> None:
+        """Take a module of mono-to-stereo for the strips that have an image.
+
+        Raises ValueError for one of bandwidth extension, LatentFileError for one of another autoencoder.
+        """
+        if module is self.module:
+            return
+        if not module.stereo:
+            raise ValueError(f"stems are placed by a module of mono-to-stereo, got {module.config.task!r}")
+        module.check_model(self.model)
+        self.module = module
+        self._cache.clear()
+
+    def latent(self, index: int, image: int | None = None) -> Tensor:
+        """Latent (1, C, L) of a stem; with an image its left and right by the module, (2, C, L).
+
+        Raises ValueError for an image where there is no module, and as `ReEncoder.process`.
+        """
         if index not in self._latents:
             self._latents[index] = self.model.encode(self.stems[index : index + 1])
-        return self._latents[index]
+        if image is None:
+            return self._latents[index]
+        return self._kept(("latent", index, image), partial(self._place, index, image))
 
-    def decoded_stem(self, index: int) -> Tensor:
-        """A stem (1, T) through the autoencoder."""
+    def decoded_stem(self, index: int, image: int | None = None) -> Tensor:
+        """A stem (1, T) through the autoencoder; with an image left and right (2, T), as `latent`."""
+        if image is not None:
+            return self._kept(
+                ("stem", index, image),
+                lambda: torch.cat([self._decode(side[None]) for side in self.latent(index, image)]),
+            )
         if index not in self._stems:
             self._stems[index] = self._decode(self.latent(index))
         return self._stems[index]
 
     def latent_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
-        """Dec(sum_i g_i Enc(stem_i)), (channels, T): one decode a channel, or none where it was made before.
+        """Dec(sum_i g_i z_i), (channels, T), z_i being the latent of stem i, or what the module makes of it
+        for this channel: one decode a channel, or none where it was made before.
 
-        Raises ValueError for another number of strips than stems.
+        Raises ValueError for another number of strips than stems, and as `latent`.
         """
-        rows = [tuple(row) for row in self._amplitudes(strips, master_db).tolist()]
-        return torch.cat([self._mixed(row) for row in rows])
+        factors, images = self.settings(strips, master_db)
+        return torch.cat([self._mixed(row, images, channel) for channel, row in enumerate(factors.tolist())])
 
     def waveform_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
-        """sum_i g_i stem_i, (channels, T), what a desk for waveforms does. ValueError as `latent_mix`."""
-        return (self._amplitudes(strips, master_db) @ self.stems.double()).float()
+        """sum_i g_i stem_i, (channels, T), what a desk for waveforms does. ValueError as `latent_mix`.
+
+        What a module does has no counterpart there: a stem with an image is in the centre.
+        """
+        return (self.settings(strips, master_db)[0] @ self.stems.double()).float()
 
     def decoded_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
-        """sum_i g_i Dec(Enc(stem_i)), (channels, T): a decode a stem, the first time. ValueError as above."""
-        factors = self._amplitudes(strips, master_db)
-        stems = torch.cat([self.decoded_stem(index) for index in range(len(self.stems))])
-        return (factors @ stems.double()).float()
+        """sum_i g_i Dec(z_i), (channels, T): a decode a stem, two where it has an image, the first time.
+        ValueError as `latent_mix`."""
+        factors, images = self.settings(strips, master_db)
+        stems = [self.decoded_stem(index, image).double() for index, image in enumerate(images)]
+        sides = torch.stack([stem.expand(len(factors), -1) for stem in stems], 1)
+        return torch.einsum("cs,cst->ct", factors, sides).float()
 
     def effective_gain(self, strips: Sequence[Strip], index: int) -> float:
         """The factor by which a stem really is in `latent_mix`: of what its strip adds to the mix, the part
@@ -133,22 +193,51 @@ class Mixer:
         stem = self.decoded_stem(index)[0].double()
         return (added @ stem / (stem @ stem)).item()
 
-    def _amplitudes(self, strips: Sequence[Strip], master_db: float) -> Tensor:
+    def settings(self, strips: Sequence[Strip], master_db: float) -> tuple[Tensor, list[int | None]]:
+        """Factors (channels, S), and the image of each stem: none where it is off."""
         if len(strips) != len(self.stems):
             raise ValueError(f"need a strip for each of {len(self.stems)} stems, got {len(strips)}")
-        return amplitudes(strips, master_db)
+        factors = amplitudes(strips, master_db)
+        heard = factors.any(0).tolist()
+        return factors, [strip.image if on else None for strip, on in zip(strips, heard, strict=True)]
 
-    def _mixed(self, factors: tuple[float, ...]) -> Tensor:
-        if factors not in self._mixes:
-            latents = [self.latent(index) for index in range(len(factors))]
-            self._mixes[factors] = self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
-            while len(self._mixes) > MAX_CACHED:
-                self._mixes.popitem(last=False)
-        self._mixes.move_to_end(factors)
-        return self._mixes[factors]
+    def _mixed(self, factors: list[float], images: list[int | None], channel: int) -> Tensor:
+        def make() -> Tensor:
+            latents = [self.latent(index, image) for index, image in enumerate(images)]
+            latents = [z if len(z) == 1 else z[channel : channel + 1] for z in latents]
+            return self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
+
+        # without an image, equal factors are equal sounds in both channels
+        sides = [None if image is None else (image, channel) for image in images]
+        return self._kept(("mix", *factors, *sides), make)
+
+    def _place(self, index: int, image: int) -> Tensor:
+        if self.module is None:
+            raise ValueError(f"{self.names[index]!r} has the image {image}, but no module places it")
+        z, condition = self.latent(index), self.module.prior(index + 1, image)[index:]
+        return self.module.process(z, condition)[0].to(z)
+
+    def _kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._cache:
+            made = make()  # may itself be kept: before its parts are dropped
+            self._cache[key] = made
+            while len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.model.decode(z, length=self.stems.shape[1], seed=self.seed).cpu()
+
+
+def stereo_modules(model: str, folder: str | Path = MODULES) -> dict[str, Path]:
+    """Files of the mono-to-stereo modules of a model, by name; empty where there are none.
+
+    `folder` holds a folder for each model, by the last part of its name: for "desk/lin-cae" the module
+    "left_right" is FOLDER/lin-cae/stereo-left_right.safetensors.
+    """
+    paths = sorted(Path(folder, Path(model).name).glob("stereo-*.safetensors"))
+    return {path.stem.removeprefix("stereo-"): path for path in paths}
 
 
 # ---------------------------------------------------------------- stems of one's own

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from lincae.audio import generator
 from lincae.baselines import StftAutoencoder
+from lincae.latent_files import describe
+from lincae.reencoder import ReEncoder, ReEncoderConfig
 
 RATE = 16000
 STEMS = ("drums", "bass", "other", "vocals")
@@ -130,3 +132,24 @@ class Streams(Linear):
             position += audio.shape[1]
             if audio[:, start:stop].numel():
                 yield audio[:, start:stop]
+
+
+class Placer(ReEncoder):
+    """A mono-to-stereo module that is a gain: left (1 + p) z and right (1 - p) z, p between -`width` and
+    `width` by the first number of its condition. Counts its runs."""
+
+    def __init__(self, model, width=1.0, task="stereo", kernel=1):
+        channels = model.encode(torch.zeros(1, RATE)).shape[1]
+        sizes = {"hidden": channels, "blocks": 1, "expansion": 1, "kernel": kernel}
+        sizes |= {"condition": 2, "condition_blocks": 1}
+        super().__init__(ReEncoderConfig(task, channels, **sizes), describe(model))
+        self.width, self.runs = width, 0
+
+    def place(self, index, image):
+        return self.width * torch.tanh(self.prior(index + 1, image)[index, 0]).item()
+
+    def forward(self, z, condition=None):
+        super().forward(z, condition)  # refuses what a module refuses
+        self.runs += 1
+        place = self.width * torch.tanh(condition[:, :1, None])
+        return torch.stack([(1 + place) * z, (1 - place) * z], 1)

@@ -15,11 +15,15 @@ import pytest
 import soundfile
 import torch
 from browser import DESKTOP, PHONE, Watched, browser
-from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder
+from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
+from lincae.audio import generator
 from lincae.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
 from lincae.demo import Sound as DemoSound
+from lincae.latent_files import LatentFileError
+from lincae.latent_pairs import Source
 from lincae.loudness import rms_dbfs, true_peak_dbtp
+from lincae.metrics import snr_db
 from lincae.tracks import Track
 
 SECONDS = 3.0
@@ -157,7 +161,7 @@ def test_linearity_is_against_the_same_operation_on_decoded_sound(tmp_path):
 def test_audio_is_opus_without_lag(rate):
     t = torch.arange(2 * rate) / rate
     sound = 0.3 * torch.sin(2 * math.pi * 440 * t) * torch.hann_window(2 * rate)
-    audio, opus_rate = soundfile.read(io.BytesIO(encoded(DemoSound(sound, rate, {}))), dtype="float32")
+    audio, opus_rate = soundfile.read(io.BytesIO(encoded(DemoSound(sound[None], rate, {}))), dtype="float32")
     assert opus_rate == (16000 if rate == 16000 else 24000 if rate == 22050 else 48000)
     expected = (
         0.3 * np.sin(2 * np.pi * 440 * np.arange(2 * opus_rate) / opus_rate) * np.hanning(2 * opus_rate)
@@ -188,6 +192,8 @@ def test_silence_has_no_numbers(tmp_path):
 def test_bad_input(tmp_path):
     model, track = Named("a"), FakeTrack()
     clip = Track("Falcon", "clip", ("drums",), RATE, 1.0, lambda start, seconds: torch.zeros(1, RATE))
+    mono = Source("m", lambda rate: torch.zeros(1, rate))
+    real = Source("Falcon", lambda rate: torch.zeros(2, rate), "clip")
     for models, tracks, options, message in (
         ([], [track], {}, "a page needs a model and a track, got 0 and 1"),
         ([model], [], {}, "got 1 and 0"),
@@ -195,10 +201,84 @@ def test_bad_input(tmp_path):
         ([model], [track, track], {}, "tracks need different names"),
         ([model], [track], {"gains": [math.inf]}, r"gains must be finite, got \(inf,\)"),
         ([model], [clip], {}, "'Falcon' is CC BY-NC-SA 3.0: it cannot be part of a published page"),
-    ):
+        ([model], [track], {"stereo": [real]}, "'Falcon' is CC BY-NC-SA 3.0"),
+        ([model], [track], {"modules": {"b": Placer(model)}}, r"of models of the page, got \['b'\]"),
+        (
+            [model], [track], {"modules": {"a": Placer(model, task="bandwidth")}},
+            "the module of a is not of mono-to-stereo, but of 'bandwidth'",
+        ),
+        (
+            [model], [track], {"modules": {"a": Placer(model)}, "stereo": [mono]},
+            r"m: stereo targets are \(2, T\)",
+        ),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             write_demo(models, tracks, tmp_path / "page", **options)
+    with pytest.raises(LatentFileError, match=r"holds latents of another model: stft .*, not of a "):
+        write_demo([model], [track], tmp_path / "page", modules={"a": Placer(Linear())})
     assert not (tmp_path / "page").exists()
+
+
+# ---------------------------------------------------------------- the stereo section
+
+
+def off_centre(rate):
+    """Three seconds of noise, 6 dB louder on the left, with a side of its own."""
+    mid, side = 0.1 * torch.randn(2, 3 * rate, generator=generator(3))
+    return torch.stack([2 * mid + side, mid - side])
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    """Two models, the first with a module; two seconds of a source. The page, the module and the truth."""
+    folder, module = tmp_path_factory.mktemp("placed"), Placer(Named("linear"))
+    models, tracks = [Named("linear"), Loud("loud")], [FakeTrack("one", seed=1), FakeTrack("two")]
+    page = write_demo(
+        models, tracks, folder, seconds=2.0, gains=(), seed=4, modules={"linear": module},
+        stereo=[Source("three", off_centre)],
+    )  # fmt: skip
+    return page, module, off_centre(RATE)[:, : 2 * RATE]
+
+
+def test_the_stereo_section_has_what_modules_make_of_mono(placed):
+    rows = content(placed[0])["three in stereo"]
+    tiles = {name: list(tiles) for name, tiles in rows.items()}
+    both, made = [TRUTH, "linear"], ["linear"]
+    assert tiles == {"mono": both, "stereo": both, "oracle c": made, "random c": made}
+
+
+def test_stereo_sounds_are_those_of_the_module(placed):
+    """Each channel at its level: the truth, and (1 + p) and (1 - p) of mono for a module that is a gain p."""
+    page, module, truth = placed
+    mono, rows = truth.mean(0, keepdim=True), content(page)["three in stereo"]
+    oracle = torch.tanh(module.oracle(Named("linear").encode(truth)[None])[0, 0]).item()
+    drawn = module.place(0, 4)
+    assert abs(oracle - drawn) > 0.1
+    expected = {"mono": mono, "stereo": truth}
+    for name, p in (("oracle c", oracle), ("random c", drawn)):
+        expected[name] = torch.tensor([[1 + p], [1 - p]]) * mono
+        numbers = rows[name]["linear"]["numbers"]
+        assert numbers["balance_db"] == pytest.approx(20 * math.log10((1 + p) / (1 - p)), abs=0.02)
+        assert numbers["side_db"] == pytest.approx(20 * math.log10(abs(p)), abs=0.02)
+    (gain_db,) = {tile["gain_db"] for tiles in rows.values() for tile in tiles.values()}
+    for name, tiles in rows.items():
+        for tile in tiles.values():
+            audio, _ = decoded(tile)
+            assert audio.shape == expected[name].shape
+            for channel, wanted in zip(audio, expected[name], strict=True):
+                assert rms_dbfs(channel) == pytest.approx(rms_dbfs(wanted) + gain_db, abs=0.3)
+    assert rows["stereo"]["linear"]["numbers"]["snr_db"] > 60
+    of_oracle = snr_db(expected["oracle c"], truth).mean().item()
+    assert rows["oracle c"]["linear"]["numbers"]["snr_db"] == pytest.approx(of_oracle, abs=0.02)
+    assert "snr_db" not in rows["random c"]["linear"]["numbers"]  # of another place than the truth's
+    assert rows["mono"]["linear"]["numbers"]["balance_db"] == 0
+    assert rows["mono"][TRUTH]["numbers"]["side_db"] is None
+
+
+def test_no_section_without_a_module(tmp_path):
+    source = Source("three", off_centre)
+    page = write_demo([Named("linear")], [FakeTrack()], tmp_path, 1.0, gains=(), stereo=[source])
+    assert list(content(page)) == ["track"]
 
 
 # ---------------------------------------------------------------- the page
@@ -445,9 +525,51 @@ def test_loud_sounds_are_marked(chromium, written):
     visit.context.close()
 
 
+def test_the_stereo_section_is_heard_in_both_channels(chromium, placed):
+    """A tab of its own; rows without a waveform have no button for one, and keys pass over it."""
+    visit = DemoPage(chromium, placed[0].as_uri())
+    visit.page.get_by_role("tab", name="three in stereo").click()
+    assert "notebook 10 measures" in visit.page.inner_text("#board")
+    visit.play(1, TRUTH)
+    chosen = visit.page.locator('.tile[aria-pressed="true"]')
+    for key, row, source in (
+        ("s", "2", "linear"),
+        ("1", "2", "linear"),
+        ("d", "2", "linear"),
+        ("s", "3", "linear"),
+    ):
+        visit.page.keyboard.press(key)
+        assert (chosen.get_attribute("data-row"), chosen.get_attribute("data-source")) == (row, source)
+    assert visit.page.locator(".tile").count() == 6
+    assert visit.page.locator("#sources button").all_inner_texts() == ["linear"]
+    channels = """async () => { const buffer = await window.demo.buffer(window.demo.current());
+      return [0, 1].map(k => Math.hypot(...buffer.getChannelData(k))); }"""
+    left, right = visit.ask(channels)
+    balance_db = content(placed[0])["three in stereo"]["random c"]["linear"]["numbers"]["balance_db"]
+    assert 20 * math.log10(left / right) == pytest.approx(balance_db, abs=0.3)
+    shown = visit.page.inner_text("#numbers").replace("−", "-")
+    assert f"Left - right\t{balance_db:.1f} dB" in shown
+    assert f"left - right {balance_db:.1f} dB" in chosen.inner_text().replace("−", "-")
+    assert visit.errors == []
+    visit.context.close()
+
+
+def test_what_is_shown_is_of_the_chosen_track(chromium, placed):
+    """Also where row and source stay the same."""
+    visit, shown = DemoPage(chromium, placed[0].as_uri()), []
+    for name in ("one", "two"):
+        visit.page.get_by_role("tab", name=name).click()
+        shown.append(visit.page.locator("#picture img").get_attribute("src"))
+        assert content(placed[0])[name]["mix"][TRUTH]["image"] == shown[-1].partition(",")[2]
+    assert shown[0] != shown[1]
+    visit.context.close()
+
+
+@pytest.mark.parametrize("section", [0, -1], ids=["track", "stereo"])
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_fits_and_is_labelled(chromium, sweeps, viewport):
-    visit = DemoPage(chromium, sweeps.as_uri(), viewport)
+def test_fits_and_is_labelled(chromium, placed, viewport, section):
+    visit = DemoPage(chromium, placed[0].as_uri(), viewport)
+    visit.page.get_by_role("tab").nth(section).click()
     assert visit.ask("document.documentElement.scrollWidth") <= viewport["width"]
     names = visit.ask(
         "[...document.querySelectorAll('button, input')]"

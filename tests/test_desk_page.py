@@ -13,7 +13,8 @@ from browser import PHONE, ROOT, Watched, browser, served
 import lincae
 from lincae.loudness import loudness_lufs, rms_dbfs
 from lincae.metrics import snr_db
-from lincae.mixing import Mixer, Strip
+from lincae.mixing import Mixer, Strip, stereo_modules
+from lincae.reencoder import ReEncoder
 from lincae.tracks import tracks, write_synthetic
 
 SECONDS = 2.0
@@ -250,6 +251,32 @@ def test_another_model(fresh, track):
         fresh.page.locator("select").first.select_option("stft")
     stems = track[1].stems(44100, 0, SECONDS)
     torch.testing.assert_close(fresh.samples(), stems.sum(0, keepdim=True), atol=1e-5, rtol=0)
+
+
+def test_stems_placed_by_the_re_encoder(fresh, mixer):
+    """Offered where the model has a module: two channels, another image by number, and back to pan."""
+    (name, path), *_ = stereo_modules(mixer.model.name).items()
+    mixer.place_by(ReEncoder.load(path, "cpu"))
+    choice, image = fresh.page.locator(".lc-stereo select"), fresh.page.locator(".lc-stereo input")
+    assert not image.is_visible()
+    with fresh.change():
+        choice.select_option(f"Re-Encoder {name}")
+    with fresh.change():
+        image.fill("3")
+        image.press("Enter")
+    strips = [Strip(image=3)] * len(mixer.names)
+    fresh.until(lambda: fresh.ask("player.sounds.decoded.channels.length") == 2)
+    for key, mix in (("latent", mixer.latent_mix), ("decoded", mixer.decoded_mix)):
+        assert fresh.samples(key).shape[0] == 2
+        assert snr_db(fresh.samples(key), mix(strips)).min().item() > 60
+    assert "the waveform mix stays in the centre" in fresh.page.inner_text(".lc-status")
+    assert fresh.page.locator(".lc-pan .noUi-target[disabled]").count() == len(mixer.names)
+    with fresh.change():
+        fresh.page.get_by_role("button", name="Reset faders").click()
+    assert fresh.samples().shape[0] == 1
+    with fresh.change():
+        fresh.page.locator("select").first.select_option("stft")
+    assert not choice.is_visible()
 
 
 def test_a_model_that_fails_to_load(fresh):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fakes import RATE, FakeTrack, Linear, NoisyDecoder
+from fakes import RATE, FakeTrack, Linear, NoisyDecoder, Placer
 
 from lincae import listening
 from lincae.listening import Desk
 from lincae.loudness import amplitude, loudness_lufs
 from lincae.mixing import Mixer, Strip
+from lincae.reencoder import ReEncoder
 
 
 def desk(models=None, tracks=None, **kwargs) -> Desk:
@@ -124,6 +125,97 @@ def test_level_beyond_full_scale_is_kept_and_shown():
     at_work.master.fader.value = 12
     assert heard(at_work, "latent").abs().max() > 2
     assert at_work.numbers.value.count('class="lc-over"') == 3
+
+
+# ---------------------------------------------------------------- stems placed by a module
+
+
+@pytest.fixture
+def modules(tmp_path):
+    """A folder with a module of the model "noisy", and for "stft" one that was trained with another."""
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "stft").mkdir()
+    for folder in ("noisy", "stft"):
+        Placer(NoisyDecoder()).save(tmp_path / folder / "stereo-left_right.safetensors")
+    return tmp_path
+
+
+def shown(widget) -> bool:
+    return widget.layout.display != "none"
+
+
+def test_stereo_is_offered_where_the_model_has_a_module(modules, tmp_path):
+    at_work = desk([NoisyDecoder(), Linear()], modules=modules / "nothing")
+    assert not shown(at_work.stereo)
+    (modules / "stft" / "stereo-left_right.safetensors").unlink()
+    at_work = desk([NoisyDecoder(), Linear()], modules=modules)
+    assert shown(at_work.stereo)
+    assert not shown(at_work.stereo.image)
+    assert at_work.stereo.choice.options == (("pan", "pan"), ("Re-Encoder left_right", "left_right"))
+    at_work.stereo.choice.value = "left_right"
+    assert shown(at_work.stereo.image)
+    at_work.model_choice.value = "stft"
+    assert not shown(at_work.stereo)
+    assert at_work.stereo.module is None
+    assert not at_work.strips[0].pan.disabled
+
+
+def test_a_module_places_the_stems(modules):
+    """What is heard is the mixer's, with the image on every strip; pan has no part in it, and waits."""
+    model = NoisyDecoder()
+    at_work = desk([model], modules=modules)
+    at_work.strips[1].pan.value = 0.5
+    panned = heard(at_work, "latent")
+    module = ReEncoder.load(modules / "noisy" / "stereo-left_right.safetensors")
+    mixer = Mixer(NoisyDecoder(), FakeTrack("one", 2.0).stems(RATE, 0, 1.5), module=module)
+    at_work.stereo.choice.value = "left_right"
+    for image in (0, 4):
+        at_work.stereo.image.value = image
+        count = model.decoded
+        at_work.strips[0].fader.value = -6 - image
+        assert model.decoded == count + 2
+        strips = [Strip(-6 - image, image=image), *[Strip(image=image)] * 3]
+        assert torch.equal(heard(at_work, "latent"), mixer.latent_mix(strips))
+        assert torch.equal(heard(at_work, "decoded"), mixer.decoded_mix(strips))
+    assert at_work.strips[1].pan.disabled
+    assert "the waveform mix stays in the centre" in at_work.status.value
+    at_work.strips[0].fader.value = 0
+    at_work.stereo.choice.value = "pan"
+    assert torch.equal(heard(at_work, "latent"), panned)
+    assert not at_work.strips[1].pan.disabled
+    at_work.stereo.choice.value = "left_right"
+    at_work.reset.click()
+    assert (at_work.stereo.module, at_work.stereo.image.value) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: None, "holds latents of another model: noisy"),
+        (lambda path: path.write_bytes(b"no weights"), "stereo-left_right.safetensors"),
+    ],
+)
+def test_a_module_that_does_not_fit(modules, damage, message):
+    damage(modules / "stft" / "stereo-left_right.safetensors")
+    at_work = desk([Linear()], modules=modules)
+    before = heard(at_work, "latent")
+    at_work.stereo.choice.value = "left_right"
+    assert message in at_work.status.value
+    assert 'class="lc-error"' in at_work.status.value
+    assert at_work.stereo.module is None
+    assert torch.equal(heard(at_work, "latent"), before)
+    at_work.strips[0].fader.value = -60  # still alive
+    assert not torch.equal(heard(at_work, "latent"), before)
+
+
+def test_a_failing_model_leaves_the_stereo_as_it_was(modules):
+    at_work = desk([NoisyDecoder(), "no-such-model"], modules=modules)
+    at_work.stereo.choice.value = "left_right"
+    before = heard(at_work, "latent")
+    at_work.model_choice.value = "no-such-model"
+    assert "unknown model" in at_work.status.value
+    assert (at_work.model_choice.value, at_work.stereo.module) == ("noisy", "left_right")
+    assert torch.equal(heard(at_work, "latent"), before)
 
 
 # ---------------------------------------------------------------- in an event loop

@@ -3,11 +3,14 @@ import math
 import pytest
 import soundfile
 import torch
-from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder
+from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
 from lincae import mixing
 from lincae.audio import AudioFileError, generator
-from lincae.mixing import Mixer, Strip, amplitudes, stem_files, stem_track
+from lincae.latent_files import LatentFileError
+from lincae.mixing import Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
+from lincae.pretrained import BUNDLED
+from lincae.reencoder import ReEncoder, modules_in
 
 OFF = Strip(-math.inf)
 
@@ -114,6 +117,97 @@ def test_effective_gain(stems):
     louder = Mixer(LouderWhenLoud(decoder_error=0.5, threshold=0.15), 0.5 * stems)
     both_loud = [Strip(20.0), Strip(20.0), OFF, OFF]  # with and without the stem above the threshold
     assert louder.effective_gain(both_loud, 0) == pytest.approx(15.0, rel=0.02)
+
+
+# ---------------------------------------------------------------- stems that a module places
+
+
+def test_placed_stems_are_the_hand_computation(stems):
+    """On the exactly linear autoencoder, with a module that is a known gain of its condition."""
+    module = Placer(Linear())
+    strips = [Strip(-6.0, image=3), Strip(pan=-0.4), Strip(inverted=True, image=5), Strip(image=3)]
+    gains = [10 ** (-6.0 / 20), 0.0, -1.0, 1.0]
+    left, right = math.sqrt(2) * math.cos(0.15 * math.pi), math.sqrt(2) * math.sin(0.15 * math.pi)
+    by_hand = torch.tensor([[left], [right]]) * stems[1]
+    for k, image in ((0, 3), (2, 5), (3, 3)):
+        place = module.place(k, image)
+        by_hand += gains[k] * torch.tensor([[1 + place], [1 - place]]) * stems[k]
+    mixer = Mixer(Linear(), stems, module=module)
+    torch.testing.assert_close(mixer.latent_mix(strips), by_hand, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixer.decoded_mix(strips), by_hand, atol=1e-5, rtol=0)
+    places = [module.place(k, image) for k in range(4) for image in (3, 5)]
+    assert len(set(places)) == 8  # every stem of every image has its own
+
+
+def test_the_mean_of_the_channels_stays(stems):
+    """By a module that keeps it: left and right of the mix have the mean of the same mix in the centre."""
+    mixer = Mixer(Linear(), stems, module=Placer(Linear()))
+    placed = mixer.latent_mix([Strip(-6, image=1), Strip(image=1), Strip(), Strip(image=1)])
+    centred = mixer.latent_mix([Strip(-6), Strip(), Strip(), Strip()])
+    torch.testing.assert_close(placed.mean(0, keepdim=True), centred, atol=1e-5, rtol=0)
+    waveforms = mixer.waveform_mix([Strip(-6, image=1), Strip(image=1), Strip(), Strip(image=1)])
+    torch.testing.assert_close(waveforms, centred.expand(2, -1), atol=1e-5, rtol=0)
+
+
+def test_a_placed_mix_is_two_decodes(stems):
+    """Whatever is placed; the module runs once a stem and image, and what is off is not placed at all."""
+    model, module = Linear(), Placer(Linear())
+    mixer = Mixer(model, stems, module=module)
+    first = mixer.latent_mix([Strip(image=2)] * 4)
+    assert first.shape == (2, stems.shape[1])
+    assert (model.encoded, model.decoded, module.runs) == (4, 2, 4)
+    mixer.latent_mix([Strip(-6, image=2)] * 4)
+    assert (model.encoded, model.decoded, module.runs) == (4, 4, 4)
+    mixer.latent_mix([Strip(image=7), *[Strip(image=2)] * 3])
+    assert (model.encoded, model.decoded, module.runs) == (4, 6, 5)
+    assert torch.equal(mixer.latent_mix([Strip(image=2)] * 4), first)
+    assert model.decoded == 6
+    assert mixer.latent_mix([Strip(mute=True, image=9), *[Strip()] * 3]).shape[0] == 1
+    assert mixer.decoded_mix([Strip(mute=True, image=9), *[Strip()] * 3]).shape[0] == 1
+    assert module.runs == 5
+
+
+def test_another_module_places_anew(stems):
+    mixer = Mixer(Linear(), stems, module=Placer(Linear()))
+    strips = [Strip(image=2)] * 4
+    first = mixer.latent_mix(strips)
+    mixer.place_by(Placer(Linear(), width=0.0))
+    torch.testing.assert_close(mixer.latent_mix(strips), mixer.waveform_mix(strips), atol=1e-5, rtol=0)
+    assert (mixer.latent_mix(strips) - first).abs().max() > 0.01
+
+
+def test_few_kept_sounds_are_enough(stems, monkeypatch):
+    """Where less is kept than one mix needs, it is made again, not lost."""
+    monkeypatch.setattr(mixing, "MAX_CACHED", 1)
+    mixer, strips = Mixer(Linear(), stems, module=Placer(Linear())), [Strip(image=2)] * 4
+    torch.testing.assert_close(mixer.latent_mix(strips), mixer.decoded_mix(strips), atol=1e-5, rtol=0)
+    assert len(mixer._cache) == 1
+
+
+def test_images_that_cannot_be(stems):
+    with pytest.raises(ValueError, match="image must be 0 or more, on a strip that is not panned"):
+        Strip(image=-1)
+    with pytest.raises(ValueError, match="on a strip that is not panned"):
+        Strip(pan=0.5, image=1)
+    with pytest.raises(ValueError, match="'stem 2' has the image 4, but no module places it"):
+        Mixer(Linear(), stems).latent_mix([Strip(), Strip(image=4), Strip(), Strip()])
+    with pytest.raises(LatentFileError, match=r"holds latents of another model: stft .*, not of noisy"):
+        Mixer(NoisyDecoder(), stems, module=Placer(Linear()))
+    with pytest.raises(ValueError, match="placed by a module of mono-to-stereo, got 'bandwidth'"):
+        Mixer(Linear(), stems, module=Placer(Linear(), task="bandwidth"))
+    with pytest.raises(ValueError, match="latent frames are fewer than the kernel"):
+        Mixer(Linear(), stems[:, :300], module=Placer(Linear(), kernel=31)).latent_mix([Strip(image=0)] * 4)
+
+
+def test_modules_of_a_model(tmp_path):
+    for name in ("stereo-left_right", "stereo-mid_side", "bandwidth-m-l1"):
+        (tmp_path / "lin-cae").mkdir(exist_ok=True)
+        (tmp_path / "lin-cae" / f"{name}.safetensors").write_bytes(b"")
+    assert list(stereo_modules("desk/lin-cae", tmp_path)) == ["left_right", "mid_side"]
+    assert stereo_modules("desk/m2l", tmp_path) == {}
+    bundled = stereo_modules("desk/lin-cae")
+    assert list(bundled) == list(modules_in(BUNDLED / "reencoder" / "lin-cae", "stereo"))
+    assert all(ReEncoder.load(path).stereo for path in bundled.values())
 
 
 # ---------------------------------------------------------------- bad input

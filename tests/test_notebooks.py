@@ -188,14 +188,17 @@ def test_additivity(tmp_path, evaluation):
     assert lines[lines.model == "tanh"]["mean"].between(0, 1).all()  # the untrained decoder is silent
 
 
-def test_separation(tmp_path, evaluation):
-    execute("05_separation", tmp_path, **evaluation)
+def test_separation(tmp_path, evaluation, reencoders):
+    """The page has a stereo section of the one model that has a module."""
+    execute("05_separation", tmp_path, **evaluation, modules=reencoders["modules"])
     dots = pd.read_csv(tmp_path / "05_separation.csv")
     assert set(dots.comparison) == {"linearity", "input"}
     assert not dots[dots.model == "untrained"].counts.any()
     page = tmp_path / "demo" / "index.html"
     assert 100_000 < page.stat().st_size < 6_000_000
-    assert set(pd.read_csv(page.with_name("demo.csv")).sound) == {"waveform", "untrained", "tanh"}
+    sounds = pd.read_csv(page.with_name("demo.csv"))
+    assert set(sounds.sound) == {"waveform", "untrained", "tanh"}
+    assert set(sounds[sounds.operation == "random c"].sound) == {"untrained"}
 
 
 def test_latent_mixer(tmp_path, evaluation):

@@ -1,6 +1,6 @@
 "use strict";
 // One sound plays at a time. All of a track have one length and one clock, so that a switch keeps the position.
-const { columns, tracks, loud_lu: LOUD_LU } = JSON.parse(document.getElementById("data").textContent);
+const { tracks, truth: TRUTH, loud_lu: LOUD_LU } = JSON.parse(document.getElementById("data").textContent);
 const FADE_S = 0.01;
 const $ = (id) => document.getElementById(id);
 const context = new AudioContext();
@@ -9,7 +9,7 @@ const analyser = context.createAnalyser();
 output.connect(analyser).connect(context.destination);
 
 const buffers = new Map(); // tile -> Promise of its AudioBuffer
-let track = tracks[0], rowIndex = 0, column = columns[0];
+let track = tracks[0], rowIndex = 0, column = TRUTH;
 let voice = null; // what sounds: {source, gain}
 let startedAt = 0, offset = 0, playing = false, looping = true, wanted = 0;
 
@@ -22,6 +22,11 @@ function make(tag, attributes = {}, ...children) {
 
 function decibels(value) {
   return value === null || value === undefined ? "–" : `${value.toFixed(1).replace(/^-0\.0$/, "0.0").replace("-", "−")} dB`;
+}
+
+// What can be heard of a row: not all have the waveform.
+function offered(row = rowIndex) {
+  return track.columns.filter((name) => name in track.rows[row].tiles);
 }
 
 function current() {
@@ -105,7 +110,7 @@ function seek(seconds) {
 
 function choose(row, source, andPlay = false) {
   rowIndex = (row + track.rows.length) % track.rows.length;
-  column = source;
+  column = offered().includes(source) ? source : offered()[0];
   if (playing || andPlay) begin(playing ? null : offset);
   show();
 }
@@ -115,6 +120,7 @@ function chooseTrack(next) {
   stop();
   track = next;
   rowIndex = Math.min(rowIndex, track.rows.length - 1);
+  if (!offered().includes(column)) column = offered()[0];
   board();
   show();
   if (played) begin(0);
@@ -131,18 +137,20 @@ function volume() {
 
 function board() {
   $("tracks").replaceChildren(...tracks.map((each, k) => {
-    const button = make("button", { role: "tab", type: "button", "aria-selected": each === track, "data-track": k }, `Track ${k + 1}: ${each.name}`);
+    const button = make("button", { role: "tab", type: "button", "aria-selected": each === track, "data-track": k }, each.about ? each.name : `Track ${k + 1}: ${each.name}`);
     button.onclick = () => chooseTrack(each);
     return button;
   }));
+  const columns = track.columns;
   const heads = make("div", { class: "heads", "aria-hidden": "true" }, make("span"), ...columns.map((name, k) => make("span", {}, k ? `latents of ${name}` : "waveform: the truth")));
   const rows = track.rows.map((row, r) => {
     const about = make("div", { class: "about" }, make("h2", {}, row.title), make("div", { class: "formula" }, row.formula));
     const tiles = columns.map((name) => {
+      if (!row.tiles[name]) return make("span", {});
       const { image, numbers } = row.tiles[name];
-      const linear = "linearity_snr_db" in numbers;
+      const linear = "linearity_snr_db" in numbers, stereo = "balance_db" in numbers;
       const number = linear ? `linearity ${decibels(numbers.linearity_snr_db)}` : `SNR ${decibels(numbers.snr_db)}`;
-      const note = name === columns[0] ? "" : number;
+      const note = stereo ? `left − right ${decibels(numbers.balance_db)}` : name === TRUTH ? "" : number;
       const tile = make("button", { class: "tile", type: "button", "aria-pressed": "false", "data-row": r, "data-source": name,
         "aria-label": `${row.title}, ${name}${note && `, ${note}`}` },
         make("img", { src: `data:image/jpeg;base64,${image}`, alt: "" }), make("i", { class: "cursor" }), make("span", { class: "sign", "aria-hidden": "true" }, "▶"));
@@ -155,11 +163,11 @@ function board() {
     });
     const line = make("div", { class: "row", role: "group", "aria-label": row.title }, about, ...tiles);
     if (r && row.block === track.rows[r - 1].block) return [line];
-    const safety = `safety gain ${decibels(row.tiles[columns[0]].gain_db)}, the same for all of them`;
+    const safety = `safety gain ${decibels(Object.values(row.tiles)[0].gain_db)}, the same for all of them`;
     return [make("p", { class: "block" }, make("strong", {}, row.block), `: ${safety}`), line];
   }).flat();
   $("board").style.setProperty("--columns", columns.length);
-  $("board").replaceChildren(heads, ...rows);
+  $("board").replaceChildren(...(track.about ? [make("p", { class: "block" }, track.about)] : []), heads, ...rows);
 }
 
 function show() {
@@ -170,11 +178,11 @@ function show() {
     button.setAttribute("aria-pressed", chosen);
     button.querySelector(".sign").textContent = chosen && playing ? "❚❚" : "▶";
   }
-  const title = `${row.title} · ${column}`;
-  if ($("title").dataset.text !== title) {
-    $("title").dataset.text = title;
-    $("title").replaceChildren(title, make("small", {}, column === columns[0] ? "" : row.formula));
-    $("sources").replaceChildren(...columns.map((name, k) => {
+  const title = `${row.title} · ${column}`, shown = `${track.name}: ${title}`;
+  if ($("title").dataset.text !== shown) {
+    $("title").dataset.text = shown;
+    $("title").replaceChildren(title, make("small", {}, column === TRUTH ? "" : row.formula));
+    $("sources").replaceChildren(...offered().map((name, k) => {
       const button = make("button", { type: "button", role: "radio", "aria-checked": name === column, tabindex: name === column ? 0 : -1, "data-source": name }, name);
       button.onclick = () => choose(rowIndex, name);
       return button;
@@ -187,7 +195,10 @@ function show() {
     }));
     const lines = [
       ["SNR against the waveform", decibels(numbers.snr_db)], ["SI-SDR", decibels(numbers.si_sdr_db)],
-      ["MSS (0 is equal)", numbers.mss?.toFixed(2) ?? "–"], ["Linearity", decibels(numbers.linearity_snr_db)],
+      ["MSS (0 is equal)", numbers.mss?.toFixed(2) ?? "–"],
+      ...("balance_db" in numbers
+        ? [["Left − right", decibels(numbers.balance_db)], ["Side − mid", decibels(numbers.side_db)]]
+        : [["Linearity", decibels(numbers.linearity_snr_db)]]),
       ["Loudness", numbers.lufs === null ? "silent" : `${numbers.lufs.toFixed(1).replace("-", "−")} LUFS`],
       ["True peak", decibels(numbers.true_peak_dbtp)], ["Safety gain", decibels(tile.gain_db)],
     ];
@@ -212,7 +223,8 @@ function follow() {
 // ---------------------------------------------------------------- controls
 
 function beside(step) {
-  choose(rowIndex, columns[(columns.indexOf(column) + step + columns.length) % columns.length]);
+  const names = offered();
+  choose(rowIndex, names[(names.indexOf(column) + step + names.length) % names.length]);
 }
 
 function louder(step) {
@@ -228,8 +240,8 @@ const keys = {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const source = columns[Number(event.key) - 1];
-  const action = source ? () => choose(rowIndex, source) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const source = track.columns[Number(event.key) - 1];
+  const action = source && offered().includes(source) ? () => choose(rowIndex, source) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   const pressesItself = event.key === " " && event.target.matches("button, input, summary") && event.target !== $("volume");
   if (!action || pressesItself) return;
   event.preventDefault();
@@ -262,7 +274,7 @@ board();
 show();
 // for tests and other scripts of the page
 window.demo = {
-  position, buffer, current, analyser, context, tracks, columns,
+  position, buffer, current, analyser, context, tracks,
   get playing() { return playing; },
   get voice() { return voice; },
 };
