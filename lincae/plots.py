@@ -122,10 +122,11 @@ def spectrogram_grid(
     panels: Mapping[str, Mapping[str, Tensor]],
     sample_rate: int | Mapping[str, int],
     notes: Mapping[tuple[str, str], str] | None = None,
+    top_hz: float = np.inf,
 ) -> Figure:
     """Rows of columns of `(T,)` audio on one dB scale, levels comparable; `notes[row, column]` on top.
 
-    `sample_rate`: of all, or of each row.
+    `sample_rate`: of all, or of each row. `top_hz`: no frequencies above it are shown.
     """
     rows, columns = list(panels), list(next(iter(panels.values())))
     rates = sample_rate if isinstance(sample_rate, Mapping) else dict.fromkeys(rows, sample_rate)
@@ -160,9 +161,11 @@ def spectrogram_grid(
                 transform=axis.transAxes,
                 fontsize="small",
             )
-    ticks = [hz for hz in TICKS_HZ if hz <= max(rates.values()) / 2]
+    top_hz = min(top_hz, max(rates.values()) / 2)
+    ticks = [hz for hz in TICKS_HZ if hz <= top_hz]
+    axes[0, 0].set_ylim(0, np.log2(top_hz / LOWEST_HZ))
     for row, axis in zip(rows, axes[:, 0], strict=True):
-        axis.set_ylabel(textwrap.fill(row, 16) + "\nHz")
+        axis.set_ylabel(textwrap.fill(row, 18) + "\nHz")
         axis.set_yticks([np.log2(hz / LOWEST_HZ) for hz in ticks], [str(hz) for hz in ticks])
     for column, axis in zip(columns, axes[0], strict=True):
         axis.set_title(column)

@@ -7,12 +7,15 @@
 A module maps latents of one frozen autoencoder to latents of the same: of a band-limited signal to those of
 the full band, of a mono signal to those of left and right. Its network (section 3.1.2): a 1x1 convolution,
 ConvNeXt-V2 blocks, a 1x1 convolution; mono-to-stereo has AdaLN in every block and a condition of H numbers.
+Beside that network mono-to-stereo has gains of the input's channels in either output, an affine function of
+the condition: a place in the room is above all a pair of gains, which in a linear latent space are gains of
+the latent, and AdaLN, whose norm divides levels out, is slow to approximate a product.
 
 Where the paper is silent: the blocks' expansion is 2, which gives its parameter counts; the first convolution
 starts with orthonormal columns, the last as its transpose and the blocks at zero, so that a new module is the
 identity (of mono-to-stereo: copies the input to both channels); latents are divided by one standard deviation
-of the training targets, so that loss weights mean the same for every autoencoder; the oracle condition is the
-mean of the posterior.
+of the training targets, so that loss weights mean the same for every autoencoder; the gains, which the paper
+does not have, start at zero; the oracle condition is the mean of the posterior.
 
 Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
 """
@@ -181,6 +184,10 @@ class ReEncoder(nn.Module):
         self.trunk = Trunk(channels, outputs, config, config.blocks, condition)
         self.trunk.start_as_copies(copies)
         self.condition_encoder = ConditionEncoder(config) if stereo else None
+        self.gains = nn.Linear(config.condition, outputs) if stereo else None
+        if self.gains is not None:
+            nn.init.zeros_(self.gains.weight)
+            nn.init.zeros_(self.gains.bias)
 
     @property
     def stereo(self) -> bool:
@@ -216,9 +223,11 @@ class ReEncoder(nn.Module):
             got = "none" if condition is None else tuple(condition.shape)
             raise ValueError(f"the condition must be (B, H) = ({len(z)}, {config.condition}), got {got}")
         out = self.trunk(z / self.latent_std, condition) * self.latent_std
+        gains = self.gains(condition).unflatten(1, (-1, config.latent_channels))
+        out = out.unflatten(1, gains.shape[1:]) + gains[..., None] * z[:, None]
         if config.layout == "mid_side":
-            return torch.stack([z + out, z - out], 1)
-        return out.unflatten(1, (2, config.latent_channels))
+            return torch.stack([z + out[:, 0], z - out[:, 0]], 1)
+        return out
 
     def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance `(B, H)` of the condition of stereo latents `(B, 2, C, L)`.

@@ -104,7 +104,7 @@ def recipe(
     changes = DESK_CHANGES.get(objective, {}) if preset == "desk" else {}
     if task == "stereo":
         # many images a step rather than long ones
-        short = {"chunk_s": 1.0, "batch_size": 32, "steps": 300, "learning_rate": 2e-3}
+        short = {"chunk_s": 1.0, "batch_size": 32, "steps": 500, "learning_rate": 2e-3}
         changes = short if preset == "desk" else {"chunk_s": 4.0}
     return replace(PRESETS[preset], module=module, objective=objective, **changes)
 

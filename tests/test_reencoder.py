@@ -63,6 +63,21 @@ def test_a_new_upmixer_copies_mono_to_both_channels(layout):
     torch.testing.assert_close(stereo, torch.stack([z, z], 1))
 
 
+def test_gains_of_the_condition_place_the_input():
+    """In a linear latent space these are gains of the sound."""
+    z, module = latents(1, 6, 20), small("stereo")
+    with torch.no_grad():
+        module.gains.weight[:6, 0], module.gains.weight[6:, 0] = 0.5, -0.75
+    stereo = module.process(z, torch.tensor([[1.0, 0, 0, 0]]))
+    torch.testing.assert_close(stereo[:, 0], 1.5 * z)
+    torch.testing.assert_close(stereo[:, 1], 0.25 * z)
+    side = small("stereo", layout="mid_side")
+    with torch.no_grad():
+        side.gains.weight[:, 0] = 0.5
+    stereo = side.process(z, torch.tensor([[1.0, 0, 0, 0]]))
+    torch.testing.assert_close(stereo, torch.stack([1.5 * z, 0.5 * z], 1))
+
+
 def test_condition_encoder_starts_with_a_mean_that_tells_items_apart_and_pools_over_time():
     """Spread of the mean over items against the noise of equation 5."""
     module = ReEncoder(ReEncoderConfig("stereo", 6, hidden=48, blocks=1, condition=8), OWNER)

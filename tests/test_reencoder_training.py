@@ -31,6 +31,28 @@ class Levels:
         return (bands + 0.01).log().transpose(1, 2)
 
 
+class Frames:
+    """Latents that are the samples, 16 to a frame: as linear as can be."""
+
+    name, sample_rate, latent_rate = "frames", RATE, RATE / 16
+
+    def encode(self, audio):
+        return (
+            torch.nn.functional.pad(audio, (0, -audio.shape[1] % 16)).unflatten(1, (-1, 16)).transpose(1, 2)
+        )
+
+
+def panned(count=12):
+    """Noise at places from left to right, by sin and cos."""
+
+    def read(i):
+        angle = torch.tensor(0.1 + 1.37 * i / (count - 1))
+        noise = 0.1 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(i))
+        return torch.stack([angle.cos() * noise, angle.sin() * noise])
+
+    return [Source(f"item {i}", lambda rate, i=i: read(i)) for i in range(count)]
+
+
 def voices(channels, count=2):
     """Noise whose level moves, in both halves of the band alike; left and right differ by 14 dB."""
 
@@ -148,6 +170,17 @@ def test_stereo_module_learns_and_the_oracle_knows_more(pairs, tmp_path):
     assert score.oracle_l1 < score.prior_l1
     log = pd.read_csv(tmp_path / "log.csv")
     assert (log.loss - 10 * log.l1 - 5e-4 * log.kl).abs().max() < 1e-4
+
+
+def test_places_are_learnt_in_a_linear_latent_space(tmp_path):
+    pairs = LatentPairs(write_pairs(Frames(), panned(), tmp_path / "pairs", "stereo", progress=False))
+    config = small("stereo", steps=200, batch_size=12, learning_rate=1e-2)
+    module = run(config, pairs, tmp_path / "run")
+    z_in, z_target = pairs.crops(range(24), 40, seed=1)
+    made = module.process(z_in, module.oracle(z_target))
+    balance = [(x[:, 0].norm(dim=(1, 2)) / x[:, 1].norm(dim=(1, 2))).log() for x in (made, z_target)]
+    assert torch.corrcoef(torch.stack(balance))[0, 1] > 0.9
+    assert balance[0].std() > 0.5 * balance[1].std()
 
 
 def test_discriminator_takes_part(pairs, tmp_path):
