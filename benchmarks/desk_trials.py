@@ -95,9 +95,9 @@ TRIALS = {  # name: (steps, changes of preset desk)
     "desk, gains to 10, all (lin-cae-wide)": (400, OWN_VARIANTS["lin-cae-wide"]),
     "desk, mixtures give way to differences (lin-cae-sub)": (400, OWN_VARIANTS["lin-cae-sub"]),
     "desk, odd encoder (lin-cae-odd)": (400, OWN_VARIANTS["lin-cae-odd"]),
-    "desk, odd encoder, mixtures give way to differences": (
+    "desk, odd encoder, mixtures give way to differences (lin-cae-odd-sub)": (
         400,
-        OWN_VARIANTS["lin-cae-odd"] | OWN_VARIANTS["lin-cae-sub"],
+        OWN_VARIANTS["lin-cae-odd-sub"],
     ),
     "desk, odd encoder, gains to 10, all, not annealed": (
         400,

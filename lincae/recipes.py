@@ -252,10 +252,12 @@ VAE_PRESETS = {
 # Variants of our own: lin-cae with these changes.
 ODD = {"autoencoder.network.centred": False, "autoencoder.network.odd": True}
 WIDE = {f"linearity.{name}": value for name, value in ALL_GAINS.items()}
+SUB = {"linearity.subtraction_probability": 0.5}
 OWN_VARIANTS: dict[str, dict[str, Any]] = {
-    "lin-cae-sub": {"linearity.subtraction_probability": 0.5},
+    "lin-cae-sub": SUB,
     "lin-cae-odd": ODD,
     "lin-cae-wide": WIDE,
+    "lin-cae-odd-sub": ODD | SUB,
     "lin-cae-odd-wide": ODD | WIDE,
 }
 # Gains are not annealed: a decoder of one step has no last, gain-free stage to gain from, and its encoder

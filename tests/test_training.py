@@ -270,6 +270,7 @@ def test_presets_and_variants_compose():
     )
     wide = dataclasses.replace(base.linearity, gain_max=10.0, gain_probability=1.0)
     assert recipe("desk", "lin-cae-wide") == dataclasses.replace(base, linearity=wide)
+    assert recipe("desk", "lin-cae-odd-sub") == dataclasses.replace(odd, linearity=sub.linearity)
     assert recipe("desk", "lin-cae-odd-wide") == dataclasses.replace(odd, linearity=wide)
     differing = {"crop_frames", "linearity"}  # every other field of the two presets agrees
     assert {
