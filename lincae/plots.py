@@ -17,6 +17,7 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
@@ -257,6 +258,10 @@ def curves(
             axis.plot(dots[x], dots["mean"], "o", color=colour, markerfacecolor=face, markersize=4)
         axis.fill_between(line[x], line.low, line.high, color=colour, alpha=0.15, linewidth=0)
     axis.set(**{"xlabel": x, **labels})
+    if axis.get_yscale() == "log":
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def strips(axis: Axes, table: pd.DataFrame, groups: str, metric: str, **labels: Any) -> None:
