@@ -21,7 +21,7 @@ PRESET ?= desk
 VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-cae-odd lin-vae vae
 SEEDS ?= 0
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
-REENCODED ?= lin-cae m2l
+REENCODED ?= lin-cae m2l lin-vae vae
 SONGS ?= 24
 # Of `make reproduce`, all empty: the notebooks' defaults. DATASET and MODELS are names or paths.
 DATASET ?=
