@@ -46,6 +46,21 @@ def test_ten_lines_are_the_csv():
             assert float(text) == pytest.approx(cells[model, name], abs=0.05 + 1e-9)
 
 
+def test_speed_is_the_csv():
+    table = pd.read_csv(ROOT / "benchmarks" / "inference.csv")
+    ratios = table.set_index(["name", "setting"]).ratio
+    rows = re.findall(r"^\| (\d+ s), ([\w -]+) \| (fp32|bf16) \| ([-\d.| ]+) \|$", README, re.MULTILINE)
+    assert rows
+    for seconds, peer, precision, values in rows:
+        measured = zip(("encode", "decode", "memory"), values.split(" | "), strict=True)
+        for name, text in measured:
+            expected = ratios.get((name, f"{precision} {seconds} vs {peer}"))
+            if text == "-":
+                assert expected is None
+            else:
+                assert float(text) == pytest.approx(expected, abs=0.05 + 1e-9)
+
+
 def test_links_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
