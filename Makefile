@@ -18,7 +18,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
 PRESET ?= desk
-VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-cae-odd lin-vae vae
+VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-cae-odd lin-cae-odd-sub lin-vae vae
 SEEDS ?= 0
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l lin-vae vae
