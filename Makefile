@@ -23,6 +23,7 @@ SEEDS ?= 0
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l lin-vae vae
 SONGS ?= 24
+HARDWARE ?= # in the card of the modules; empty: as found
 # Of `make reproduce`, all empty: the notebooks' defaults. DATASET and MODELS are names or paths.
 DATASET ?=
 MODELS ?=
@@ -96,12 +97,14 @@ bundle: $(READY)
 
 # Modules of an autoencoder: each run has a folder named by its hash, so another autoencoder of the same name gets
 # new ones, and finished runs only write their module again. With a mel loss or a discriminator they start from
-# the module that was trained with l1.
+# the module that was trained with l1. The card follows every module: without its hash the next could not read it.
 reencoder: $(READY)
 	for variant in $(REENCODED); do \
 	  out=data/checkpoints/reencoder/$$variant; \
 	  run() { $(BIN)/python -m lincae.reencoder_training "$$@" --model desk/$$variant --songs $(SONGS) \
-	    $(if $(DEVICE),--device $(DEVICE)); }; \
+	    $(if $(DEVICE),--device $(DEVICE)) && \
+	    $(BIN)/python -m lincae.bundle --reencoder $$out --fact "licence=Apache-2.0, as the code" \
+	      "data=$(SONGS) synthetic train songs of 20 s, seed 0" $(if $(HARDWARE),"hardware=$(HARDWARE)"); }; \
 	  m="bandwidth --size desk-m --start $$out/bandwidth-m-l1.safetensors"; \
 	  s="bandwidth --size desk-s --start $$out/bandwidth-s-l1.safetensors"; \
 	  run bandwidth --size desk-m --out $$out/bandwidth-m-l1.safetensors && \

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 FORMAT_VERSION = 1
 FIRST_KIND = "consistency"  # of files that do not say
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-HASH_ROW = f"sha256 of {WEIGHTS}"  # of a card's table
+HASH_ROW = "sha256 of {}"  # of a card's table, with the name of the file
+BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -68,18 +69,24 @@ def refuse_pointer(path: Path) -> None:
             raise ValueError(f"{path} is a git-lfs pointer, not the weights: `git lfs pull` fetches them")
 
 
-def check_hash(folder: Path) -> None:
-    """Compare the weights in a folder with the sha256 in its card. Raises ValueError where they differ or
-    the card has none, FileNotFoundError for a missing file."""
-    refuse_pointer(folder / WEIGHTS)
-    stated = re.search(rf"{re.escape(HASH_ROW)} \| ([0-9a-f]{{64}})", (folder / CARD).read_text())
-    with (folder / WEIGHTS).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hash(path: Path, otherwise: str = "load the folder by its path to use it as it is") -> None:
+    """Compare a weights file with its sha256 in the card beside it. Raises ValueError where they differ or
+    no card states one (`otherwise`: what else to do than to restore the file); FileNotFoundError for a
+    missing file."""
+    refuse_pointer(path)
+    card, row = path.parent / CARD, re.escape(HASH_ROW.format(path.name))
+    stated = re.search(rf"{row} \| ([0-9a-f]{{64}})", card.read_text() if card.is_file() else "")
+    found = sha256_of(path)
     if not stated or stated[1] != found:
         states = f"states {stated[1]}" if stated else "states none"
         raise ValueError(
-            f"{folder / WEIGHTS} has sha256 {found}, its card {CARD} {states}: the file was changed after it "
-            "was bundled; restore it (git checkout), or load the folder by its path to use it as it is"
+            f"{path} has sha256 {found}, its card {CARD} {states}: the file was changed after it "
+            f"was bundled; restore it (git checkout), or {otherwise}"
         )
 
 

@@ -307,7 +307,7 @@ class FramewiseAutoencoder(nn.Module):
             "latents": f"{self.config.network.latent_channels} channels at {self.latent_rate:.2f} Hz",
             "compression": f"{self.compression:g}x",
             "parameters": f"{n_parameters:,}",
-            HASH_ROW: sha256,
+            HASH_ROW.format(WEIGHTS): sha256,
             **{key: json.dumps(value) for key, value in self.metadata.items()},
         }
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

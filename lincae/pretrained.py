@@ -23,7 +23,7 @@ from torch import Tensor
 from .audio import AutoencoderLike, atomic_write, resolve_device
 from .autoencoder import Autoencoder
 from .baselines import BASELINES, load_baseline
-from .checkpoints import WEIGHTS, check_hash, kind_of, load_strictly
+from .checkpoints import BUNDLED, WEIGHTS, check_hash, kind_of, load_strictly
 from .codecs import HUB, codec_kind, load_codec
 from .consistency import NoiseConfig
 from .foreign import read_pickle
@@ -33,7 +33,6 @@ from .spectral_vae import SpectralVae
 from .transform import OVERLAP, TransformConfig
 
 OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae)}
-BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 LIN_CAE_HUB, MUSIC2LATENT_HUB = "BernardoTorres/linear_consistency_autoencoders", "SonyCSLParis/music2latent"
 MUSIC2LATENT, MUSIC2LATENT_SCALE = "music2latent", 1 / 0.06
 # Folder in the hub repository, and the factor that gives latents of MUSDB18 unit standard deviation.
@@ -104,7 +103,7 @@ def load(
             raise ValueError(f"{name} holds its own latent scale; the argument is for official files")
         if not (path / WEIGHTS).is_file():
             path = BUNDLED / name
-            check_hash(path)
+            check_hash(path / WEIGHTS)
         return OWN[kind_of(path / WEIGHTS)].load(path, device)
     elif path.is_dir():
         model = _foreign(path.name, str(path), _files_in(path, checkpoint), latent_scale)

@@ -31,7 +31,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .audio import AutoencoderLike, atomic_write, generator, resolve_device
-from .checkpoints import FORMAT_VERSION, from_dict, load_strictly, read_checkpoint
+from .checkpoints import BUNDLED, FORMAT_VERSION, check_hash, from_dict, load_strictly, read_checkpoint
 from .convnext import AdaptiveLayerNorm, ConvNeXtBlock
 from .latent_files import check_same_model, describe
 
@@ -300,8 +300,13 @@ class ReEncoder(nn.Module):
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> "ReEncoder":
         """Raises FileNotFoundError; ValueError, naming the file, for a damaged one, for another kind of
-        checkpoint, unknown settings, and tensors that do not fit."""
-        description, tensors = read_checkpoint(Path(path), KIND)
+        checkpoint, unknown settings, tensors that do not fit, and a bundled file (one below
+        data/checkpoints/) that is not the one of its card."""
+        path = Path(path)
+        if path.resolve().is_relative_to(BUNDLED):
+            folder = path.parent
+            check_hash(path, f"`python -m lincae.bundle --reencoder {folder}` makes a card of what is there")
+        description, tensors = read_checkpoint(path, KIND)
         config = from_dict(ReEncoderConfig, description["reencoder"], f"{path}: reencoder")
         module = cls(config, description["autoencoder"], description["latent_std"], description["metadata"])
         load_strictly(module, tensors, str(path))

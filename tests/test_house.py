@@ -35,7 +35,7 @@ MAY_IMPORT = {  # room -> rooms of the package that it may enter
     "foreign": set(),
     "clap": {"audio", "foreign"},
     "baselines": {"audio"},
-    "bundle": {"pretrained"},
+    "bundle": {"audio", "checkpoints", "pretrained", "reencoder", "reencoder_recipes", "runs"},
     "runs": {"audio"},
     "streams": {"audio"},
     "latent_files": {"audio", "runs"},

@@ -195,7 +195,7 @@ def test_bundle(tmp_path):
     folder = bundle(run, "desk/mine", tmp_path, hardware="an abacus")
     assert (folder / "log.csv").read_text() == "step,loss\n3,1.0\n"
     assert "an abacus" in (folder / "README.md").read_text()
-    check_hash(folder)
+    check_hash(folder / "model.safetensors")
     model = load(folder, "cpu")
     assert (model.name, model.metadata["hardware"]) == ("desk/mine", "an abacus")
     for key, value in model.network.state_dict().items():

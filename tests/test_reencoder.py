@@ -1,16 +1,23 @@
 """The modules: sizes of the paper, start as the identity, files, and what they refuse."""
 
 import dataclasses
+import hashlib
+import re
+import shlex
 
 import pytest
 import torch
 
+from lincae import pretrained, reencoder, reencoder_training
 from lincae.baselines import StftAutoencoder, TanhToy
+from lincae.bundle import main as bundle_main
+from lincae.bundle import reencoder_card
 from lincae.latent_files import LatentFileError, Shard, describe
 from lincae.latent_sets import LatentDataset
 from lincae.latents import main
 from lincae.pretrained import BUNDLED
 from lincae.reencoder import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
+from lincae.reencoder_recipes import recipe
 
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
 
@@ -264,3 +271,117 @@ def test_bundled_modules_load_and_fit_their_budget():
         assert module.config.task == path.stem.split("-")[0]
         z = latents(1, module.config.latent_channels, 20)
         assert torch.isfinite(module.process(z)).all()
+
+
+# ---------------------------------------------------------------- cards
+
+
+def finished(task="bandwidth", size="desk-s", preset="desk", step=None, factor=16, **changes):
+    """A module with the metadata that training gives it."""
+    config = recipe(
+        task, preset, size, **{k: changes.pop(k) for k in ("objective", "layout") if k in changes}
+    )
+    config = dataclasses.replace(
+        config, module=dataclasses.replace(config.module, latent_channels=6), **changes
+    )
+    metadata = {"training": dataclasses.asdict(config), "factor": factor, "pairs": 24, "commit": "0" * 40}
+    step = config.steps if step is None else step
+    return ReEncoder(config.module, OWNER, metadata=metadata | {"step": step})
+
+
+@pytest.mark.parametrize("folder", sorted((BUNDLED / "reencoder").iterdir()), ids=lambda folder: folder.name)
+def test_cards_name_every_bundled_module(folder):
+    card = (folder / "README.md").read_text()
+    names = {path.name for path in folder.glob("*.safetensors")}
+    assert set(re.findall(r"^## (.+)$", card, re.MULTILINE)) == names
+    hashes = dict(re.findall(r"^\| sha256 of (\S+) \| ([0-9a-f]{64}) \|$", card, re.MULTILINE))
+    assert hashes == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    for row in ("task", "objective", "parameters", "autoencoder", "step", "data", "hardware", "command"):
+        assert len(re.findall(rf"^\| {row} \| .+ \|$", card, re.MULTILINE)) == len(names), row
+    owner = pretrained.load(f"desk/{folder.name}", "cpu")
+    said = f"| {owner.name}, {describe(owner)['fingerprint']} ("
+    assert card.count(said) == len(names), "trained on the autoencoder that ships"
+
+
+def test_a_bundled_module_is_the_one_of_its_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(reencoder, "BUNDLED", tmp_path)
+    folder = tmp_path / "reencoder" / "mine"
+    path = finished().save(folder / "bandwidth-s-l1.safetensors", torch.float16)
+    with pytest.raises(
+        ValueError, match=r"s-l1.safetensors has sha256 \w{64}, its card README.md states none"
+    ):
+        ReEncoder.load(path, "cpu")
+    reencoder_card(folder)
+    assert list(modules_in(folder, "bandwidth", "cpu")) == ["s-l1"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    says = r"s-l1.safetensors has sha256 \w{64}, its card README.md states \w{64}: the file was changed .*"
+    with pytest.raises(ValueError, match=says + r"git checkout\), or `python -m lincae.bundle --reencoder "):
+        ReEncoder.load(path, "cpu")
+    with pytest.raises(ValueError, match=says):
+        modules_in(folder, "bandwidth", "cpu")
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-copy.safetensors"
+    elsewhere.write_bytes(path.read_bytes())
+    ReEncoder.load(elsewhere, "cpu")
+    reencoder_card(folder, hardware="an abacus")
+    ReEncoder.load(path, "cpu")
+    assert "| hardware | an abacus |" in (folder / "README.md").read_text()
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(ValueError, match="is a git-lfs pointer"):
+        ReEncoder.load(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({}, "bandwidth --preset desk --size desk-s --objective l1"),
+        ({"objective": "l1+gan", "size": "desk-m"}, "--start FOLDER/bandwidth-m-l1.safetensors"),
+        ({"task": "stereo", "layout": "mid_side", "factor": 1}, "--layout mid_side"),
+        ({"steps": 7, "precision": "bf16"}, "--set steps=7 'precision=\"bf16\"'"),
+        ({"factor": 3, "preset": "test"}, "--preset test --size desk-s --objective l1 --model owner"),
+        ({"factor": 3}, "--factor 3"),
+    ],
+)
+def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch, made, words):
+    module = finished(**made)
+    module.save(tmp_path / "module.safetensors")
+    card = reencoder_card(tmp_path).read_text()
+    command = re.search(r"\| command \| `python -m lincae.reencoder_training (.*)` \|", card)[1]
+    assert words.replace("FOLDER", str(tmp_path)) in command
+    asked = {}
+
+    def train(config, pairs, run, **options):
+        asked["training"] = dataclasses.asdict(config)
+        return module
+
+    def write_pairs(model, sources, folder, task, factor):
+        asked.setdefault("factor", factor)
+
+    monkeypatch.setattr(pretrained, "load", lambda name, device: TanhToy(16000, hop=64))
+    monkeypatch.setattr(reencoder_training, "sources_of", lambda task, data, split, count: [])
+    monkeypatch.setattr(reencoder_training, "write_pairs", write_pairs)
+    monkeypatch.setattr(reencoder_training, "LatentPairs", lambda folder: None)
+    monkeypatch.setattr(reencoder_training, "train", train)
+    reencoder_training.main(shlex.split(command))
+    # known only from the pairs
+    asked["training"]["module"]["latent_channels"] = module.config.latent_channels
+    assert asked["training"] == module.metadata["training"]
+    assert made.get("task") == "stereo" or asked["factor"] == module.metadata["factor"]
+
+
+def test_folders_that_get_no_card(tmp_path):
+    def refused(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            bundle_main([*map(str, arguments)])
+        return ended.value.code
+
+    assert "holds no modules" in refused("--reencoder", tmp_path)
+    finished(step=3).save(tmp_path / "bandwidth-s-l1.safetensors")
+    assert "bandwidth-s-l1.safetensors stands at step 3 of 600: finish it" in refused("--reencoder", tmp_path)
+    small().save(tmp_path / "bandwidth-s-l1.safetensors")
+    assert "does not say how it was trained" in refused("--reencoder", tmp_path)
+    module = finished()
+    module.metadata["training"]["module"]["hidden"] = 33
+    module.save(tmp_path / "bandwidth-s-l1.safetensors")
+    assert "has none of the sizes s, m, desk-s, desk-m" in refused("--reencoder", tmp_path)
+    assert refused("run", "--reencoder", tmp_path) == refused("run") == 2
