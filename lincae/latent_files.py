@@ -182,7 +182,8 @@ class Entry:
         if not isinstance(parts, list) or not parts:
             raise LatentFileError(f"{where}: parts must be a list of one or more, got {parts!r:.80}")
         for part in parts:
-            if not (isinstance(part, list) and len(part) == 2 and part[0] == frame and _is_count(part[1])):
+            pair = part if isinstance(part, list) and [type(n) for n in part] == [int, int] else (-1, 0)
+            if pair[0] != frame or pair[1] < 1:
                 wanted = f"[{frame}, a number of frames]"
                 raise LatentFileError(f"{where}: the next of parts must be {wanted}, got {part!r:.80}")
             frame += part[1]
@@ -204,7 +205,8 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise LatentFileError(f"{path} is not a whole safetensors file: {error}") from error
     if text is None:
