@@ -479,8 +479,14 @@ def changed_header(path, changes):
             {"model": {**describe(Linear()), "sample_rate": 0}},
             "sample_rate of the model must be a number > 0",
         ),
-        ({"model": {**describe(Linear()), "latent_rate": None}}, "must be a number > 0, got None"),
-        ({"model": {**describe(Linear()), "latent_rate": float("inf")}}, "must be a number > 0, got inf"),
+        (
+            {"model": {**describe(Linear()), "latent_rate": None}},
+            "latent_rate of the model must be a number > 0, got None",
+        ),
+        (
+            {"model": {**describe(Linear()), "latent_rate": float("inf")}},
+            "latent_rate of the model must be a number > 0, got inf",
+        ),
     ],
 )
 def test_headers_that_cannot_be_are_named(tmp_path, changes, words):
