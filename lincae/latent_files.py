@@ -18,6 +18,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -91,11 +92,41 @@ def check_same_model(found: dict[str, Any], wanted: dict[str, Any], where: str |
         raise LatentFileError(f"{where} holds latents of another model: {theirs}, not of {ours}")
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The first file of a folder: a JSON object with a model's description. Raises LatentFileError, naming
+    the file, for anything else."""
+    found = _object(path.read_bytes(), str(path))
+    _check_description(found.get("model"), str(path))
+    return found
+
+
+def _object(text: bytes | str, where: str) -> dict[str, Any]:
+    """A JSON object; LatentFileError, naming `where` it stands, for anything else."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise LatentFileError(f"{where} is damaged, this is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise LatentFileError(f"{where} is damaged: it must hold a JSON object, got {found!r:.80}")
+    return found
+
+
+def _check_description(model: Any, where: str) -> None:
+    """Raises LatentFileError, naming `where`, for what `describe` does not return."""
+    described = model if isinstance(model, dict) else {}
+    for key in ("name", "fingerprint", "sample_rate", "latent_rate"):
+        value, is_rate = described.get(key), key.endswith("_rate")
+        if not (type(value) in (int, float) and 0 < value < math.inf if is_rate else isinstance(value, str)):
+            wanted = "a number > 0" if is_rate else "text"
+            raise LatentFileError(f"{where}: {key} of the model must be {wanted}, got {value!r:.80}")
+
+
 def claim(path: Path, holds: str, manifest: dict[str, Any]) -> None:
     """Write `manifest` (JSON; a model's description under "model") to `path`, first file of its folder, or
     check that what is there says the same. `holds`: what the folder is for, as an error calls it.
 
-    Raises ValueError for a folder with other files or another manifest, LatentFileError for another model.
+    Raises ValueError for a folder with other files or another manifest, LatentFileError for another model
+    and a damaged manifest.
     """
     folder = path.parent
     if not path.is_file():
@@ -104,7 +135,7 @@ def claim(path: Path, holds: str, manifest: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write((json.dumps(manifest, indent=2) + "\n").encode())
-    found = json.loads(path.read_bytes())
+    found = read_manifest(path)
     check_same_model(found["model"], manifest["model"], folder)
     for key, wanted in manifest.items():
         if key != "model" and found.get(key) != wanted:
@@ -138,28 +169,65 @@ class Entry:
         return self.channels * self.latent_channels * self.n_frames
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Entry":
-        return cls(**{**values, "parts": tuple(map(tuple, values["parts"]))})
+    def from_json(cls, values: Any, where: str) -> "Entry":
+        """Raises LatentFileError, naming `where` it stands and the value, for what cannot be."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or set(values) != set(names) or not isinstance(values["file"], str):
+            raise LatentFileError(f"{where} must be an object of {', '.join(names)}, got {values!r:.80}")
+        where = f"{where} ({values['file']})"
+        for key in ("n_samples", "channels", "latent_channels"):
+            if not _is_count(values[key]):
+                raise LatentFileError(f"{where}: {key} must be a whole number >= 1, got {values[key]!r}")
+        parts, frame = values["parts"], 0
+        if not isinstance(parts, list) or not parts:
+            raise LatentFileError(f"{where}: parts must be a list of one or more, got {parts!r:.80}")
+        for part in parts:
+            pair = part if isinstance(part, list) and [type(n) for n in part] == [int, int] else (-1, 0)
+            if pair[0] != frame or pair[1] < 1:
+                wanted = f"[{frame}, a number of frames]"
+                raise LatentFileError(f"{where}: the next of parts must be {wanted}, got {part!r:.80}")
+            frame += part[1]
+        return cls(**{**values, "parts": tuple(map(tuple, parts))})
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     """What a shard says of its model and its dtype, and its entries.
 
-    Raises FileNotFoundError; LatentFileError for another or a damaged file, or another version.
+    Raises FileNotFoundError; LatentFileError for another or a damaged file, another version, and a header
+    that cannot be or does not fit the tensors.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of latents")
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise LatentFileError(f"{path} is not a whole safetensors file: {error}") from error
     if text is None:
         raise LatentFileError(f"{path} is a safetensors file, but not one of latents")
-    header = json.loads(text)
-    if header["version"] != VERSION:
-        raise LatentFileError(f"{path}: latents of version {header['version']}, this lincae reads {VERSION}")
-    return header, [Entry.from_json(entry) for entry in header.pop("entries")]
+    header = _object(text, f"{path}: its header")
+    if (version := header.get("version")) != VERSION:
+        raise LatentFileError(f"{path}: latents of version {version}, this lincae reads {VERSION}")
+    _check_description(header.get("model"), str(path))
+    if (dtype := header.get("dtype")) not in tuple(DTYPES):
+        raise LatentFileError(f"{path}: dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
+    if not isinstance(listed := header.pop("entries", None), list) or not listed:
+        raise LatentFileError(f"{path}: entries must be a list of one or more, got {listed!r:.80}")
+    entries = [Entry.from_json(values, f"{path}: entry {k}") for k, values in enumerate(listed)]
+    for k, entry in enumerate(entries):
+        for p, (_, frames) in enumerate(entry.parts):
+            stated, name = (entry.channels, entry.latent_channels, frames), tensor_name(k, p)
+            if stated != shapes.get(name):
+                there = f"the tensor is {shapes[name]}" if name in shapes else "there is no such tensor"
+                where = f"{path}: entry {k} ({entry.file})"
+                raise LatentFileError(f"{where}: the header states {stated} for part {p}, {there}")
+    return header, entries
 
 
 # ---------------------------------------------------------------- writing
@@ -185,9 +253,12 @@ class Shard:
     """A shard on its way: `add` files, then `finish`. A new one of the same path continues a killed one."""
 
     def __init__(self, path: str | Path, model: dict[str, Any], dtype: str = "float32", anew: bool = False):
-        """`dtype`: one of DTYPES; `anew`: leave out what a killed process wrote. Raises OSError."""
+        """`dtype`: one of DTYPES; `anew`: leave out what a killed process wrote. Raises OSError, and
+        LatentFileError for a damaged journal."""
         self.path, self.model, self.dtype = Path(path), model, dtype
-        self.data, self.journal = self.path.with_suffix(".data"), self.path.with_suffix(".jsonl")
+        # hidden where the folder is the user's, who may have a NAME.data and a NAME.jsonl beside the file
+        unfinished = self.path.with_name(f".{self.path.name}.part") if anew else self.path
+        self.data, self.journal = unfinished.with_suffix(".data"), unfinished.with_suffix(".jsonl")
         self.entries, self.n_bytes = [], 0
         for orphan in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
             orphan.unlink()
@@ -269,21 +340,55 @@ class Shard:
         self.data.unlink(missing_ok=True)
 
 
+def check_suffix(path: str | Path) -> Path:
+    """The path of a file of latents to write. Raises ValueError for another suffix than SUFFIX."""
+    if Path(path).suffix != SUFFIX:
+        raise ValueError(f"{path}: a file of latents must end in {SUFFIX}")
+    return Path(path)
+
+
+def write_latents(
+    path: str | Path,
+    model: dict[str, Any],
+    name: str,
+    latents: Iterable[Tensor],
+    n_samples: int,
+    dtype: str = "float32",
+) -> None:
+    """Write one file of latents with those of one audio file, as `Shard.add` takes them.
+
+    What stands at `path` stays until the new file is whole. Raises as `check_suffix` and `Shard.add`; OSError
+    names the file.
+    """
+    shard = Shard(check_suffix(path), model, dtype, anew=True)
+    try:
+        shard.add(name, latents, n_samples)
+        shard.finish()
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+    finally:
+        shard.discard()
+
+
 def tensor_name(entry: int, part: int) -> str:
     return f"{entry}.{part}"
 
 
 def journalled(journal: Path, dtype: str) -> Iterator[tuple[bytes, Entry]]:
-    """The lines of a journal, and what they say, as far as they are whole and their data is on the disk."""
+    """The lines of a journal, and what they say, as far as they are whole and their data is on the disk.
+
+    Raises LatentFileError, naming the line, for one that is damaged.
+    """
     try:
         lines = journal.read_bytes().splitlines(keepends=True)
         left = journal.with_suffix(".data").stat().st_size
     except FileNotFoundError:
         return
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):  # a crash may have cut the last one
             return
-        entry = Entry.from_json(json.loads(line))
+        where = f"{journal}: line {number}"
+        entry = Entry.from_json(_object(line, where), where)
         left -= entry.n_values * DTYPES[dtype].itemsize
         if left < 0:
             return

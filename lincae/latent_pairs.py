@@ -10,7 +10,6 @@ with a sinc kernel; the target of mono-to-stereo is left and right, its input th
 Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from .audio import (
     resample,
     resolve_device,
 )
-from .latent_files import SUFFIX, LatentFileError, Shard, check_same_model, claim, describe
+from .latent_files import SUFFIX, LatentFileError, Shard, check_same_model, claim, describe, read_manifest
 from .latent_sets import LatentDataset
 from .stereo import upmix
 from .synth import render_song
@@ -240,7 +239,7 @@ class LatentPairs:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} holds no pairs (python -m lincae.latent_pairs writes them)")
-        manifest = json.loads((self.folder / MANIFEST).read_bytes())
+        manifest = read_manifest(self.folder / MANIFEST)
         self.task, self.factor, self.model = manifest["task"], manifest["factor"], manifest["model"]
         self.inputs, self.targets = (LatentDataset(self.folder / kind) for kind in ("input", "target"))
         for half in (self.inputs, self.targets):

@@ -98,8 +98,8 @@ def encode_corpus(
     of a file's channels, "all" each of them, as items of a batch.
 
     Raises ValueError for an `out` that holds something else, or latents of another model (naming both), dtype
-    or choice of channels, and where another process works as the same rank; OSError, e.g. on a full disk:
-    what was encoded before stays.
+    or choice of channels, and where another process works as the same rank; LatentFileError for damaged files
+    in `out`; OSError, e.g. on a full disk: what was encoded before stays.
     """
     out = Path(out)
     if not 0 <= rank < world:
@@ -113,7 +113,7 @@ def encode_corpus(
     claim(out / MANIFEST, "latents", manifest)
     with _alone(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
         # journals first: what one holds may be in a shard a moment later, but never the other way round
-        done = {entry.file for path in out.glob("*.jsonl") for _, entry in journalled(path, dtype)}
+        done = {entry.file for path in _shards(out, ".jsonl") for _, entry in journalled(path, dtype)}
         done |= {entry.file for path in _shards(out) for entry in read_header(path)[1]}
         shard = _continued(out, described, dtype, rank, world)
         numbers = [int(path.stem.split("-")[1]) for path in out.glob(f"{rank:05d}-*{SUFFIX}")]
@@ -145,16 +145,15 @@ def encode_corpus(
     return Summary(encoded, samples / model.sample_rate, present, skipped)
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"[0-9]*-[0-9]*{SUFFIX}"))
+def _shards(folder: Path, suffix: str = SUFFIX) -> list[Path]:
+    return sorted(folder.glob(f"[0-9]*-[0-9]*{suffix}"))
 
 
 def _continued(out: Path, model: dict[str, Any], dtype: str, rank: int, world: int) -> Shard | None:
     """The shard that a killed process of this rank began. Those of ranks beyond `world` are finished."""
     own = None
-    for path in sorted(
-        {child.with_suffix(SUFFIX) for kind in ("jsonl", "data") for child in out.glob(f"*.{kind}")}
-    ):
+    begun = [*_shards(out, ".jsonl"), *_shards(out, ".data")]
+    for path in sorted({child.with_suffix(SUFFIX) for child in begun}):
         its_rank = int(path.stem.split("-")[0])
         if its_rank % world == rank:
             shard = Shard(path, model, dtype)
@@ -233,7 +232,7 @@ class LatentDataset(Dataset):
             raise FileNotFoundError(
                 f"{source} holds no latents (python -m lincae.latents encode writes them)"
             )
-        if unfinished := list(self.source.glob("*.data")):
+        if unfinished := _shards(self.source, ".data"):
             log.warning("%s: encoding goes on or was killed; %d shards are missing", source, len(unfinished))
         found: dict[str, tuple[Path, int, Entry]] = {}
         for path in paths:
@@ -311,15 +310,29 @@ class LatentDataset(Dataset):
             raise LatentFileError(f"{path}: latents of {file} are not finite, first at {place}")
         return z
 
-    def frame_at(self, time_s: float) -> int:
-        """The frame nearest to a time in seconds: frame i begins at i / latent_rate."""
-        return round(time_s * self.model["latent_rate"])
+    def frame_at(self, time_s: float, name: str = "a time") -> int:
+        """The frame nearest to a time in seconds: frame i begins at i / latent_rate.
+
+        Raises ValueError, calling the time `name`, for one that no file can have, such as infinity.
+        """
+        place = time_s * self.model["latent_rate"]
+        if not abs(place) < 2**53:
+            raise ValueError(f"{name} must be finite and within the file, got {time_s} s")
+        return round(place)
 
     def seconds(self, file: str, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
-        """Latents (B, C, L) of a stretch of a file, to its end by default; both ends at the nearest frame."""
-        first = self.frame_at(start_s)
-        n_frames = None if seconds is None else self.frame_at(start_s + seconds) - first
-        return self.frames(file, first, n_frames)
+        """Latents (B, C, L) of a stretch of a file, to its end by default; both ends at the nearest frame.
+
+        Raises as `frames` and `frame_at`.
+        """
+        return self.frames(file, *self._stretch(start_s, seconds))
+
+    def _stretch(self, start_s: float, seconds: float | None) -> tuple[int, int | None]:
+        first = self.frame_at(start_s, "start_s")
+        if seconds is None:
+            return first, None
+        self.frame_at(seconds, "seconds")
+        return first, self.frame_at(start_s + seconds) - first
 
     def check_model(self, model: AutoencoderLike) -> None:
         """Raises LatentFileError, naming both, unless `model` made these latents."""
@@ -337,13 +350,13 @@ class LatentDataset(Dataset):
         """Blocks (B, T_i) of the audio of a stretch of a file, from the frame nearest to `start_s`.
 
         In constant memory if the model has `decode_stream`. The noise is that of the file's own frames, but
-        at the ends of a stretch a decoder misses what was cut off. Raises as `check_model` and `frames`.
+        at the ends of a stretch a decoder misses what was cut off. Raises as `check_model`, `frames` and
+        `frame_at`.
         """
         self.check_model(model)
-        entry, first = self.entry(file), self.frame_at(start_s)
-        self._range(file, first, None)
-        stop = entry.n_frames if seconds is None else self.frame_at(start_s + seconds)
-        self._range(file, first, stop - first)
+        first, n_frames = self._stretch(start_s, seconds)
+        _, _, entry = self._range(file, first, n_frames)
+        stop = entry.n_frames if n_frames is None else first + n_frames
         hop = round(model.sample_rate / model.latent_rate)
         length = entry.n_samples - first * hop if stop == entry.n_frames else None
         size = math.ceil(BLOCK_S * model.latent_rate)

@@ -31,6 +31,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+LOUDEST_DB = 200.0  # of a gain on the command line
+LONGEST_S = 1e9  # of an offset
+MIX_VALUES = 2**31  # of a mix, 8 GiB in float32
+
 
 def check_latents(z: Tensor, name: str = "latents", items: int | None = None) -> Tensor:
     """Return `z` if it is finite, not empty and (B, C, L), B being `items` where given; else ValueError."""
@@ -105,8 +109,8 @@ def mix(
     An offset is rounded to the nearest latent frame, by half a frame at most; with `exact` that is an error.
     Returns the mix (B, C, max(offset_i + L_i)) and the offsets in seconds that were taken.
 
-    Raises ValueError for latents that differ in B or C or are not finite, and for offsets that are negative
-    or not one for each; likewise gains.
+    Raises ValueError for latents that differ in B or C or are not finite, for offsets that are negative or
+    not one for each, likewise gains, and for a mix of more than MIX_VALUES.
     """
     offsets_s = [0.0] * len(latents) if offsets_s is None else list(offsets_s)
     gains = [1.0] * len(latents) if gains is None else list(gains)
@@ -117,7 +121,11 @@ def mix(
         raise ValueError(f"latents to mix must agree in items and channels (B, C), got {sorted(shapes)}")
     frames = [frame_of(offset, latent_rate, exact) for offset in offsets_s]
     total = max(frame + z.shape[-1] for frame, z in zip(frames, latents, strict=True))
-    mixed = latents[0].new_zeros(*latents[0].shape[:2], total)
+    size = (*latents[0].shape[:2], total)
+    if math.prod(size) > MIX_VALUES:
+        limit = f"at most {MIX_VALUES} values (8 GiB in float32)"
+        raise ValueError(f"a mix can have {limit}, got {size} with offsets up to {max(offsets_s):g} s")
+    mixed = latents[0].new_zeros(size)
     for k, (z, frame, amplitude) in enumerate(zip(latents, frames, gains, strict=True)):
         mixed[..., frame : frame + z.shape[-1]] += gain(check_latents(z, f"latents {k}"), amplitude)
     return mixed, [frame / latent_rate for frame in frames]
@@ -126,11 +134,11 @@ def mix(
 def frame_of(offset_s: float, latent_rate: float, exact: bool = False) -> int:
     """The latent frame nearest to a time in seconds.
 
-    Raises ValueError for a negative or non-finite time, and with `exact` for one between frames (naming the
-    frames around it; a thousandth of a frame passes).
+    Raises ValueError for a negative or non-finite time or one beyond LONGEST_S, and with `exact` for one
+    between frames (naming the frames around it; a thousandth of a frame passes).
     """
-    if not 0 <= offset_s < math.inf:
-        raise ValueError(f"an offset must be finite and >= 0 s, got {offset_s}")
+    if not 0 <= offset_s <= LONGEST_S:
+        raise ValueError(f"an offset must be finite and >= 0 s, got {offset_s} (at most {LONGEST_S:g} s)")
     frame = round(offset_s * latent_rate)
     if exact and abs(offset_s * latent_rate - frame) > 1e-3:
         low = math.floor(offset_s * latent_rate)
@@ -221,12 +229,13 @@ def _parser():
 
     mixing = commands.add_parser("mix", parents=[dtypes], help="add the latents of files")
     mixing.add_argument("latents", nargs="+", help=".safetensors files of one model")
-    mixing.add_argument("out", help=".safetensors")
+    mixing.add_argument("out", help=".safetensors, a new file")
     mixing.add_argument("--gains-db", nargs="+", type=float, help="one a file (default: 0)")
     mixing.add_argument(
         "--offsets-s", nargs="+", type=float, help="one a file (default: 0), rounded to frames"
     )
     mixing.add_argument("--exact", action="store_true", help="offsets between frames are errors")
+    mixing.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
     process = commands.add_parser("process", parents=[dtypes], help="latents through a Re-Encoder")
     process.add_argument("latents", help=".safetensors of one file")
@@ -259,22 +268,18 @@ def _model(options, rank: int = 0):
 
 
 def _encode(options) -> int:
-    from .latent_files import SUFFIX, Shard, describe
+    from .latent_files import SUFFIX, check_suffix, describe, write_latents
     from .latent_sets import SKIPPED, encode_corpus, encode_file
 
-    model, out = _model(options, int(os.environ.get("LOCAL_RANK", 0))), Path(options.out)
-    if out.suffix == SUFFIX:
-        if len(options.audio) > 1 or not Path(options.audio[0]).is_file():
-            raise ValueError(
-                f"{out} takes one audio file, got {' '.join(options.audio)}: give OUT as a folder"
-            )
-        n_samples, latents = encode_file(model, options.audio[0], options.channels)
-        shard = Shard(out, describe(model), options.dtype, anew=True)
-        try:
-            shard.add(Path(options.audio[0]).name, latents, n_samples)
-            shard.finish()
-        finally:
-            shard.discard()
+    out, source = Path(options.out), Path(options.audio[0])
+    if single := len(options.audio) == 1 and source.is_file():
+        check_suffix(out)
+    elif out.suffix == SUFFIX:
+        raise ValueError(f"{out} takes one audio file, got {' '.join(options.audio)}: give OUT as a folder")
+    model = _model(options, int(os.environ.get("LOCAL_RANK", 0)))
+    if single:
+        n_samples, latents = encode_file(model, source, options.channels)
+        write_latents(out, describe(model), source.name, latents, n_samples, options.dtype)
         return 0
     rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     done = encode_corpus(model, options.audio, out, options.dtype, options.channels, rank, world)
@@ -296,9 +301,15 @@ def _decode(options) -> None:
 
 
 def _mix(options) -> None:
-    from .latent_files import Shard, check_same_model
+    from .latent_files import check_same_model, check_suffix, write_latents
     from .latent_sets import LatentDataset
 
+    out = check_suffix(options.out)
+    if out.exists() and not options.overwrite:  # with OUT forgotten, the last input would be taken for it
+        raise ValueError(f"{out} exists: is OUT missing, the last argument? --overwrite replaces it")
+    for level in options.gains_db or []:
+        if not level <= LOUDEST_DB:
+            raise ValueError(f"--gains-db must be {LOUDEST_DB:g} dB at most, got {level:g}")
     sets = [LatentDataset(path) for path in options.latents]
     for other in sets:
         check_same_model(other.model, sets[0].model, other.source)
@@ -310,21 +321,16 @@ def _mix(options) -> None:
         round(start_s * sample_rate) + dataset.entry(dataset.only_file()).n_samples
         for start_s, dataset in zip(placed_s, sets, strict=True)
     )
-    out = Path(options.out)
-    shard = Shard(out, sets[0].model, options.dtype, anew=True)
-    try:
-        shard.add(out.stem, [mixed], n_samples)
-        shard.finish()
-    finally:
-        shard.discard()
+    write_latents(out, sets[0].model, out.stem, [mixed], n_samples, options.dtype)
     print(f"{out}: {len(sets)} files from {', '.join(f'{start_s:.6f} s' for start_s in placed_s)} on")
 
 
 def _process(options) -> None:
-    from .latent_files import Shard, check_same_model
+    from .latent_files import check_same_model, check_suffix, write_latents
     from .latent_sets import LatentDataset
     from .reencoder import ReEncoder
 
+    out = check_suffix(options.out)
     module = ReEncoder.load(options.module, options.device)
 
     def latents(path: str) -> tuple[Tensor, int]:
@@ -337,13 +343,8 @@ def _process(options) -> None:
         raise ValueError(f"{options.latents} has {len(z)} channels, mono to stereo takes one")
     condition = module.oracle(latents(options.like)[0][None]) if options.like else None
     processed = module.process(z, condition, options.seed)
-    out = Path(options.out)
-    shard = Shard(out, module.autoencoder, options.dtype, anew=True)
-    try:
-        shard.add(out.stem, [processed[0] if module.stereo else processed], n_samples)
-        shard.finish()
-    finally:
-        shard.discard()
+    whole = [processed[0] if module.stereo else processed]
+    write_latents(out, module.autoencoder, out.stem, whole, n_samples, options.dtype)
 
 
 def _info(options) -> None:

@@ -257,7 +257,8 @@ class ReEncoder(nn.Module):
     @torch.no_grad()
     def oracle(self, z: Tensor) -> Tensor:
         """The condition `(B, H)` of stereo latents `(B, 2, C, L)`: the mean of its posterior. Raises as
-        `posterior`."""
+        `posterior`, and ValueError for latents that are not finite."""
+        _check_finite(z, "stereo latents")
         return self.posterior(z.to(self.device, torch.float32))[0]
 
     @torch.no_grad()
@@ -265,10 +266,11 @@ class ReEncoder(nn.Module):
         """Latents `(B, C, L)` to `(B, C, L)`, or of mono-to-stereo to left and right `(B, 2, C, L)`.
 
         Without a condition mono-to-stereo draws one for each item from the prior, by `seed`. No waveform is
-        made or read. Raises as `forward`, and ValueError for latents that are not finite.
+        made or read. Raises as `forward`, and ValueError for latents and conditions that are not finite.
         """
-        if not torch.isfinite(z).all():
-            raise ValueError(f"latents are not finite, first at {(~torch.isfinite(z)).nonzero()[0].tolist()}")
+        _check_finite(z, "latents")
+        if condition is not None:
+            _check_finite(condition, "numbers of the condition")
         if self.stereo and condition is None:
             condition = self.prior(len(z), seed)
         condition = None if condition is None else condition.to(self.device, torch.float32)
@@ -311,6 +313,12 @@ class ReEncoder(nn.Module):
         module = cls(config, description["autoencoder"], description["latent_std"], description["metadata"])
         load_strictly(module, tensors, str(path))
         return module.eval().to(resolve_device(device))
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    if not torch.isfinite(values).all():
+        first = (~torch.isfinite(values)).nonzero()[0].tolist()
+        raise ValueError(f"{name} are not finite, first at {first}")
 
 
 def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str, ReEncoder]:

@@ -20,7 +20,7 @@ import lincae
 from lincae import latent_files, latent_sets
 from lincae.audio import generator, read_audio
 from lincae.baselines import StftAutoencoder, TanhToy
-from lincae.latent_files import KEY, Shard, describe, fingerprint, in_parts, read_header
+from lincae.latent_files import KEY, LatentFileError, Shard, describe, fingerprint, in_parts, read_header
 from lincae.latent_sets import LatentDataset, encode_corpus, named_files, read_skipped
 from lincae.latents import main
 from tests.fakes import RATE, Linear, Streams
@@ -372,6 +372,10 @@ def test_reading_what_is_not_there(written, tmp_path):
         (lambda: dataset.frames("corpus/a.wav", -1, 2), "wanted 2 from -1"),
         (lambda: dataset.frames("corpus/a.wav", 5, 0), "wanted 0 from 5"),
         (lambda: dataset.seconds("corpus/a.wav", 1.0, -0.5), "wanted -63 from 125"),
+        (lambda: dataset.seconds("corpus/a.wav", float("inf")), "start_s must be finite .*, got inf s"),
+        (lambda: dataset.seconds("corpus/a.wav", 0.0, float("nan")), "^seconds must be finite .*, got nan s"),
+        (lambda: dataset.decode(Streams(), "corpus/a.wav", 1e308), r"start_s must be .*, got 1e\+308 s"),
+        (lambda: dataset.frame_at(-float("inf")), "a time must be finite and within the file, got -inf s"),
         (lambda: dataset.only_file(), "has 5 files, name one: "),
         (lambda: dataset.check_model(TanhToy(RATE)), r"another model: stft \(hash \w{16}\), not of tanh"),
         (lambda: dataset.decode(TanhToy(RATE), "corpus/a.wav"), "holds latents of another model"),
@@ -402,9 +406,137 @@ def test_damaged_shards_are_named(corpus, tmp_path):
     save_file(tensors, path, {KEY: text.replace('"version": 1', '"version": 9')})
     with pytest.raises(ValueError, match="latents of version 9, this lincae reads 1"):
         LatentDataset(tmp_path)
+    for damaged, words in (
+        ("{", r"its header is damaged, this is no JSON"),
+        ("[1]", r"its header is damaged: it must hold a JSON object, got \[1\]"),
+        ("{}", "latents of version None, this lincae reads 1"),
+    ):
+        save_file(tensors, path, {KEY: damaged})
+        with pytest.raises(LatentFileError, match=rf"00000-000000\.safetensors.*{words}"):
+            LatentDataset(tmp_path)
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=r"00000-000000\.safetensors is not a whole safetensors file"):
         LatentDataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"n_samples": -5}, r"\(a\.wav\): n_samples must be a whole number >= 1, got -5"),
+        ({"n_samples": None}, "n_samples must be a whole number >= 1, got None"),
+        ({"n_samples": 1.5}, r"n_samples must be a whole number >= 1, got 1\.5"),
+        ({"n_samples": True}, "n_samples must be a whole number >= 1, got True"),
+        ({"channels": 0}, "channels must be a whole number >= 1, got 0"),
+        ({"channels": 3}, r"states \(3, 4, 10\) for part 0, the tensor is \(2, 4, 10\)"),
+        ({"latent_channels": 5}, r"states \(2, 5, 10\) for part 0, the tensor is \(2, 4, 10\)"),
+        ({"latent_channels": "4"}, "latent_channels must be a whole number >= 1, got '4'"),
+        ({"parts": [[0, 10], [10, 99]]}, r"states \(2, 4, 99\) for part 1, the tensor is \(2, 4, 7\)"),
+        (
+            {"parts": [[0, 10], [10, 7], [17, 1]]},
+            r"states \(2, 4, 1\) for part 2, there is no such tensor",
+        ),
+        ({"parts": [[0, 10], [11, 7]]}, r"next of parts must be \[10, a number of frames\], got \[11, 7\]"),
+        ({"parts": [[0, 0]]}, r"next of parts must be \[0, a number of frames\], got \[0, 0\]"),
+        (
+            {"parts": [[0.0, 10], [10, 7]]},
+            r"next of parts must be \[0, a number of frames\], got \[0\.0, 10\]",
+        ),
+        ({"parts": [7]}, r"next of parts must be \[0, a number of frames\], got 7"),
+        ({"parts": []}, r"parts must be a list of one or more, got \[\]"),
+        ({"parts": None}, "parts must be a list of one or more, got None"),
+        ({"file": None}, "must be an object of file, n_samples, channels, latent_channels, parts, got {"),
+        ({"more": 1}, "must be an object of file"),
+    ],
+)
+def test_entries_that_cannot_be_are_named(tmp_path, monkeypatch, entry, words):
+    monkeypatch.setattr(latent_files, "TENSOR_VALUES", 2 * 4 * 10)
+    shard = Shard(tmp_path / "a.safetensors", describe(Linear()))
+    shard.add("a.wav", [torch.zeros(2, 4, 17)], 2000)
+    shard.finish()
+    (known,) = read_header(shard.path)[1]
+    changed_header(shard.path, {"entries": [{**dataclasses.asdict(known), **entry}]})
+    with pytest.raises(LatentFileError, match=rf"a\.safetensors: entry 0.*{words}"):
+        LatentDataset(shard.path)
+
+
+def changed_header(path, changes):
+    header, entries = read_header(path)
+    header["entries"] = [dataclasses.asdict(entry) for entry in entries]
+    save_file(load_file(path), path, {KEY: json.dumps({**header, **changes})})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"entries": []}, r"entries must be a list of one or more, got \[\]"),
+        ({"entries": None}, "entries must be a list of one or more, got None"),
+        ({"entries": [3]}, "entry 0 must be an object of file, .*, got 3"),
+        ({"dtype": "int8"}, r"dtype must be one of \('float32', 'float16'\), got 'int8'"),
+        ({"dtype": []}, r"dtype must be one of \('float32', 'float16'\), got \[\]"),
+        ({"model": None}, "name of the model must be text, got None"),
+        ({"model": {**describe(Linear()), "fingerprint": 5}}, "fingerprint of the model must be text, got 5"),
+        (
+            {"model": {**describe(Linear()), "sample_rate": 0}},
+            "sample_rate of the model must be a number > 0",
+        ),
+        (
+            {"model": {**describe(Linear()), "latent_rate": None}},
+            "latent_rate of the model must be a number > 0, got None",
+        ),
+        (
+            {"model": {**describe(Linear()), "latent_rate": float("inf")}},
+            "latent_rate of the model must be a number > 0, got inf",
+        ),
+    ],
+)
+def test_headers_that_cannot_be_are_named(tmp_path, changes, words):
+    shard = Shard(tmp_path / "a.safetensors", describe(Linear()))
+    shard.add("a.wav", [torch.zeros(2, 4, 17)], 2000)
+    shard.finish()
+    changed_header(shard.path, changes)
+    with pytest.raises(LatentFileError, match=rf"a\.safetensors: {words}"):
+        LatentDataset(shard.path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is damaged, this is no JSON: Expecting value"),
+        ('{"version": 1, "dty', "is damaged, this is no JSON: Unterminated string"),
+        ("[]", r"is damaged: it must hold a JSON object, got \[\]"),
+        ("{}", "name of the model must be text, got None"),
+    ],
+)
+def test_a_damaged_manifest_is_named(corpus, tmp_path, text, words):
+    (tmp_path / "latents.json").write_text(text)
+    with pytest.raises(LatentFileError, match=rf"latents\.json:? {words}"):
+        encode_corpus(Streams(), [corpus], tmp_path, progress=False)
+
+
+def test_a_damaged_journal_is_named(corpus, tmp_path):
+    interrupted(corpus, tmp_path, 2)
+    journal = tmp_path / "00000-000000.jsonl"
+    first, second = journal.read_text().splitlines()
+    for damaged, words in (
+        (second[:20], "is damaged, this is no JSON"),
+        (
+            second.replace('"channels": 1', '"channels": 0'),
+            r".*: channels must be a whole number >= 1, got 0",
+        ),
+    ):
+        journal.write_text(f"{first}\n{damaged}\n")
+        with pytest.raises(LatentFileError, match=rf"00000-000000\.jsonl: line 2 {words}"):
+            encode_corpus(Streams(), [corpus], tmp_path, progress=False)
+
+
+def test_the_users_files_beside_the_shards_stay(corpus, tmp_path, caplog):
+    interrupted(corpus, tmp_path, 2)
+    for name in ("notes.data", "notes.jsonl"):
+        (tmp_path / name).write_text("of the user")
+    assert encode_corpus(Streams(), [corpus], tmp_path, progress=False).encoded == 3
+    assert [(tmp_path / f"notes.{kind}").read_text() for kind in ("data", "jsonl")] == 2 * ["of the user"]
+    assert len(LatentDataset(tmp_path).files) == 5
+    assert not caplog.text
 
 
 def test_wrong_latents_are_refused_by_the_decoder(tmp_path):

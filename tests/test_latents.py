@@ -1,7 +1,9 @@
 """Mixing on latents: for the exactly linear reference, the waveform operations that it stands for."""
 
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 import lincae
 from lincae.audio import generator, read_audio
 from lincae.baselines import StftAutoencoder
+from lincae.latent_files import Shard, describe
 from lincae.latent_sets import LatentDataset
 from lincae.latents import (
     automation,
@@ -26,6 +29,7 @@ from lincae.latents import (
     mix,
     pan,
 )
+from lincae.reencoder import ReEncoder, ReEncoderConfig
 
 RATE, HOP = 16000, 128
 MODEL = StftAutoencoder(RATE, HOP)
@@ -186,6 +190,12 @@ def test_mid_and_side():
         (lambda z: mix([z, z[:, :3]], 10.0), r"\(B, C\), got \[\(2, 3\), \(2, 4\)\]"),
         (lambda z: mix([z], 10.0, [-0.1]), r"finite and >= 0 s, got -0\.1"),
         (lambda z: mix([z], 10.0, [math.nan]), "finite and >= 0 s, got nan"),
+        (lambda z: mix([z], 10.0, [math.inf]), "finite and >= 0 s, got inf"),
+        (lambda z: mix([z], 10.0, [1e308]), r"got 1e\+308 \(at most 1e\+09 s\)"),
+        (
+            lambda z: mix([z], 10.0, [1e8]),
+            r"at most 2147483648 values \(8 GiB in float32\), got \(2, 4, 1000000005\) with offsets",
+        ),
         (lambda z: mix([z, z / 0], 10.0), "latents 1 are not finite, first at item 0, channel 0, frame 0"),
         (lambda z: pan(z), r"to pan must have shape \(1, C, L\), got \(2, 4, 5\)"),
         (lambda z: pan(z[:1], 1.5), r"between -1 \(left\) and 1"),
@@ -301,6 +311,34 @@ def test_errors_of_the_command_line(tmp_path, checkpoint):
         (["mix", ours, theirs, out], "latents of another model: tanh (hash "),
         (["mix", ours, out, "--offsets-s", "-1"], "finite and >= 0 s"),
         (["mix", ours, out, "--offsets-s", "0", "1"], "2 offsets"),
+        (
+            ["mix", ours, ours, out, "--offsets-s", "1e12", "0"],
+            "finite and >= 0 s, got 1000000000000.0 (at most",
+        ),
+        (["mix", ours, ours, out, "--offsets-s", "1e8", "0"], "with offsets up to 1e+08 s"),
+        (["mix", ours, ours, out, "--gains-db", "1e9", "0"], "--gains-db must be 200 dB at most, got 1e+09"),
+        (["mix", ours, out, "--gains-db", "nan"], "--gains-db must be 200 dB at most, got nan"),
+        (["mix", ours, ours.with_suffix(".jsonl")], "ours.jsonl: a file of latents must end in .safetensors"),
+        (["mix", ours, ours.with_suffix(".data")], "ours.data: a file of latents must end in .safetensors"),
+        (
+            ["process", ours, tmp_path / "out.data", "--module", "no"],
+            "out.data: a file of latents must end in",
+        ),
+        (
+            ["encode", tmp_path / "a.wav", tmp_path / "out.data", "--model", "stft"],
+            "out.data: a file of latents",
+        ),
+        *(
+            (
+                ["decode", ours, tmp_path / "x.wav", "--model", "stft", option, value],
+                f"{words}, got {value} s",
+            )
+            for option, words in (
+                ("--start-s", "start_s must be finite and within the file"),
+                ("--seconds", "seconds must be finite and within the file"),
+            )
+            for value in ("inf", "nan", "1e+308")
+        ),
         (["mix", ours, ours, out, "--offsets-s", "0", "0.001", "--exact"], "lies between latent frames"),
         (["encode", *two, out, "--model", "stft"], "takes one audio file"),
         (["encode", tmp_path / "text.wav", out, "--model", "stft"], "text.wav: cannot be read as audio"),
@@ -313,3 +351,69 @@ def test_errors_of_the_command_line(tmp_path, checkpoint):
         assert words in message
     assert not out.exists()
     assert not list(tmp_path.glob("out.*"))
+
+
+def commands_to_write(folder):
+    """Arguments for `song.safetensors`, of each command that writes one file of latents."""
+    soundfile.write(folder / "song.wav", noise(2000)[0], RATE)
+    part, out = folder / "part.safetensors", folder / "song.safetensors"
+    shard = Shard(part, describe(StftAutoencoder(RATE, 8)))
+    shard.add("part", [torch.ones(1, 34, 20)], 100)
+    shard.finish()
+    module = ReEncoder(ReEncoderConfig("bandwidth", 34, hidden=34, blocks=1), shard.model)
+    module.save(folder / "module.safetensors")
+    return {
+        "encode": ("encode", folder / "song.wav", out, "--model", "stft"),
+        "mix": ("mix", part, out, "--gains-db", "-6"),
+        "process": ("process", part, out, "--module", folder / "module.safetensors", "--device", "cpu"),
+    }
+
+
+@pytest.mark.parametrize("command", ["encode", "mix", "process"])
+def test_neighbours_of_a_file_stay(tmp_path, command):
+    arguments = commands_to_write(tmp_path)[command]
+    for name in ("song.data", "song.jsonl", "song.txt"):
+        (tmp_path / name).write_text(f"the user's {name}")
+    before = {path.name for path in tmp_path.iterdir()}
+    for name in (".song.safetensors.data", ".song.safetensors.jsonl", ".song.safetensors.1.tmp"):
+        (tmp_path / name).write_text("of a killed process")
+    assert run(*arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == before | {"song.safetensors"}
+    for name in ("song.data", "song.jsonl", "song.txt"):
+        assert (tmp_path / name).read_text() == f"the user's {name}"
+    assert len(LatentDataset(tmp_path / "song.safetensors")) == 1
+
+
+@pytest.mark.parametrize("command", ["encode", "mix", "process"])
+@pytest.mark.parametrize("stage", [".data", ".jsonl", ".tmp"])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, command, stage):
+    arguments, fsync = commands_to_write(tmp_path)[command], os.fsync
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(stage):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = run(*arguments)
+    assert f"{tmp_path}/song.safetensors: cannot be written: [Errno 28] No space left" in message
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("inputs", ["a", "ab"])
+def test_a_mix_without_out_replaces_no_input(tmp_path, inputs):
+    """`mix a b` and `mix a b c`, where the last was meant as an input."""
+    paths = [tmp_path / f"{name}.safetensors" for name in inputs + "z"]
+    for k, path in enumerate(paths):
+        shard = Shard(path, describe(MODEL))
+        shard.add(path.stem, [torch.full((1, 3, 5), float(k))], 100)
+        shard.finish()
+    before = paths[-1].read_bytes()
+    assert run("mix", *paths) == (
+        f"error: {paths[-1]} exists: is OUT missing, the last argument? --overwrite replaces it"
+    )
+    assert paths[-1].read_bytes() == before
+    assert run("mix", *paths, "--overwrite") == 0
+    assert LatentDataset(paths[-1])[0].unique().tolist() == [sum(range(len(inputs)))]
+    assert run("mix", paths[0], tmp_path / "half.safetensors", "--dtype", "float16") == 0  # a conversion

@@ -192,6 +192,16 @@ def test_latents_of_another_shape_and_not_finite():
         small().process(z)
 
 
+def test_conditions_and_stereo_latents_that_are_not_finite():
+    module, condition, stereo = small("stereo"), torch.zeros(1, 4), latents(1, 2, 6, 9)
+    condition[0, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"numbers of the condition are not finite, first at \[0, 3\]"):
+        module.process(latents(1, 6, 9), condition)
+    stereo[0, 1, 2, 3] = float("inf")
+    with pytest.raises(ValueError, match=r"stereo latents are not finite, first at \[0, 1, 2, 3\]"):
+        module.oracle(stereo)
+
+
 def test_configurations_that_cannot_be():
     with pytest.raises(ValueError, match="task must be one of"):
         ReEncoderConfig("denoising")
