@@ -63,10 +63,16 @@ endif
 endif
 EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
 
-.PHONY: reproduce test train study bundle reencoder lab mixer screenshots publish clean bench anew
+.PHONY: reproduce notebooks test train study bundle reencoder lab mixer screenshots publish clean bench anew
 .DELETE_ON_ERROR:
 
-reproduce: $(EXECUTED)
+# Notebooks side by side, each with its share of the cores: one thread wastes less of a core than two.
+JOBS ?= 2
+reproduce: $(READY)
+	cores=$$($(BIN)/python -c "import os; print(max(1, len(os.sched_getaffinity(0)) // $(JOBS)))"); \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$cores} $(MAKE) --no-print-directory --jobs $(JOBS) notebooks
+
+notebooks: $(EXECUTED)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -76,8 +82,8 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps linear-cae==0.1.4 music2latent==0.1.8 # peers, for parity
 	touch $@
 
-# One at a time, in order: a notebook may take the checkpoint that an earlier one trained.
-.NOTPARALLEL:
+# 06 takes the chunks that 02 to 05 have evaluated.
+$(RUN)/06_ablations.ipynb: | $(filter $(RUN)/02_% $(RUN)/03_% $(RUN)/04_% $(RUN)/05_%,$(EXECUTED))
 $(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(ANEW) | $(READY)
 	mkdir -p $(@D)
 	cd notebooks && ../$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output \
