@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py                             # 10, 60 and 600 s, on a quiet machine
     python benchmarks/inference.py --seconds 10 --repeats 3    # the least of three runs each
+    python benchmarks/inference.py --seconds 60 --peers linear-cae
     python benchmarks/inference.py --seconds 600 --encode-only # minutes instead of hours
     python benchmarks/inference.py --seconds 10 --cpu-time     # on a busy machine
     python benchmarks/inference.py --device cuda
@@ -194,7 +195,7 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
                 row, device, f"{name} {seconds:g} s vs ours, default allocator{clock_name}", a, b, b / a, "s"
             )
     for keep in (False, True) if asked.allocator else (False,):
-        for peer in PEERS:
+        for peer in asked.peers:
             theirs = timed(peer, keep)
             for name, mine in ours.items():
                 setting = f"{name} {seconds:g} s vs {peer}{', same allocator' * keep}"
@@ -246,6 +247,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="process time of one thread")
     parser.add_argument("--repeats", type=int, default=1, help="runs in a process, of which the least counts")
     parser.add_argument("--encode-only", action="store_true", help="decode nothing: memory is that of encode")
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--allocator", action="store_true", help="also with and without keep_freed_memory")
     parser.add_argument("--only", choices=["times", "flat", "precision"])
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
