@@ -61,7 +61,8 @@ ifdef MUSDB_PATH
 override export MUSDB_PATH := $(abspath $(MUSDB_PATH))
 endif
 endif
-EXECUTED := $(addprefix $(RUN)/,$(NOTEBOOKS))
+# The longest first, as they run side by side.
+EXECUTED := $(addprefix $(RUN)/,$(filter 06_%,$(NOTEBOOKS)) $(filter-out 06_%,$(NOTEBOOKS)))
 
 .PHONY: reproduce notebooks test train study bundle reencoder lab mixer screenshots publish clean bench anew
 .DELETE_ON_ERROR:
@@ -82,8 +83,6 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps linear-cae==0.1.4 music2latent==0.1.8 # peers, for parity
 	touch $@
 
-# 06 takes the chunks that 02 to 05 have evaluated.
-$(RUN)/06_ablations.ipynb: | $(filter $(RUN)/02_% $(RUN)/03_% $(RUN)/04_% $(RUN)/05_%,$(EXECUTED))
 $(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(ANEW) | $(READY)
 	mkdir -p $(@D)
 	cd notebooks && ../$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output \
