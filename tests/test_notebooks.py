@@ -359,4 +359,4 @@ def test_mono_to_stereo(tmp_path, reencoders):
     assert dots.balance_db.abs().max() < 0.01, "a new module copies mono to both channels"
     assert dots.balance_true_db.abs().max() > 0.1
     assert len(pd.read_csv(tmp_path / "10_correlations.csv")) == 4
-    assert len(pd.read_csv(tmp_path / "10_claims.csv")) == 2 * 5
+    assert len(pd.read_csv(tmp_path / "10_claims.csv")) == 2 * 6
