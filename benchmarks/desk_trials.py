@@ -148,10 +148,7 @@ def main(names: list[str]) -> None:
     rows = {row["trial"]: row for row in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
     for name in names or [name for name in TRIALS if name not in rows]:
         if name not in TRIALS:
-            row = trained(name)
-            rows.pop(row["trial"], None)
-            rows[row["trial"]] = row
-            write(rows)
+            write(rows, trained(name))
             continue
         steps, changes = TRIALS[name]
         once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), steps)
@@ -162,8 +159,7 @@ def main(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             model = train(config, data, folder, device="cpu", progress=False)
         spent = round(time.process_time() - start)
-        rows[name] = {"trial": name, "steps": steps, "core_s": spent, **described(model, held_out.stems)}
-        write(rows)
+        write(rows, {"trial": name, "steps": steps, "core_s": spent, **described(model, held_out.stems)})
 
 
 def trained(name: str) -> dict[str, object]:
@@ -179,11 +175,12 @@ def described(model: Autoencoder, songs: list[Tensor]) -> dict[str, object]:
     return {"parameters": size} | {key: f"{value:.3f}" for key, value in scores(model, songs).items()}
 
 
-def write(rows: dict[str, dict[str, object]]) -> None:
-    last = list(rows.values())[-1]
-    print(last, flush=True)
+def write(rows: dict[str, dict[str, object]], row: dict[str, object]) -> None:
+    """The table with a row more, or with that row anew."""
+    rows[row["trial"]] = row
+    print(row, flush=True)
     with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, last)
+        writer = csv.DictWriter(file, row)
         writer.writeheader()
         writer.writerows(rows.values())
 

@@ -143,7 +143,7 @@ def measure(name: str, asked: argparse.Namespace) -> None:
     model, audio = BUILDERS[name](device), noise(asked.seconds[0])
     warm = noise(1.0)
     model.decode(model.encode(warm), warm.shape[1])
-    encode_s, decode_s = [], [math.nan]
+    encode_s, decode_s = [], []
     for _ in range(asked.repeats):
         start = clock(asked.cpu_time, device)
         z = model.encode(audio)
@@ -151,8 +151,8 @@ def measure(name: str, asked: argparse.Namespace) -> None:
         if not asked.encode_only:
             start = clock(asked.cpu_time, device)
             model.decode(z, audio.shape[1])
-            decode_s = [*decode_s, clock(asked.cpu_time, device) - start]
-    print(min(encode_s), min(decode_s[1:] or decode_s), peak_mib(device))
+            decode_s.append(clock(asked.cpu_time, device) - start)
+    print(min(encode_s), min(decode_s, default=math.nan), peak_mib(device))
 
 
 def peak_mib(device: str) -> float:

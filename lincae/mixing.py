@@ -36,7 +36,7 @@ from .audio import AutoencoderLike, check_audio, read_audio, resample
 from .latents import mix
 from .loudness import amplitude
 from .metrics import is_silent
-from .reencoder import ReEncoder
+from .reencoder import ReEncoder, module_files
 from .tracks import REPOSITORY_DATA, Track, audio_files
 
 MAX_STEMS = 8
@@ -236,8 +236,7 @@ def stereo_modules(model: str, folder: str | Path = MODULES) -> dict[str, Path]:
     `folder` holds a folder for each model, by the last part of its name: for "desk/lin-cae" the module
     "left_right" is FOLDER/lin-cae/stereo-left_right.safetensors.
     """
-    paths = sorted(Path(folder, Path(model).name).glob("stereo-*.safetensors"))
-    return {path.stem.removeprefix("stereo-"): path for path in paths}
+    return module_files(Path(folder, Path(model).name), "stereo")
 
 
 # ---------------------------------------------------------------- stems of one's own

@@ -326,9 +326,15 @@ def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str,
 
     Raises ValueError for an unknown task; FileNotFoundError where there are none, naming the folder.
     """
+    paths = module_files(folder, task)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no {task}-*.safetensors: `make reencoder` trains them")
+    return {name: ReEncoder.load(path, device) for name, path in paths.items()}
+
+
+def module_files(folder: str | Path, task: str) -> dict[str, Path]:
+    """The files of `modules_in`, none where there are none. Raises ValueError for an unknown task."""
     if task not in TASKS:
         raise ValueError(f"task must be one of {TASKS}, got {task!r}")
     paths = sorted(Path(folder).glob(f"{task}-*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no {task}-*.safetensors: `make reencoder` trains them")
-    return {path.stem.removeprefix(f"{task}-"): ReEncoder.load(path, device) for path in paths}
+    return {path.stem.removeprefix(f"{task}-"): path for path in paths}
