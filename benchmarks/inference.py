@@ -10,7 +10,7 @@
     python benchmarks/inference.py --only precision            # bf16 against fp32, bundled checkpoints
 
 All three run the same network at random weights (no time depends on them) on the same noise-like audio,
-each in a process of its own, after a warm-up on one second. Best settings: the peers' whole signal at once,
+each in a process of its own, after a warm-up on 15 s of it. Best settings: the peers' whole signal at once,
 and windows of 3 s without overlap for linear-cae (`windows`: least work per sample, though its seams are
 audible), no gradients anywhere, mixed precision as they have it (CUDA only, encoder only); ours as it is, on
 a CPU after `keep_freed_memory`. What that does, `--allocator` tells apart: rows `default allocator` are ours
@@ -24,6 +24,8 @@ import argparse
 import csv
 import importlib
 import math
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -141,7 +143,7 @@ def measure(name: str, asked: argparse.Namespace) -> None:
     torch.manual_seed(0)
     device = asked.device
     model, audio = BUILDERS[name](device), noise(asked.seconds[0])
-    warm = noise(1.0)
+    warm = noise(min(15.0, asked.seconds[0]))  # more than one window of ours, 12 s
     model.decode(model.encode(warm), warm.shape[1])
     encode_s, decode_s = [], []
     for _ in range(asked.repeats):
@@ -162,9 +164,16 @@ def peak_mib(device: str) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+class OutOfMemory(RuntimeError):
+    """A process was killed for its memory, or PyTorch could not get what it asked for."""
+
+
 def call(*arguments) -> list[float]:
+    """The three numbers that this file prints, called with `arguments`. Raises OutOfMemory, RuntimeError."""
     command = [sys.executable, __file__, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL or re.search("can't allocate memory|OutOfMemoryError", done.stderr):
+        raise OutOfMemory(f"{' '.join(command)} ran out of memory")
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return [float(value) for value in done.stdout.split()[-3:]]
@@ -196,7 +205,14 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
             )
     for keep in (False, True) if asked.allocator else (False,):
         for peer in asked.peers:
-            theirs = timed(peer, keep)
+            try:
+                theirs = timed(peer, keep)
+            except OutOfMemory as error:
+                print(error, flush=True)
+                for name, mine in ours.items():
+                    setting = f"{name} {seconds:g} s vs {peer}"
+                    add_row("memory", device, setting, mine[2], "out of memory", "", "MiB")
+                continue
             for name, mine in ours.items():
                 setting = f"{name} {seconds:g} s vs {peer}{', same allocator' * keep}"
                 for row, a, b in zip(parts, mine, theirs, strict=False):

@@ -90,11 +90,15 @@ class FrequencyAttention(nn.Module):
         return self.attend(x)
 
     def attend(self, x: Tensor) -> Tensor:
-        batch, channels, n_bins, n_frames = x.shape
-        tokens = self.norm(x).permute(0, 3, 2, 1).reshape(batch * n_frames, n_bins, channels)
-        q, k, v = self.to_qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-        return x + self.to_out(mixed).unflatten(0, (batch, n_frames)).permute(0, 3, 2, 1)
+        qkv = pointwise(self.to_qkv, self.norm(x)).unflatten(1, (3, self.heads, -1))
+        q, k, v = qkv.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (B N, heads, F, channels / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x), -1))
+        return x + pointwise(self.to_out, mixed.permute(0, 3, 1, 2, 4).flatten(-2).movedim(-1, 1))
+
+
+def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer over the channels of `(B, channels, F, N)`; as a convolution twice as fast on a CPU."""
+    return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
 
 
 class ResBlock(nn.Module):

@@ -27,7 +27,7 @@ class AutoencoderConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     pad_edges: bool = False
     latent_scale: float = 1.0
-    window_frames: int = 128
+    window_frames: int = 160
     context_frames: int = 16
     norm_frames: int = 24
 
@@ -145,8 +145,8 @@ DESK = AutoencoderConfig(
     ),
     noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
     pad_edges=True,
-    window_frames=1280,
-    context_frames=160,
+    window_frames=1536,
+    context_frames=256,
     norm_frames=256,
 )
 TEST = AutoencoderConfig(

@@ -212,12 +212,12 @@ def sliding_group_norm(
         """(B, channels, N) -> (outer, 1, inner)"""
         return (values.transpose(1, 2) if last else values).reshape(len(rows), 1, -1).to(x.dtype)
 
-    sums = rows.sum(1, dtype=torch.float32)
     # in parts that stay in the cache
-    size = max(1, 2**18 // (rows.shape[1] * rows.shape[2])) if not last else max(1, 2**18 // rows.shape[1])
-    squares = [part.float().square().sum(1) for part in rows.split(size, dim=2 if last else 0)]
-    squares = torch.cat(squares, dim=1 if last else 0)
-    moments = torch.stack((per_channel(sums), per_channel(squares))).unflatten(2, (groups, -1)).sum(3)
+    axis, size = (2, 2**18 // rows.shape[1]) if last else (0, 2**18 // (rows.shape[1] * rows.shape[2]))
+    parts = map(Tensor.float, rows.split(max(1, size), dim=axis))
+    sums = [torch.stack((part.sum(1), part.square().sum(1))) for part in parts]
+    first, second = torch.cat(sums, dim=2 if last else 1)
+    moments = torch.stack((per_channel(first), per_channel(second))).unflatten(2, (groups, -1)).sum(3)
     # Differences of running sums, in double precision: a quiet passage may follow a loud one.
     double = torch.float32 if x.device.type == "mps" else torch.float64
     running = F.pad(moments.to(double).cumsum(-1), (1, 0))
