@@ -143,7 +143,7 @@ def measure(name: str, asked: argparse.Namespace) -> None:
     torch.manual_seed(0)
     device = asked.device
     model, audio = BUILDERS[name](device), noise(asked.seconds[0])
-    warm = noise(min(15.0, asked.seconds[0]))  # more than one window of ours, 12 s
+    warm = noise(min(15.0, asked.seconds[0]))  # a window of ours
     model.decode(model.encode(warm), warm.shape[1])
     encode_s, decode_s = [], []
     for _ in range(asked.repeats):

@@ -11,7 +11,7 @@ the other, which on a CPU is faster than as one batch; ratio = peer / ours.
 trained without linearity; `truth`: SNR against the sum of the stems' waveforms, of desk/lin-cae, mixed in the
 latent (ours) and decoded one by one (peer). ratio = ours / peer. For N = 1 both ways are the same.
 
-Committed numbers: one thread of an AMD EPYC, shared with other jobs.
+Committed numbers: two cores of an AMD EPYC.
 """
 
 import argparse
