@@ -1,8 +1,8 @@
 """Encode and decode of long audio with the 58 M network, against linear-cae 0.1.4 and music2latent 0.1.8.
 
-    python benchmarks/inference.py                             # 10, 60 and 600 s, on a quiet machine
+    python benchmarks/inference.py                             # 10, 60 and 600 s, hours on a quiet CPU
     python benchmarks/inference.py --seconds 10 --repeats 3    # the least of three runs each
-    python benchmarks/inference.py --seconds 60 --peers linear-cae
+    python benchmarks/inference.py --seconds 600 --precisions fp32 --peers "linear-cae windows"
     python benchmarks/inference.py --seconds 600 --encode-only # minutes instead of hours
     python benchmarks/inference.py --seconds 10 --cpu-time     # on a busy machine
     python benchmarks/inference.py --device cuda
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 import lincae
 from lincae.audio import keep_freed_memory
 from lincae.autoencoder import Autoencoder
+from lincae.framewise import PRECISIONS
 from lincae.metrics import snr_db
 from lincae.presets import MODEL_PRESETS, PAPER
 from lincae.tracks import tracks
@@ -186,6 +187,7 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
     device = "cpu" if asked.device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
     clock_name = ", process time" if asked.cpu_time else ""
     parts = ("encode",) if asked.encode_only else ("encode", "decode")
+    memory = "memory of encode" if asked.encode_only else "memory"
 
     def timed(name: str, keep: bool) -> list[float]:
         found = call("--measure", name, "--seconds", seconds, *flags, *(["--keep"] * keep))
@@ -193,7 +195,7 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
         return found
 
     ours = {}
-    for name in ("fp32", "bf16"):
+    for name in asked.precisions:
         ours[name] = timed(name, True)
         for row, mine in zip(parts, ours[name], strict=False):
             add_row(row, device, f"{name} {seconds:g} s{clock_name}", seconds / mine, "", "", "x real time")
@@ -211,14 +213,13 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
                 print(error, flush=True)
                 for name, mine in ours.items():
                     setting = f"{name} {seconds:g} s vs {peer}"
-                    add_row("memory", device, setting, mine[2], "out of memory", "", "MiB")
+                    add_row(memory, device, setting, mine[2], "out of memory", "", "MiB")
                 continue
             for name, mine in ours.items():
                 setting = f"{name} {seconds:g} s vs {peer}{', same allocator' * keep}"
                 for row, a, b in zip(parts, mine, theirs, strict=False):
                     add_row(row, device, setting + clock_name, a, b, b / a, "s")
-                name_of_memory = "memory" if not asked.encode_only else "memory of encode"
-                add_row(name_of_memory, device, setting, mine[2], theirs[2], theirs[2] / mine[2], "MiB")
+                add_row(memory, device, setting, mine[2], theirs[2], theirs[2] / mine[2], "MiB")
 
 
 # ---------------------------------------------------------------- memory of streams, precision
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="process time of one thread")
     parser.add_argument("--repeats", type=int, default=1, help="runs in a process, of which the least counts")
     parser.add_argument("--encode-only", action="store_true", help="decode nothing: memory is that of encode")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
     parser.add_argument("--allocator", action="store_true", help="also with and without keep_freed_memory")
     parser.add_argument("--only", choices=["times", "flat", "precision"])
