@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .audio import check_audio, generator, resample, resolve_device
+from lincae.audio import check_audio, generator, resample, resolve_device
 
 LATENTS = ("deterministic", "mean", "sample")
 PROBE_S = (0.5, 1.0)  # lengths of the noise that a new adapter is tried with

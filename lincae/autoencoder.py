@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .audio import generator
-from .consistency import precondition, sample
-from .framewise import FramewiseAutoencoder
-from .network import Network
-from .presets import AutoencoderConfig
-from .windows import SlidingNorm
+from lincae.audio import generator
+from lincae.consistency import precondition, sample
+from lincae.framewise import FramewiseAutoencoder
+from lincae.network import Network
+from lincae.presets import AutoencoderConfig
+from lincae.windows import SlidingNorm
 
 
 class Autoencoder(FramewiseAutoencoder):

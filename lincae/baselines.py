@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .audio import AutoencoderLike, check_audio, resolve_device
+from lincae.audio import AutoencoderLike, check_audio, resolve_device
 
 STABLE_AUDIO, STFT, TANH = "stable-audio-vae", "stft", "tanh"
 BASELINES = (STABLE_AUDIO, STFT, TANH)

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from .audio import atomic_write, resolve_device
-from .checkpoints import BUNDLED, CARD, HASH_ROW, from_dict, read_checkpoint, sha256_of
-from .pretrained import load
-from .reencoder import KIND, SIZES
-from .reencoder_recipes import FACTORS, PRESETS, ReEncoderTraining, recipe
-from .runs import hardware
+from lincae.audio import atomic_write, resolve_device
+from lincae.checkpoints import BUNDLED, CARD, HASH_ROW, from_dict, read_checkpoint, sha256_of
+from lincae.pretrained import load
+from lincae.reencoder import KIND, SIZES
+from lincae.reencoder_recipes import FACTORS, PRESETS, ReEncoderTraining, recipe
+from lincae.runs import hardware
 
 
 def bundle(run: str | Path, name: str, folder: str | Path = BUNDLED, **facts: str) -> Path:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .audio import check_audio, resample, resolve_device
-from .foreign import read_pickle
+from lincae.audio import check_audio, resample, resolve_device
+from lincae.foreign import read_pickle
 
 SAMPLE_RATE, WINDOW_S, N_MELS = 48000, 10, 64
 

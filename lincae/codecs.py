@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .audio import check_audio, resolve_device
-from .baselines import STABLE_AUDIO, Oobleck, check_latents, checked_length
+from lincae.audio import check_audio, resolve_device
+from lincae.baselines import STABLE_AUDIO, Oobleck, check_latents, checked_length
 
 HUB = {
     "encodec-24khz": "facebook/encodec_24khz",

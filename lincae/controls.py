@@ -14,8 +14,8 @@ import ipywidgets as widgets
 import traitlets
 from torch import Tensor
 
-from .loudness import decibels, rms_dbfs
-from .mixing import Strip
+from lincae.loudness import decibels, rms_dbfs
+from lincae.mixing import Strip
 
 FADER_MIN_DB, FADER_MAX_DB = -60.0, 12.0  # the lowest position is -inf
 ENVELOPE_HZ = 30

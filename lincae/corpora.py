@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .audio import AudioFileError, atomic_write, audio_header, generator, read_audio
-from .tracks import audio_files
+from lincae.audio import AudioFileError, atomic_write, audio_header, generator, read_audio
+from lincae.tracks import audio_files
 
 MIN_RMS = 1e-3  # quieter crops (-60 dBFS) are drawn again
 MAX_DRAWS = 200

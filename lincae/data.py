@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import generator
-from .corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folders
-from .shards import Shards
-from .synth import render_song
-from .tracks import N_SONGS, SONG_S, SPLITS, Track, parallel, song_seed
+from lincae.audio import generator
+from lincae.corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folders
+from lincae.shards import Shards
+from lincae.synth import render_song
+from lincae.tracks import N_SONGS, SONG_S, SPLITS, Track, parallel, song_seed
 
 
 class StemBank:

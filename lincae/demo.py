@@ -27,14 +27,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .audio import AutoencoderLike, atomic_write, resample
-from .latent_pairs import Source, check_stereo, task_input
-from .loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
-from .metrics import is_silent, mss, si_sdr_db, snr_db
-from .plots import frequency_ticks, spectrogram_bytes, spectrogram_db
-from .protocols import MIXTURE, Chunk, EvaluationConfig
-from .reencoder import ReEncoder
-from .tracks import Track
+from lincae.audio import AutoencoderLike, atomic_write, resample
+from lincae.latent_pairs import Source, check_stereo, task_input
+from lincae.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
+from lincae.metrics import is_silent, mss, si_sdr_db, snr_db
+from lincae.plots import frequency_ticks, spectrogram_bytes, spectrogram_db
+from lincae.protocols import MIXTURE, Chunk, EvaluationConfig
+from lincae.reencoder import ReEncoder
+from lincae.tracks import Track
 
 PEAK_DBTP = -1.0  # of the loudest sound of a block
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)

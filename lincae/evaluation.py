@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import metrics
-from .audio import AutoencoderLike, atomic_write, generator
-from .probes import PROBES
-from .protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
+from lincae import metrics
+from lincae.audio import AutoencoderLike, atomic_write, generator
+from lincae.probes import PROBES
+from lincae.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
 
 LABELS = ("model", "dataset", "track", "protocol", "stem", "condition", "comparison", "status")
 NUMBERS = ("chunk", "start_s", "gain", "n_sources")

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from .audio import atomic_write, check_audio, resolve_device
-from .checkpoints import (
+from lincae.audio import atomic_write, check_audio, resolve_device
+from lincae.checkpoints import (
     CARD,
     CONFIG,
     FORMAT_VERSION,
@@ -31,8 +31,8 @@ from .checkpoints import (
     load_strictly,
     read_checkpoint,
 )
-from .transform import Transform
-from .windows import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
+from lincae.transform import Transform
+from lincae.windows import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 
 PRECISIONS = ("fp32", "bf16")
 

@@ -30,8 +30,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .audio import AutoencoderLike, atomic_write
-from .runs import flat
+from lincae.audio import AutoencoderLike, atomic_write
+from lincae.runs import flat
 
 VERSION = 1
 KEY = "lincae.latents"  # of the description in a shard's header

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from .metrics import mss
+from lincae.metrics import mss
 
 EPS = 1e-8
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .audio import (
+from lincae.audio import (
     AudioFileError,
     AutoencoderLike,
     audio_header,
@@ -30,11 +30,19 @@ from .audio import (
     resample,
     resolve_device,
 )
-from .latent_files import SUFFIX, LatentFileError, Shard, check_same_model, claim, describe, read_manifest
-from .latent_sets import LatentDataset
-from .stereo import upmix
-from .synth import render_song
-from .tracks import N_SONGS, SONG_S, SPLITS, Track, audio_files, song_seed
+from lincae.latent_files import (
+    SUFFIX,
+    LatentFileError,
+    Shard,
+    check_same_model,
+    claim,
+    describe,
+    read_manifest,
+)
+from lincae.latent_sets import LatentDataset
+from lincae.stereo import upmix
+from lincae.synth import render_song
+from lincae.tracks import N_SONGS, SONG_S, SPLITS, Track, audio_files, song_seed
 
 TASKS = ("bandwidth", "stereo")
 MANIFEST = "pairs.json"
@@ -296,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Exits with 1 and a message for an error."""
     import argparse
 
-    from .pretrained import load
+    from lincae.pretrained import load
 
     parser = argparse.ArgumentParser(
         "python -m lincae.latent_pairs", description=(__doc__ or "").split("\n")[0]

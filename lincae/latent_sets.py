@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .audio import AudioFileError, AutoencoderLike, atomic_write, generator
-from .latent_files import (
+from lincae.audio import AudioFileError, AutoencoderLike, atomic_write, generator
+from lincae.latent_files import (
     DTYPES,
     SUFFIX,
     VERSION,
@@ -41,8 +41,8 @@ from .latent_files import (
     read_header,
     tensor_name,
 )
-from .streams import BLOCK_S, decode_blocks, encode_file
-from .tracks import audio_files
+from lincae.streams import BLOCK_S, decode_blocks, encode_file
+from lincae.tracks import audio_files
 
 MANIFEST, SKIPPED = "latents.json", "skipped.csv"
 SHARD_BYTES, SHARD_FILES = 2**27, 10_000  # a shard is full with either; its header is not to grow too long

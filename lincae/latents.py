@@ -201,8 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _parser():
     import argparse
 
-    from .latent_files import DTYPES
-    from .latent_sets import CHANNELS
+    from lincae.latent_files import DTYPES
+    from lincae.latent_sets import CHANNELS
 
     parser = argparse.ArgumentParser("python -m lincae.latents", description="Latents of audio files.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -251,8 +251,8 @@ def _parser():
 
 
 def _model(options, rank: int = 0):
-    from .audio import keep_freed_memory, resolve_device
-    from .pretrained import load
+    from lincae.audio import keep_freed_memory, resolve_device
+    from lincae.pretrained import load
 
     device = resolve_device(options.device)
     if device.type == "cpu":
@@ -268,8 +268,8 @@ def _model(options, rank: int = 0):
 
 
 def _encode(options) -> int:
-    from .latent_files import SUFFIX, check_suffix, describe, write_latents
-    from .latent_sets import SKIPPED, encode_corpus, encode_file
+    from lincae.latent_files import SUFFIX, check_suffix, describe, write_latents
+    from lincae.latent_sets import SKIPPED, encode_corpus, encode_file
 
     out, source = Path(options.out), Path(options.audio[0])
     if single := len(options.audio) == 1 and source.is_file():
@@ -291,8 +291,8 @@ def _encode(options) -> int:
 
 
 def _decode(options) -> None:
-    from .latent_sets import LatentDataset
-    from .streams import write_blocks
+    from lincae.latent_sets import LatentDataset
+    from lincae.streams import write_blocks
 
     dataset, model = LatentDataset(options.latents), _model(options)
     file = options.file or dataset.only_file()
@@ -301,8 +301,8 @@ def _decode(options) -> None:
 
 
 def _mix(options) -> None:
-    from .latent_files import check_same_model, check_suffix, write_latents
-    from .latent_sets import LatentDataset
+    from lincae.latent_files import check_same_model, check_suffix, write_latents
+    from lincae.latent_sets import LatentDataset
 
     out = check_suffix(options.out)
     if out.exists() and not options.overwrite:  # with OUT forgotten, the last input would be taken for it
@@ -326,9 +326,9 @@ def _mix(options) -> None:
 
 
 def _process(options) -> None:
-    from .latent_files import check_same_model, check_suffix, write_latents
-    from .latent_sets import LatentDataset
-    from .reencoder import ReEncoder
+    from lincae.latent_files import check_same_model, check_suffix, write_latents
+    from lincae.latent_sets import LatentDataset
+    from lincae.reencoder import ReEncoder
 
     out = check_suffix(options.out)
     module = ReEncoder.load(options.module, options.device)
@@ -348,7 +348,7 @@ def _process(options) -> None:
 
 
 def _info(options) -> None:
-    from .latent_sets import LatentDataset, read_skipped
+    from lincae.latent_sets import LatentDataset, read_skipped
 
     dataset = LatentDataset(options.latents)
     entries = [dataset.entry(file) for file in dataset.files]

@@ -29,15 +29,15 @@ from typing import Any
 import ipywidgets as widgets
 from torch import Tensor
 
-from .audio import AutoencoderLike
-from .controls import Channel, Player, StereoChoice, asset, shown_db
-from .loudness import amplitude, loudness_lufs, true_peak_dbtp
-from .metrics import is_silent, snr_db
-from .mixing import MODULES, Mixer, stem_files, stem_track, stereo_modules
-from .plots import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
-from .pretrained import load
-from .reencoder import ReEncoder
-from .tracks import Track
+from lincae.audio import AutoencoderLike
+from lincae.controls import Channel, Player, StereoChoice, asset, shown_db
+from lincae.loudness import amplitude, loudness_lufs, true_peak_dbtp
+from lincae.metrics import is_silent, snr_db
+from lincae.mixing import MODULES, Mixer, stem_files, stem_track, stereo_modules
+from lincae.plots import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
+from lincae.pretrained import load
+from lincae.reencoder import ReEncoder
+from lincae.tracks import Track
 
 DEBOUNCE_S = 0.12
 MAX_RANGE_S, MIN_RANGE_S = 30.0, 0.5

@@ -32,12 +32,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .audio import AutoencoderLike, check_audio, read_audio, resample
-from .latents import mix
-from .loudness import amplitude
-from .metrics import is_silent
-from .reencoder import ReEncoder, module_files
-from .tracks import REPOSITORY_DATA, Track, audio_files
+from lincae.audio import AutoencoderLike, check_audio, read_audio, resample
+from lincae.latents import mix
+from lincae.loudness import amplitude
+from lincae.metrics import is_silent
+from lincae.reencoder import ReEncoder, module_files
+from lincae.tracks import REPOSITORY_DATA, Track, audio_files
 
 MAX_STEMS = 8
 MAX_CACHED = 64  # decoded mixes, and latents and sounds of placed stems, kept by a mixer

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import (
+from lincae.layers import (
     BOTH,
     FREQUENCY,
     Downsample,

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from .autoencoder import Autoencoder
-from .consistency import consistency_loss, precondition, step_size
-from .framewise import FramewiseAutoencoder
-from .linearity import AugmentedBatch, augment, gain_range, implicit_conditioning
-from .recipes import RunConfig, TrainingConfig
+from lincae.autoencoder import Autoencoder
+from lincae.consistency import consistency_loss, precondition, step_size
+from lincae.framewise import FramewiseAutoencoder
+from lincae.linearity import AugmentedBatch, augment, gain_range, implicit_conditioning
+from lincae.recipes import RunConfig, TrainingConfig
 
 
 class TrainingData(Protocol):

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from .consistency import NoiseConfig
-from .network import BOTH, FREQUENCY, NetworkConfig
-from .transform import TransformConfig
+from lincae.consistency import NoiseConfig
+from lincae.network import BOTH, FREQUENCY, NetworkConfig
+from lincae.transform import TransformConfig
 
 
 @dataclass(frozen=True)

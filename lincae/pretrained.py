@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .audio import AutoencoderLike, atomic_write, resolve_device
-from .autoencoder import Autoencoder
-from .baselines import BASELINES, load_baseline
-from .checkpoints import BUNDLED, WEIGHTS, check_hash, kind_of, load_strictly
-from .codecs import HUB, codec_kind, load_codec
-from .consistency import NoiseConfig
-from .foreign import read_pickle
-from .network import BOTH, FREQUENCY, Network, NetworkConfig
-from .presets import AutoencoderConfig
-from .spectral_vae import SpectralVae
-from .transform import OVERLAP, TransformConfig
+from lincae.audio import AutoencoderLike, atomic_write, resolve_device
+from lincae.autoencoder import Autoencoder
+from lincae.baselines import BASELINES, load_baseline
+from lincae.checkpoints import BUNDLED, WEIGHTS, check_hash, kind_of, load_strictly
+from lincae.codecs import HUB, codec_kind, load_codec
+from lincae.consistency import NoiseConfig
+from lincae.foreign import read_pickle
+from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
+from lincae.presets import AutoencoderConfig
+from lincae.spectral_vae import SpectralVae
+from lincae.transform import OVERLAP, TransformConfig
 
 OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae)}
 LIN_CAE_HUB, MUSIC2LATENT_HUB = "BernardoTorres/linear_consistency_autoencoders", "SonyCSLParis/music2latent"

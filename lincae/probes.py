@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .audio import generator
-from .protocols import MIXTURE, Chunk
+from lincae.audio import generator
+from lincae.protocols import MIXTURE, Chunk
 
 SHIFTS = (0.25, 0.5, 1.0, 4.0)
 """Of the time-shift protocol, in latent frames."""

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import metrics
-from .audio import AutoencoderLike, generator, overlap_add, window_starts
+from lincae import metrics
+from lincae.audio import AutoencoderLike, generator, overlap_add, window_starts
 
 MIXTURE = "mixture"
 NOISES = ("common", "independent")

@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .consistency import ConsistencyConfig
-from .linearity import VARIANTS, LinearityConfig
-from .optimisers import OPTIMISERS
-from .presets import MODEL_PRESETS, VAE_MODEL_PRESETS, AutoencoderConfig, SpectralVaeConfig
+from lincae.consistency import ConsistencyConfig
+from lincae.linearity import VARIANTS, LinearityConfig
+from lincae.optimisers import OPTIMISERS
+from lincae.presets import MODEL_PRESETS, VAE_MODEL_PRESETS, AutoencoderConfig, SpectralVaeConfig
 
 
 @dataclass(frozen=True)

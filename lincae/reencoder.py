@@ -30,10 +30,10 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from .audio import AutoencoderLike, atomic_write, generator, resolve_device
-from .checkpoints import BUNDLED, FORMAT_VERSION, check_hash, from_dict, load_strictly, read_checkpoint
-from .convnext import AdaptiveLayerNorm, ConvNeXtBlock
-from .latent_files import check_same_model, describe
+from lincae.audio import AutoencoderLike, atomic_write, generator, resolve_device
+from lincae.checkpoints import BUNDLED, FORMAT_VERSION, check_hash, from_dict, load_strictly, read_checkpoint
+from lincae.convnext import AdaptiveLayerNorm, ConvNeXtBlock
+from lincae.latent_files import check_same_model, describe
 
 KIND = "reencoder"  # of model, in its file
 TASKS = ("bandwidth", "stereo")

@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .audio import AutoencoderLike, generator
-from .latent_pairs import Source, task_input, warn_if_full_band
-from .latents import left_right
-from .metrics import is_silent
-from .reencoder import ReEncoder
+from lincae.audio import AutoencoderLike, generator
+from lincae.latent_pairs import Source, task_input, warn_if_full_band
+from lincae.latents import left_right
+from lincae.metrics import is_silent
+from lincae.reencoder import ReEncoder
 
 AUTOENCODER, INPUT, CODED_INPUT = "autoencoder", "input", "autoencoder(input)"
 LATENT_ARITHMETIC = "latent mid + side"
@@ -197,7 +197,7 @@ def paired(
 
     `rows`: which rows of the frame, such as band="high". Raises ValueError for a system without rows.
     """
-    from .tables import interval
+    from lincae.tables import interval
 
     part = frame.loc[np.logical_and.reduce([frame[key] == value for key, value in rows.items()])]
     table = part.pivot_table(index=["model", "track"], columns="system", values=metric)

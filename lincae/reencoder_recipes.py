@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 
-from .reencoder import SIZES, TASKS, ReEncoderConfig
+from lincae.reencoder import SIZES, TASKS, ReEncoderConfig
 
 OBJECTIVES = ("l1", "l1+mel", "l1+gan")
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .audio import AutoencoderLike, generator, keep_freed_memory, resolve_device
-from .latent_files import check_same_model, describe
-from .latent_objectives import (
+from lincae.audio import AutoencoderLike, generator, keep_freed_memory, resolve_device
+from lincae.latent_files import check_same_model, describe
+from lincae.latent_objectives import (
     LatentDiscriminator,
     adversarial_loss,
     decoded_mel_loss,
@@ -34,10 +34,10 @@ from .latent_objectives import (
     latent_l1,
     reparameterised,
 )
-from .latent_pairs import LatentPairs, sources_of, write_pairs
-from .reencoder import SIZES, TASKS, ReEncoder
-from .reencoder_recipes import FACTORS, OBJECTIVES, PRESETS, ReEncoderTraining, learning_rate, recipe
-from .runs import (
+from lincae.latent_pairs import LatentPairs, sources_of, write_pairs
+from lincae.reencoder import SIZES, TASKS, ReEncoder
+from lincae.reencoder_recipes import FACTORS, OBJECTIVES, PRESETS, ReEncoderTraining, learning_rate, recipe
+from lincae.runs import (
     Interruption,
     Log,
     NonFiniteError,
@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Exits with 1 and a message for an error."""
     import argparse
 
-    from .pretrained import load
+    from lincae.pretrained import load
 
     parser = argparse.ArgumentParser("python -m lincae.reencoder_training", description="Train a Re-Encoder.")
     parser.add_argument("task", choices=TASKS)

@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from . import tables
-from .audio import AutoencoderLike
-from .evaluation import evaluate
-from .probes import SHIFTS
-from .protocols import EvaluationConfig, Stems
-from .tables import PAPER_COLUMNS
+from lincae import tables
+from lincae.audio import AutoencoderLike
+from lincae.evaluation import evaluate
+from lincae.probes import SHIFTS
+from lincae.protocols import EvaluationConfig, Stems
+from lincae.tables import PAPER_COLUMNS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -221,13 +221,13 @@ class Report:
 
     def figure(self) -> "Figure":
         """Six panels: gains, sums, stems, shifts, best linear map, and the number with its parts."""
-        from .report_page import figure
+        from lincae.report_page import figure
 
         return figure(decibels(self.frame), self.per_track(), tables.reconstructs(self.frame))
 
     def html(self, path: str | Path) -> Path:
         """Write one page that holds everything, and needs nothing beside it; returns its path."""
-        from .report_page import write_page
+        from lincae.report_page import write_page
 
         return write_page(path, self.linearity(), self.table(), self.figure(), self._facts())
 

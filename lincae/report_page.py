@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import plots, tables
-from .audio import atomic_write
+from lincae import plots, tables
+from lincae.audio import atomic_write
 
 SHORT = {
     "enc_homogeneity": "hom.\nEnc",

@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from .audio import atomic_write
+from lincae.audio import atomic_write
 
 log = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .audio import AudioFileError, atomic_write
-from .corpora import MIN_RMS, Corpora, WeightedFiles, weighted_folders
-from .tracks import file_track
+from lincae.audio import AudioFileError, atomic_write
+from lincae.corpora import MIN_RMS, Corpora, WeightedFiles, weighted_folders
+from lincae.tracks import file_track
 
 MANIFEST, INDEX = "shards.json", "index.safetensors"
 VERSION = 1

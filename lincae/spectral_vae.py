@@ -13,9 +13,9 @@ spectrogram frames, here N = L.
 import torch
 from torch import Tensor, nn
 
-from .convnext import ConvNeXtBlock
-from .framewise import FramewiseAutoencoder
-from .presets import SpectralVaeConfig, VaeNetworkConfig
+from lincae.convnext import ConvNeXtBlock
+from lincae.framewise import FramewiseAutoencoder
+from lincae.presets import SpectralVaeConfig, VaeNetworkConfig
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 LOG_VARIANCE_AT_FIRST = -4.0  # little noise: the decoder learns what latents mean before the KL is paid for

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .audio import check_audio, generator
+from lincae.audio import check_audio, generator
 
 WIDENER_S = (0.003, 0.012)  # delays of the taps that decorrelate
 TAPS = 12

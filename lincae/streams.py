@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import (
+from lincae.audio import (
     CHANNEL_MODES,
     WRITERS,
     AudioFileError,

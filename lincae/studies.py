@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from . import metrics
-from .audio import AutoencoderLike, generator
-from .autoencoder import Autoencoder
+from lincae import metrics
+from lincae.audio import AutoencoderLike, generator
+from lincae.autoencoder import Autoencoder
 
 
 def many_sources(

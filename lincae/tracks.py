@@ -27,8 +27,8 @@ from scipy.io import wavfile
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .audio import AudioFileError, atomic_write, audio_header, read_audio, resample
-from .synth import STEMS, render_song
+from lincae.audio import AudioFileError, atomic_write, audio_header, read_audio, resample
+from lincae.synth import STEMS, render_song
 
 SPLITS = {
     "synthetic": ("train", "test"),

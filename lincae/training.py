@@ -29,13 +29,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .audio import generator, keep_freed_memory, resolve_device
-from .autoencoder import Autoencoder
-from .corpora import WeightedFiles
-from .linearity import VARIANTS
-from .objective import Objective, TrainingData, TrainingObjective, compile_network, learning_rate, update_ema
-from .optimisers import optimisers
-from .recipes import (
+from lincae.audio import generator, keep_freed_memory, resolve_device
+from lincae.autoencoder import Autoencoder
+from lincae.corpora import WeightedFiles
+from lincae.linearity import VARIANTS
+from lincae.objective import (
+    Objective,
+    TrainingData,
+    TrainingObjective,
+    compile_network,
+    learning_rate,
+    update_ema,
+)
+from lincae.optimisers import optimisers
+from lincae.recipes import (
     OWN_VARIANTS,
     PRESETS,
     VAE_PRESETS,
@@ -45,7 +52,7 @@ from .recipes import (
     VaeTrainingConfig,
     recipe,
 )
-from .runs import (
+from lincae.runs import (
     Interruption,
     Log,
     Meter,
@@ -63,8 +70,8 @@ from .runs import (
     restore,
     store,
 )
-from .spectral_vae import SpectralVae
-from .vae_objective import VaeObjective
+from lincae.spectral_vae import SpectralVae
+from lincae.vae_objective import VaeObjective
 
 LOG, VALIDATION, SKIPPED = "log.csv", "validation.csv", "skipped.csv"
 BEST, CRITERION = "best", "rec_snr_db"
@@ -245,7 +252,7 @@ class StepBatches:
 def main(arguments: list[str] | None = None) -> None:
     import argparse
 
-    from .data import training_data
+    from lincae.data import training_data
 
     parser = argparse.ArgumentParser(
         "python -m lincae.training", description="Train a consistency autoencoder, or a spectral VAE."

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .discriminator import MultiBandDiscriminator
-from .linearity import AugmentedBatch, implicit_conditioning
-from .objective import TrainingObjective
-from .recipes import VaeLossConfig, VaeTrainingConfig
-from .spectral_vae import SpectralVae, kl_divergence, sampled
-from .transform import OVERLAP
+from lincae.discriminator import MultiBandDiscriminator
+from lincae.linearity import AugmentedBatch, implicit_conditioning
+from lincae.objective import TrainingObjective
+from lincae.recipes import VaeLossConfig, VaeTrainingConfig
+from lincae.spectral_vae import SpectralVae, kl_divergence, sampled
+from lincae.transform import OVERLAP
 
 
 class VaeObjective(TrainingObjective):
