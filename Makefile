@@ -35,7 +35,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := .venv/bin
 READY := .venv/ready
-PACKAGE := $(wildcard lincae/*.py lincae/web/*.*)
+PACKAGE := $(shell find lincae -name "*.py" -o -path "*/web/*" -type f)
 NOTEBOOKS := $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 RUN := runs/notebooks
 absolute = $(if $(wildcard $1),$(abspath $1),$1)
@@ -97,7 +97,7 @@ test: $(READY)
 bundle: $(READY)
 	for variant in $(VARIANTS); do \
 	  [ ! -e runs/desk-$$variant/model.safetensors ] || \
-	    $(BIN)/python -m lincae.bundle runs/desk-$$variant desk/$$variant || exit; \
+	    $(BIN)/python tools/bundle.py runs/desk-$$variant desk/$$variant || exit; \
 	done
 
 # Modules of an autoencoder: each run has a folder named by its hash, so another autoencoder of the same name gets
@@ -106,9 +106,9 @@ bundle: $(READY)
 reencoder: $(READY)
 	for variant in $(REENCODED); do \
 	  out=data/checkpoints/reencoder/$$variant; \
-	  run() { $(BIN)/python -m lincae.reencoder_training "$$@" --model desk/$$variant --songs $(SONGS) \
+	  run() { $(BIN)/python -m lincae.commands.reencoder "$$@" --model desk/$$variant --songs $(SONGS) \
 	    $(if $(DEVICE),--device $(DEVICE)) && \
-	    $(BIN)/python -m lincae.bundle --reencoder $$out --fact "licence=Apache-2.0, as the code" \
+	    $(BIN)/python tools/bundle.py --reencoder $$out --fact "licence=Apache-2.0, as the code" \
 	      "data=$(SONGS) synthetic train songs of 20 s, seed 0" $(if $(HARDWARE),"hardware=$(HARDWARE)"); }; \
 	  m="bandwidth --size desk-m --start $$out/bandwidth-m-l1.safetensors"; \
 	  s="bandwidth --size desk-s --start $$out/bandwidth-s-l1.safetensors"; \
@@ -145,11 +145,11 @@ mixer: $(READY)
 	cd notebooks && ../$(BIN)/python -m papermill --prepare-only -p out_dir $(CURDIR)/runs/mixer \
 	  $(if $(MODELS),-p models '$(MODEL_LIST)') $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))') \
 	  $(if $(DEVICE),-p device $(DEVICE)) 08_latent_mixer.ipynb ../runs/mixer/08_latent_mixer.ipynb
-	JUPYTER_PATH=$(CURDIR)/lincae/web JUPYTER_CONFIG_PATH=$(CURDIR)/lincae/web \
+	JUPYTER_PATH=$(CURDIR)/lincae/listening/web JUPYTER_CONFIG_PATH=$(CURDIR)/lincae/listening/web \
 	  $(BIN)/python -m voila runs/mixer/08_latent_mixer.ipynb
 
 screenshots: $(READY)
-	$(BIN)/python tests/screenshots.py
+	$(BIN)/python tools/screenshots.py
 
 publish: $(EXECUTED)
 	cp $(EXECUTED) notebooks/

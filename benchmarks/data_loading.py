@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lincae.audio import generator
-from lincae.corpora import Corpora
-from lincae.shards import Shards, write_shards
-from lincae.synth import render_song
+from lincae.data.corpora import Corpora
+from lincae.data.shards import Shards, write_shards
+from lincae.data.synth import render_song
+from lincae.machine import generator
 
 RATE, CROP_S, FILE_S, N_FILES, BATCH = 44100, 2, 180, 4, 20
 FORMATS = ("wav", "flac", "ogg", "mp3")

@@ -25,9 +25,10 @@ import lincae
 from lincae import metrics
 from lincae.autoencoder import Autoencoder
 from lincae.consistency import NoiseConfig
-from lincae.data import training_data
-from lincae.recipes import OWN_VARIANTS
-from lincae.training import train
+from lincae.data.crops import training_data
+from lincae.interop.recipes import objective_of
+from lincae.training.config import OWN_VARIANTS
+from lincae.training.loop import train
 
 TABLE = Path(__file__).with_suffix(".csv")
 EXCERPT_S, START = 1.5, 0.2  # of each test song, from this share of it
@@ -157,7 +158,7 @@ def main(names: list[str]) -> None:
         data, held_out = (training_data("synthetic", rate, split) for split in ("train", "test"))
         start = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            model = train(config, data, folder, device="cpu", progress=False)
+            model = train(objective_of(config), data, folder, device="cpu", progress=False)
         spent = round(time.process_time() - start)
         write(rows, {"trial": name, "steps": steps, "core_s": spent, **described(model, held_out.stems)})
 

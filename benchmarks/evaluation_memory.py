@@ -19,11 +19,11 @@ from pathlib import Path
 
 import soundfile
 
-from lincae.baselines import TanhToy
-from lincae.evaluation import evaluate
-from lincae.protocols import EvaluationConfig
-from lincae.synth import STEMS, render_song
-from lincae.tracks import tracks
+from lincae.data.synth import STEMS, render_song
+from lincae.data.tracks import tracks
+from lincae.evaluation.evaluate import evaluate
+from lincae.evaluation.protocols import EvaluationConfig
+from lincae.interop.references import TanhToy
 
 MINUTES, RATE = (1, 4, 16), 44100
 MIB = 2**20

@@ -36,12 +36,10 @@ import torch
 from torch import Tensor, nn
 
 import lincae
-from lincae.audio import keep_freed_memory
-from lincae.autoencoder import Autoencoder
-from lincae.framewise import PRECISIONS
+from lincae.autoencoder import MODEL_PRESETS, PAPER, PRECISIONS, Autoencoder
+from lincae.data.tracks import tracks
+from lincae.machine import keep_freed_memory
 from lincae.metrics import snr_db
-from lincae.presets import MODEL_PRESETS, PAPER
-from lincae.tracks import tracks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

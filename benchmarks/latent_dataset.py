@@ -2,7 +2,7 @@
 
     python benchmarks/latent_dataset.py  # 5 minutes -> latent_dataset.csv
 
-Stereo files at 44.1 kHz (WAV, FLAC, MP3; synthetic songs) go through `lincae.latent_sets.encode_corpus`:
+Stereo files at 44.1 kHz (WAV, FLAC, MP3; synthetic songs) go through `lincae.latents.sets.encode_corpus`:
 decoding, the mean of the channels, resampling to the model's rate, encoding, and shards in half precision.
 
 `dataset`: hours of audio an hour. Ours: all of that; peer: the model's `encode` alone, of the same audio in
@@ -26,10 +26,11 @@ import soundfile
 import torch
 
 import lincae
-from lincae.audio import keep_freed_memory, read_audio, resolve_device
-from lincae.latent_sets import encode_corpus
-from lincae.synth import render_song
-from lincae.tracks import audio_files
+from lincae.data.audio import read_audio
+from lincae.data.synth import render_song
+from lincae.data.tracks import audio_files
+from lincae.latents.sets import encode_corpus
+from lincae.machine import keep_freed_memory, resolve_device
 
 FORMATS, RATE = ("wav", "flac", "mp3"), 44100
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")

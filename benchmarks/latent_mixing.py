@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 import lincae
-from lincae.audio import resolve_device
-from lincae.latents import mix
+from lincae.data.synth import render_song
+from lincae.data.tracks import song_seed
+from lincae.latents.algebra import mix
+from lincae.machine import resolve_device
 from lincae.metrics import snr_db
-from lincae.synth import render_song
-from lincae.tracks import song_seed
 
 COUNTS = (1, 2, 4, 8, 16)
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")

@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from browser import ROOT, Watched, browser, served
 
 import lincae
-from lincae.mixing import Mixer, Strip
-from lincae.tracks import tracks
+from lincae.data.tracks import tracks
+from lincae.listening.mixer import Mixer, Strip
 
 GOAL_S, SECONDS, ROUNDS, MODEL = 1.5, 6.0, 7, "desk/lin-cae"
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from training_step import seconds
 
 import lincae
-from lincae.audio import generator, keep_freed_memory, resolve_device
 from lincae.consistency import GRID, ConsistencyConfig, NoiseConfig, level_weights, sample_t2
-from lincae.layers import BOTH, FREQUENCY, FrequencyAttention, ResBlock, Upsample, norm_silu_conv
-from lincae.objective import update_ema
+from lincae.kernels import norm_silu_conv
+from lincae.machine import generator, keep_freed_memory, resolve_device
+from lincae.network import BOTH, FREQUENCY, FrequencyAttention, ResBlock, Upsample
+from lincae.training.objective import update_ema
 
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit", "low", "high", "kept")
 ITEMS, FRAMES = 4, 64

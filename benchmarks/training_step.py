@@ -37,10 +37,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import lincae
-from lincae.audio import generator, keep_freed_memory, resolve_device
 from lincae.linearity import augment
-from lincae.objective import Objective, compile_network, update_ema
-from lincae.recipes import TrainingConfig
+from lincae.machine import generator, keep_freed_memory, resolve_device
+from lincae.training.config import TrainingConfig
+from lincae.training.objective import Objective, compile_network, update_ema
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from official import build

@@ -19,8 +19,9 @@ import torch
 from desk_trials import scores
 
 import lincae
-from lincae.data import training_data
-from lincae.training import train
+from lincae.data.crops import training_data
+from lincae.interop.recipes import objective_of
+from lincae.training.loop import train
 
 TABLE = Path(__file__).with_suffix(".csv")
 SAMPLE_RATE = 16000  # of all desk presets
@@ -59,7 +60,7 @@ def main(names: list[str]) -> None:
         config = lincae.recipe("desk", variant, **once, warmup_steps=STEPS // 10, **TRIALS[name])
         start = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            model = train(config, data, folder, device="cpu", progress=False)
+            model = train(objective_of(config), data, folder, device="cpu", progress=False)
         spent = round(time.process_time() - start)
         size = sum(p.numel() for p in model.network.parameters())
         measured = {key: f"{value:.3f}" for key, value in scores(model, held_out.stems).items()}

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 import lincae
-from lincae.autoencoder import Autoencoder
+from lincae.autoencoder import PAPER, Autoencoder
+from lincae.data.tracks import tracks
 from lincae.metrics import snr_db
-from lincae.presets import PAPER
-from lincae.tracks import tracks
 
 TABLE = Path(__file__).with_suffix(".csv")
 WHOLE = 10**6

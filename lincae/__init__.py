@@ -1,7 +1,7 @@
 """Linear consistency autoencoders: audio latents that add, subtract and scale like the sound.
 
     import lincae
-    model = lincae.load("runs/desk-lin-cae")
+    model = lincae.load("desk/lin-cae")
     z = model.encode(audio)                  # (B, T) -> (B, C, L)
     quieter = model.decode(0.5 * z)          # about 0.5 * audio
     vocals = model.decode(z_mix - z_accompaniment)
@@ -10,28 +10,40 @@ Axis legend, used in every docstring: `B` batch, `S` source (stem), `T` samples,
 latent frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)` mono, latents are `(B, C, L)`.
 """
 
-from lincae._torchaudio import ensure_torchaudio
+import importlib
 
-ensure_torchaudio()  # before anything that may import torchaudio, transformers or diffusers
+from lincae.interop.torchaudio_stub import ensure_torchaudio
 
-from lincae.autoencoder import Autoencoder  # noqa: E402
-from lincae.linearity import VARIANTS, LinearityConfig  # noqa: E402
-from lincae.presets import AutoencoderConfig, SpectralVaeConfig  # noqa: E402
-from lincae.pretrained import load  # noqa: E402
-from lincae.recipes import PRESETS, TrainingConfig, VaeTrainingConfig, recipe  # noqa: E402
-from lincae.spectral_vae import SpectralVae  # noqa: E402
+# This comes before anything that may import torchaudio, transformers or diffusers.
+ensure_torchaudio()
 
 __version__ = "0.1.0"
-__all__ = [
-    "PRESETS",
-    "VARIANTS",
-    "Autoencoder",
-    "AutoencoderConfig",
-    "LinearityConfig",
-    "SpectralVae",
-    "SpectralVaeConfig",
-    "TrainingConfig",
-    "VaeTrainingConfig",
-    "load",
-    "recipe",
-]
+
+# Public names and the module that each is imported from when it is first used.
+_HOMES = {
+    "Autoencoder": "lincae.autoencoder",
+    "AutoencoderConfig": "lincae.autoencoder",
+    "LinearityConfig": "lincae.linearity",
+    "PRESETS": "lincae.training.config",
+    "SpectralVae": "lincae.vae.model",
+    "SpectralVaeConfig": "lincae.vae.config",
+    "TrainingConfig": "lincae.training.config",
+    "VARIANTS": "lincae.linearity",
+    "VaeTrainingConfig": "lincae.vae.config",
+    "load": "lincae.interop.models",
+    "recipe": "lincae.interop.recipes",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"lincae has no {name!r}; its public names are {', '.join(__all__)}")
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,22 +1,444 @@
-"""The consistency autoencoder: latents that add and scale like sound, decoded from noise.
+"""What autoencoders on spectrogram frames have in common: any length, streams, checkpoints.
 
-Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
-spectrogram frames. Audio is `(B, T)` mono at `sample_rate`, latents are `(B, C, L)`; stereo is two items
-of a batch.
+A subclass names what its latents are made of (`_latents_of`) and how they become frames again
+(`_frames_of`), window by window; all else is here. Axis legend: `B` batch, `T` samples, `C` latent channels,
+`L` latent frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)` mono at `sample_rate`,
+latents are `(B, C, L)`; stereo is two items of a batch.
 """
 
 import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
 
-from lincae.audio import generator
-from lincae.consistency import precondition, sample
-from lincae.framewise import FramewiseAutoencoder
-from lincae.network import Network
-from lincae.presets import AutoencoderConfig
-from lincae.windows import SlidingNorm
+from lincae.checkpoints import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    HASH_ROW,
+    WEIGHTS,
+    from_dict,
+    load_strictly,
+    read_checkpoint,
+)
+from lincae.consistency import NoiseConfig, precondition, sample
+from lincae.files import atomic_write
+from lincae.interface import check_audio
+from lincae.machine import generator, resolve_device
+from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
+from lincae.streaming import (
+    SlidingNorm,
+    between_silence,
+    cut,
+    in_pieces,
+    joined,
+    one_batch,
+    overlap_added,
+    windowed,
+)
+from lincae.transform import Transform, TransformConfig
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """All that defines a model but its weights.
+
+    `pad_edges`: surround the signal with three hops of silence, so that its ends are covered by as many
+    windows as its middle and come back unattenuated; the released models were used without (35 ms fades
+    at both ends).
+    `latent_scale`: public latents are the network's times this, to have unit standard deviation on the data.
+    `window_frames`, `context_frames`: longer signals go through the network in windows of so many latent
+    frames, of which so many on each side are context and dropped.
+    `norm_frames`: signals of more latent frames are normalised by statistics over so many around each frame,
+    shorter ones, as in training and in the released models, over the whole.
+    """
+
+    sample_rate: int = 44100
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    pad_edges: bool = False
+    latent_scale: float = 1.0
+    window_frames: int = 160
+    context_frames: int = 16
+    norm_frames: int = 24
+
+    def __post_init__(self):
+        if self.sample_rate < 1 or self.latent_scale <= 0 or self.norm_frames < 1:
+            raise ValueError(f"need a positive sample_rate, latent_scale and norm_frames, got {self}")
+        if not 0 <= 2 * self.context_frames < self.window_frames:
+            raise ValueError(f"context_frames on both sides must leave room within window_frames, got {self}")
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return self.transform.hop * self.network.time_factor
+
+
+# ---------------------------------------------------------------- presets
+
+PAPER = AutoencoderConfig()
+
+
+SMALL = AutoencoderConfig(
+    network=NetworkConfig(
+        base_channels=16,
+        bottleneck_channels=160,
+        noise_channels=64,
+        unused_projections=False,
+        unit_variance_init=True,
+    ),
+    pad_edges=True,
+)
+
+
+# Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
+# most, are what a CPU can train: benchmarks/desk_trials.csv.
+DESK = AutoencoderConfig(
+    sample_rate=16000,
+    transform=TransformConfig(hop=64),
+    network=NetworkConfig(
+        base_channels=16,
+        multipliers=(1, 2, 4),
+        attention=(False, False, False),
+        encoder_blocks=(1, 1, 1),
+        unet_blocks=(0, 1, 1),
+        downsampling=(FREQUENCY, BOTH),
+        bottleneck_channels=128,
+        bottleneck_blocks=1,
+        latent_channels=16,
+        noise_channels=64,
+        unused_projections=False,
+        unit_variance_init=True,
+        centred=True,
+    ),
+    noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
+    pad_edges=True,
+    window_frames=1536,
+    context_frames=256,
+    norm_frames=256,
+)
+
+
+TEST = AutoencoderConfig(
+    sample_rate=16000,
+    transform=TransformConfig(hop=64),
+    network=NetworkConfig(
+        base_channels=8,
+        multipliers=(1, 1, 2),
+        attention=(False, False, True),
+        encoder_blocks=(1, 1, 1),
+        unet_blocks=(1, 1, 1),
+        downsampling=(FREQUENCY, BOTH),
+        bottleneck_channels=32,
+        bottleneck_blocks=1,
+        latent_channels=8,
+        noise_channels=16,
+        heads=2,
+        unused_projections=False,
+        unit_variance_init=True,
+    ),
+    pad_edges=True,
+    window_frames=256,
+    context_frames=48,
+    norm_frames=64,
+)
+
+
+MODEL_PRESETS = {"paper": PAPER, "official": PAPER, "small": SMALL, "desk": DESK, "test": TEST}
+
+
+PRECISIONS = ("fp32", "bf16")
+
+
+class FramewiseAutoencoder(nn.Module):
+    """Encode, decode, save and load; an `AutoencoderLike`. `transform` makes frames of audio, `network` is
+    what is trained, on `config.transform` and `config.network`.
+
+    `metadata` is a JSON-able dict that travels in the checkpoint: step, data, training configuration, commit.
+    `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and decode. bf16 is
+    faster, and close to fp32 (benchmarks/inference.csv); weights and everything around stay fp32.
+    """
+
+    kind: ClassVar[str]
+    """What the header of a checkpoint says."""
+    config_class: ClassVar[type]
+    precision = "fp32"
+
+    def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
+        super().__init__()
+        self.config, self.name, self.metadata = config, name, metadata or {}
+        self.transform = Transform(config.transform)
+        self.network = network
+
+    def _latents_of(self, audio: Tensor) -> Tensor:
+        """Unscaled latents `(B, C, L)` of a window `(B, t)`."""
+        raise NotImplementedError
+
+    def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
+        """Spectrogram `(B, 2, F, N)` of unscaled latents, the first being frame `start` of the signal."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
+
+    @property
+    def latent_rate(self) -> float:
+        """Latent frames per second."""
+        return self.config.sample_rate / self.config.hop
+
+    @property
+    def compression(self) -> float:
+        """Samples per latent number."""
+        return self.config.hop / self.config.network.latent_channels
+
+    # -------- lengths
+
+    @property
+    def _edge(self) -> int:
+        """Samples of silence around the signal."""
+        return 3 * self.config.transform.hop if self.config.pad_edges else 0
+
+    @property
+    def _overlap(self) -> int:
+        """Samples that a latent frame shares with the next one."""
+        return self.config.transform.window - self.config.transform.hop
+
+    def latent_frames(self, n_samples: int) -> int:
+        """Latent frames of a signal of `n_samples`: enough to decode every one of its samples."""
+        padded = max(n_samples + 2 * self._edge, self.config.transform.window)
+        return -(-(padded - self._overlap) // self.config.hop)
+
+    def decoded_samples(self, n_latent_frames: int) -> int:
+        """Samples that `n_latent_frames` hold."""
+        return n_latent_frames * self.config.hop + self._overlap - 2 * self._edge
+
+    # -------- encode and decode
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio `(B, T)`, T >= 1, to latents `(B, C, latent_frames(T))` on the model's device.
+
+        One continuous sequence whatever the length. Raises ValueError for another rank, empty or non-finite
+        audio (naming item and sample), TypeError for a dtype that is not floating.
+        """
+        audio = check_audio(audio)
+        shape = audio.shape[0], self.config.network.latent_channels, self.latent_frames(audio.shape[1])
+        return joined(self._encoded([audio]), torch.empty(shape, device=self.device))
+
+    def encode_stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Audio in blocks `(B, t_i)` of any lengths to latents `(B, C, l_i)`, as they become known.
+
+        Concatenated they are `encode` of the concatenated audio, bit for bit. Memory does not depend on the
+        length. Latency: a latent frame is yielded once the audio has gone `window_frames` latent frames and
+        three spectrogram hops beyond its start, at the latest, or when the stream ends. Raises as `encode`
+        does, naming the block, and ValueError where the batch size changes and for a stream without blocks.
+        """
+        return self._encoded(one_batch(blocks, check_audio))
+
+    def decode(
+        self,
+        latents: Tensor,
+        length: int | None = None,
+        seed: int = 0,
+        steps: int = 1,
+        first_frame: int = 0,
+    ) -> Tensor:
+        """Latents `(B, C, L)` to audio `(B, length)`; all that they hold by default.
+
+        Deterministic given `seed`: the noise of a latent frame depends on the seed and the frame's index
+        alone, so items of one batch, and decodes that are compared, share it. `steps` > 1 refines the
+        first decode. Nothing is clamped or normalised.
+
+        `first_frame`: index of the first frame, where the latents are an excerpt. The audio then is that of
+        the whole from sample `first_frame * hop` on: bit for bit within the windows of the whole that the
+        excerpt holds (they start at multiples of `window_frames - 2 context_frames`), beyond the first and
+        last `context_frames` up to what the network sees of the signal farther off (benchmarks/windows.csv).
+
+        Raises ValueError for another shape, non-finite latents, a negative `first_frame`, or a length
+        outside 1..decoded_samples(L).
+        """
+        held = self.decoded_samples(self._check_latents(latents, "latents").shape[-1])
+        length = held if length is None else length
+        if not 1 <= length <= held:
+            raise ValueError(
+                f"length must lie in 1..{held}, what {latents.shape[-1]} latent frames hold, got {length}"
+            )
+        stream = self.decode_stream([latents], length, seed, steps, first_frame)
+        return joined(stream, torch.empty(latents.shape[0], length, device=self.device))
+
+    def decode_with_gradient(self, latents: Tensor, seed: int = 0) -> Tensor:
+        """As `decode`, of latents that fit one window, with a gradient to them: for losses on sound.
+
+        Raises as `decode`, and ValueError for more than `window_frames` latent frames.
+        """
+        n_frames = self._check_latents(latents, "latents").shape[-1]
+        if n_frames > self.config.window_frames:
+            raise ValueError(f"a gradient reaches {self.config.window_frames} latent frames, got {n_frames}")
+        z = latents.to(self.device, torch.float32) / self.config.latent_scale
+        audio = self.transform.inverse(self._frames_of(z, 0, seed, 1))
+        return audio[:, self._edge : self._edge + self.decoded_samples(n_frames)]
+
+    def decode_stream(
+        self,
+        latents: Iterable[Tensor],
+        length: int | None = None,
+        seed: int = 0,
+        steps: int = 1,
+        first_frame: int = 0,
+    ) -> Iterator[Tensor]:
+        """Latents in blocks `(B, C, l_i)` of any lengths to audio `(B, t_i)`, as it becomes known.
+
+        Concatenated it is `decode` of the concatenated latents, with the same arguments, bit for bit. Memory
+        does not depend on the length. Latency: the audio of a latent frame is yielded once `window_frames`
+        more have come, at the latest, or when the stream ends; after `length` samples no more are read.
+        Raises as `decode` does, naming the block; a stream shorter than `length` is refused at its end.
+        """
+        if length is not None and length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if first_frame < 0:
+            raise ValueError(f"first_frame must not be negative, got {first_frame}")
+        if steps < 1:
+            raise ValueError(f"decoding takes at least one step, got {steps}")
+        parts = self._decoded(one_batch(latents, self._check_latents), seed, steps, first_frame)
+        return cut(overlap_added(parts, self._overlap), self._edge, length)
+
+    @contextlib.contextmanager
+    def _precise(self) -> Iterator[None]:
+        """The precision of the network. Raises ValueError for an unknown one."""
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        half = torch.autocast(self.device.type, torch.bfloat16)
+        with half if self.precision == "bf16" else contextlib.nullcontext():
+            yield
+
+    def _encoded(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Checked audio `(B, t_i)` to latents `(B, C, l_i)`."""
+        size, context, hop = self.config.window_frames, self.config.context_frames, self.config.hop
+        pieces = (piece.to(self.device, torch.float32) for piece in in_pieces(blocks, size * hop))
+
+        def after(n_samples: int) -> int:
+            """Silence after the signal: the last latent frame takes a whole window of the transform."""
+            needed = (self.latent_frames(n_samples) - 1) * hop + self.config.transform.window
+            return max(self._edge, needed - n_samples - self._edge)
+
+        padded = between_silence(pieces, self._edge, after)
+        for _, data, keep in windowed(padded, size, context, hop=hop, overlap=self._overlap):
+            with torch.no_grad():
+                z = self._latents_of(data)[..., keep].float() * self.config.latent_scale
+            yield z
+
+    def _decoded(self, blocks: Iterable[Tensor], seed: int, steps: int, first_frame: int) -> Iterator[Tensor]:
+        """Checked latents `(B, C, l_i)` to audio that overlaps: `_overlap` samples with the part after it."""
+        size, context = self.config.window_frames, self.config.context_frames
+        factor = self.config.network.time_factor
+        for start, data, keep in windowed(in_pieces(blocks, size), size, context, first_frame):
+            with torch.no_grad():
+                z = data.to(self.device, torch.float32) / self.config.latent_scale
+                frames = self._frames_of(z, start, seed, steps)
+                audio = self.transform.inverse(frames[..., keep.start * factor : keep.stop * factor])
+            yield audio
+
+    def _check_latents(self, latents: Tensor, name: str) -> Tensor:
+        channels = self.config.network.latent_channels
+        if latents.dim() != 3 or latents.shape[1] != channels or 0 in latents.shape:
+            raise ValueError(f"{name} of {self.name} must be (B, {channels}, L), got {tuple(latents.shape)}")
+        if not torch.isfinite(latents).all():
+            item, channel, frame = (~torch.isfinite(latents)).nonzero()[0].tolist()
+            raise ValueError(f"{name} not finite, first at item {item}, channel {channel}, frame {frame}")
+        return latents
+
+    # -------- checkpoints
+
+    def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
+        """Write `model.safetensors`, `config.json` and a model card into `folder`; returns the folder.
+
+        The configuration also stands in the header of the weights file, which is what `load` reads: one file,
+        replaced atomically, so that a crash or a full disk leaves the previous checkpoint whole. Raises
+        OSError.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "name": self.name,
+            "autoencoder": dataclasses.asdict(self.config),
+            "metadata": self.metadata,
+        }
+        text = json.dumps(description, indent=2) + "\n"
+        tensors = {
+            key: value.to("cpu", dtype).contiguous() for key, value in self.network.state_dict().items()
+        }
+        weights = to_safetensors(tensors, metadata={"config": text})
+        with atomic_write(folder / WEIGHTS) as file:
+            file.write(weights)
+        for name, content in ((CONFIG, text), (CARD, self.card(hashlib.sha256(weights).hexdigest()))):
+            with atomic_write(folder / name) as file:
+                file.write(content.encode())
+        return folder
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, device: str = "auto", revision: str | None = None) -> Self:
+        """A checkpoint folder, or the id of a hub repository that `push_to_hub` made.
+
+        Raises FileNotFoundError where neither exists, ValueError (naming the file) for a damaged file, one of
+        another kind of model or format version, unknown configuration keys, and missing, extra or misshapen
+        tensors.
+        """
+        folder = Path(source)
+        if not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/")):
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+        path = folder / WEIGHTS
+        description, tensors = read_checkpoint(path, cls.kind)
+        config = from_dict(cls.config_class, description["autoencoder"], f"{path}: autoencoder")
+        model = cls(config, description["name"], description["metadata"])
+        load_strictly(model.network, tensors, str(path))
+        return model.eval().to(resolve_device(device))
+
+    def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
+        """Create or update a hub repository with the checkpoint and a model card; returns its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder, dtype)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"lincae: {self.name}")
+        return str(address)
+
+    def card(self, sha256: str) -> str:
+        """Model card in Markdown: what the checkpoint says of itself, and the hash of its weights file."""
+        n_parameters = sum(p.numel() for p in self.network.parameters())
+        rows = {
+            "sample rate": f"{self.sample_rate} Hz",
+            "latents": f"{self.config.network.latent_channels} channels at {self.latent_rate:.2f} Hz",
+            "compression": f"{self.compression:g}x",
+            "parameters": f"{n_parameters:,}",
+            HASH_ROW.format(WEIGHTS): sha256,
+            **{key: json.dumps(value) for key, value in self.metadata.items()},
+        }
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        usage = (
+            f'model = lincae.{type(self).__name__}.load("...")  # this folder, or the id of its repository'
+        )
+        return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\nimport lincae\n\n{usage}\n```\n"
 
 
 class Autoencoder(FramewiseAutoencoder):

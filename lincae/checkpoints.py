@@ -51,7 +51,7 @@ def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
             header = file.metadata() or {}
             if "config" not in header:
                 raise ValueError(
-                    f"{path} carries no lincae configuration in its header; lincae.pretrained reads others"
+                    f"{path} carries no lincae configuration in its header; lincae.load reads others"
                 )
             description = json.loads(header["config"])
             if description["format_version"] != FORMAT_VERSION:

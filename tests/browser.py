@@ -70,7 +70,9 @@ def served(notebook: Path, log: Path, *options: str) -> Iterator[str]:
     command = [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}"]
     command += options
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= dict.fromkeys(("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"), str(ROOT / "lincae" / "web"))
+    environment |= dict.fromkeys(
+        ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"), str(ROOT / "lincae" / "listening" / "web")
+    )
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lincae.audio import generator
-from lincae.baselines import StftAutoencoder
-from lincae.latent_files import describe
-from lincae.reencoder import ReEncoder, ReEncoderConfig
+from lincae.interop.references import StftAutoencoder
+from lincae.latents.files import describe
+from lincae.machine import generator
+from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
 RATE = 16000
 STEMS = ("drums", "bass", "other", "vocals")

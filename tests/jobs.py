@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from lincae.audio import generator
-from lincae.recipes import TrainingConfig, recipe
-from lincae.training import train
+from lincae.interop.recipes import objective_of, recipe
+from lincae.machine import generator
+from lincae.training.config import TrainingConfig
+from lincae.training.loop import train
 
 N_KILLS, N_KILLS_IN_WRITES = 20, 3
 
@@ -37,7 +38,7 @@ class Noise:
 def job(folder: Path, config: TrainingConfig, seen=lambda: None, **options) -> None:
     held_out = Noise().crops(range(4), config.crop_samples, 7)
     options |= {"device": "cpu", "progress": False, "name": "job"}
-    train(config, Noise(seen), folder, validation=held_out, **options)
+    train(objective_of(config), Noise(seen), folder, validation=held_out, **options)
 
 
 def fork(folder: Path, config: TrainingConfig, kill_after_s: float | None, from_start: bool = False) -> bool:

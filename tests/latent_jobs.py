@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from lincae import latent_files, latent_sets
-from lincae.latent_sets import encode_corpus
+from lincae.latents import files as latent_files
+from lincae.latents import sets as latent_sets
+from lincae.latents.sets import encode_corpus
 from tests.fakes import Streams
 
 N_KILLS = 15

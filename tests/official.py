@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lincae.autoencoder import Autoencoder
+from lincae.autoencoder import Autoencoder, AutoencoderConfig
+from lincae.interop.models import from_official
 from lincae.network import FREQUENCY
-from lincae.presets import AutoencoderConfig
-from lincae.pretrained import from_official
 
 pytest.importorskip("linear_cae", reason="needs pip install --no-deps linear-cae==0.1.4")
 import linear_cae

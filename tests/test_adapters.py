@@ -8,10 +8,11 @@ import torch
 from fakes import RATE, Linear, two_tracks
 from torch import nn
 
-from lincae.adapters import adapt, check_trainable
-from lincae.audio import AutoencoderLike, generator
-from lincae.protocols import EvaluationConfig
-from lincae.report import linearity_report
+from lincae.evaluation.protocols import EvaluationConfig
+from lincae.evaluation.report import linearity_report
+from lincae.interface import AutoencoderLike
+from lincae.interop.adapters import adapt, check_trainable
+from lincae.machine import generator
 
 HOP = 32
 

@@ -10,20 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lincae.audio import (
-    AudioFileError,
-    AutoencoderLike,
-    atomic_write,
-    audio_header,
-    check_audio,
-    generator,
-    overlap_add,
-    read_audio,
-    resample,
-    resolve_device,
-    window_starts,
-    write_audio,
-)
+from lincae.data.audio import AudioFileError, audio_header, read_audio, resample, write_audio
+from lincae.files import atomic_write
+from lincae.interface import AutoencoderLike, check_audio
+from lincae.machine import generator, resolve_device
+from lincae.streaming import overlap_add, window_starts
 
 RATE = 16000
 

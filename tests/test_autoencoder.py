@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lincae.audio import AutoencoderLike
-from lincae.autoencoder import Autoencoder
+from lincae.autoencoder import MODEL_PRESETS, TEST, Autoencoder
 from lincae.checkpoints import CARD, CONFIG, WEIGHTS
-from lincae.presets import MODEL_PRESETS, TEST
+from lincae.interface import AutoencoderLike
 
 
 def random_model(config=TEST, seed: int = 0) -> Autoencoder:
@@ -215,7 +214,7 @@ def test_full_disk_leaves_the_previous_checkpoint_whole(model, tmp_path, monkeyp
     def full_disk(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lincae.audio.os.fsync", full_disk)
+    monkeypatch.setattr("lincae.data.audio.os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         random_model(seed=1).save(tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == before

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lincae.audio import AutoencoderLike, generator
-from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy, load_baseline
+from lincae.interface import AutoencoderLike
+from lincae.interop.references import BASELINES, Oobleck, StftAutoencoder, TanhToy, load_baseline
+from lincae.machine import generator
 
 
 def noise(*shape, seed=0, rms=0.1):

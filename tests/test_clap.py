@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lincae.audio import generator, resample
-from lincae.clap import ClapEmbedder
+from lincae.data.audio import resample
+from lincae.evaluation.clap import ClapEmbedder
+from lincae.machine import generator
 from lincae.metrics import kad
 
 transformers = pytest.importorskip("transformers")
@@ -119,7 +120,7 @@ def test_file_of_laion(tower, audio, expected, tmp_path, wrapped):
 
 @pytest.mark.parametrize(("patch", "depths"), [(96, [2, 2, 6, 2]), (128, [2, 2, 12, 2])])
 def test_tiny_and_base_are_told_apart(tmp_path, patch, depths):
-    from lincae.clap import _laion_config
+    from lincae.evaluation.clap import _laion_config
 
     sizes = {
         "patch_embeds_hidden_size": patch,

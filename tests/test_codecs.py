@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lincae
-from lincae.audio import AutoencoderLike, generator
-from lincae.baselines import Oobleck
-from lincae.codecs import HUB, Codec, codec_kind, load_codec
-from lincae.pretrained import names
+from lincae.interface import AutoencoderLike
+from lincae.interop.codecs import HUB, Codec, codec_kind, load_codec
+from lincae.interop.models import names
+from lincae.interop.references import Oobleck
+from lincae.machine import generator
 
 transformers = pytest.importorskip("transformers")
 TINY_ENCODEC = {"hidden_size": 8, "num_filters": 4, "upsampling_ratios": [4, 2], "codebook_size": 16}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lincae.convnext import AdaptiveLayerNorm, ConvNeXtBlock, GlobalResponseNorm
+from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock, GlobalResponseNorm
 
 
 def test_grn_equals_its_definition():

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from lincae import corpora as module
-from lincae.audio import AudioFileError, audio_header
-from lincae.corpora import Corpora, file_index, weighted_folders
-from lincae.recipes import recipe
-from lincae.training import train
+from lincae.data import corpora as module
+from lincae.data.audio import AudioFileError, audio_header
+from lincae.data.corpora import Corpora, file_index, weighted_folders
+from lincae.interop.recipes import objective_of, recipe
+from lincae.training.loop import train
 
 RATE = 16000
 
@@ -321,15 +321,15 @@ def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
     (tmp_path / "corpus" / "0.wav").unlink()
     config = recipe("test", steps=20, batch_size=4)
     options = {"device": "cpu", "progress": False, "workers": 2}
-    train(config, corpora, tmp_path / "run", stop_at=10, **options)
+    train(objective_of(config), corpora, tmp_path / "run", stop_at=10, **options)
     assert f"1 files skipped, listed in {tmp_path}/run/skipped.csv: {tmp_path}/corpus/0.wav" in caplog.text
     caplog.clear()
-    train(config, Corpora({tmp_path / "corpus": 1}, RATE), tmp_path / "run", **options)
+    train(objective_of(config), Corpora({tmp_path / "corpus": 1}, RATE), tmp_path / "run", **options)
     assert "1 files skipped" in caplog.text
     for path in (tmp_path / "corpus").iterdir():
         path.unlink()
     with pytest.raises(AudioFileError, match="more than 1%"):
-        train(config, corpora, tmp_path / "failing", **options)
+        train(objective_of(config), corpora, tmp_path / "failing", **options)
 
 
 def many_long(folder):

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lincae import data
-from lincae.audio import generator
-from lincae.data import StemBank, training_data
-from lincae.shards import write_shards
-from lincae.tracks import tracks, write_synthetic
+from lincae.data import crops as data
+from lincae.data.crops import StemBank, training_data
+from lincae.data.shards import write_shards
+from lincae.data.tracks import tracks, write_synthetic
+from lincae.machine import generator
 
 RATE = 16000
 

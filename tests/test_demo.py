@@ -17,14 +17,14 @@ import torch
 from browser import DESKTOP, PHONE, Watched, browser
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
-from lincae.audio import generator
-from lincae.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
-from lincae.demo import Sound as DemoSound
-from lincae.latent_files import LatentFileError
-from lincae.latent_pairs import Source
-from lincae.loudness import rms_dbfs, true_peak_dbtp
+from lincae.data.tracks import Track
+from lincae.latents.files import LatentFileError
+from lincae.listening.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
+from lincae.listening.demo import Sound as DemoSound
+from lincae.listening.loudness import rms_dbfs, true_peak_dbtp
+from lincae.machine import generator
 from lincae.metrics import snr_db
-from lincae.tracks import Track
+from lincae.reencoder.pairs import Source
 
 SECONDS = 3.0
 

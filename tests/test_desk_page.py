@@ -11,11 +11,11 @@ import torch
 from browser import PHONE, ROOT, Watched, browser, served
 
 import lincae
-from lincae.loudness import loudness_lufs, rms_dbfs
+from lincae.data.tracks import tracks, write_synthetic
+from lincae.listening.loudness import loudness_lufs, rms_dbfs
+from lincae.listening.mixer import Mixer, Strip, stereo_modules
 from lincae.metrics import snr_db
-from lincae.mixing import Mixer, Strip, stereo_modules
-from lincae.reencoder import ReEncoder
-from lincae.tracks import tracks, write_synthetic
+from lincae.reencoder.module import ReEncoder
 
 SECONDS = 2.0
 STILL = 'document.querySelector(".lc-progress").style.visibility === "hidden"'

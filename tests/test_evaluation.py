@@ -8,9 +8,10 @@ import torch
 from fakes import RATE, STEMS, FakeTrack, Linear, two_tracks
 from pandas.testing import assert_frame_equal
 
-from lincae import evaluation, metrics
-from lincae.evaluation import COLUMNS, evaluate, kernel_distance, read_frame
-from lincae.protocols import PROTOCOLS, Chunk, EvaluationConfig
+from lincae import metrics
+from lincae.evaluation import evaluate as evaluation
+from lincae.evaluation.evaluate import COLUMNS, evaluate, kernel_distance, read_frame
+from lincae.evaluation.protocols import PROTOCOLS, Chunk, EvaluationConfig
 
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=1.0, gains=(0.5,))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lincae
-from lincae import latent_objectives as objectives
-from lincae.latent_objectives import LatentDiscriminator
+from lincae.reencoder import objective as objectives
+from lincae.reencoder.objective import LatentDiscriminator
 
 
 def test_equation_1():

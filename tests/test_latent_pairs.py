@@ -6,11 +6,11 @@ import logging
 import pytest
 import torch
 
-from lincae import latent_pairs
-from lincae.audio import write_audio
-from lincae.baselines import StftAutoencoder, TanhToy
-from lincae.latent_files import LatentFileError
-from lincae.latent_pairs import (
+from lincae.data.audio import write_audio
+from lincae.interop.references import StftAutoencoder, TanhToy
+from lincae.latents.files import LatentFileError
+from lincae.reencoder import pairs as latent_pairs
+from lincae.reencoder.pairs import (
     LatentPairs,
     Source,
     band_limited,
@@ -213,7 +213,7 @@ def test_unknown_names():
 
 def test_command_line(tmp_path, capsys, monkeypatch):
     write_audio(tmp_path / "in" / "a.wav", noise(2), RATE)
-    monkeypatch.setattr("lincae.pretrained.load", lambda name, device: model())
+    monkeypatch.setattr("lincae.interop.models.load", lambda name, device: model())
     latent_pairs.main(["stereo", str(tmp_path / "in"), str(tmp_path / "out"), "--model", "stft"])
     assert "1 pairs" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "pairs.json").read_bytes())["task"] == "stereo"

@@ -17,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 import lincae
-from lincae import latent_files, latent_sets
-from lincae.audio import generator, read_audio
-from lincae.baselines import StftAutoencoder, TanhToy
-from lincae.latent_files import KEY, LatentFileError, Shard, describe, fingerprint, in_parts, read_header
-from lincae.latent_sets import LatentDataset, encode_corpus, named_files, read_skipped
-from lincae.latents import main
+from lincae.commands.latents import main
+from lincae.data.audio import read_audio
+from lincae.interop.references import StftAutoencoder, TanhToy
+from lincae.latents import files as latent_files
+from lincae.latents import sets as latent_sets
+from lincae.latents.files import KEY, LatentFileError, Shard, describe, fingerprint, in_parts, read_header
+from lincae.latents.sets import LatentDataset, encode_corpus, named_files, read_skipped
+from lincae.machine import generator
 from tests.fakes import RATE, Linear, Streams
 
 ROOT = Path(__file__).parent.parent
@@ -165,7 +167,15 @@ def test_kills_lose_and_repeat_nothing(tmp_path):
 def test_processes_share_the_files(corpus, tmp_path):
     """Under torchrun; then one process finds nothing left to do, and less when there was more to do."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "lincae.latents", "encode", str(corpus), str(tmp_path / "out"), "--model", "stft"]
+    command += [
+        "-m",
+        "lincae.commands.latents",
+        "encode",
+        str(corpus),
+        str(tmp_path / "out"),
+        "--model",
+        "stft",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=120, env=environment, check=False

@@ -13,23 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lincae
-from lincae.audio import generator, read_audio
-from lincae.baselines import StftAutoencoder
-from lincae.latent_files import Shard, describe
-from lincae.latent_sets import LatentDataset
-from lincae.latents import (
+from lincae.commands.latents import main
+from lincae.data.audio import read_audio
+from lincae.interop.references import StftAutoencoder
+from lincae.latents.algebra import (
     automation,
     check_latents,
     fade,
     frame_of,
     gain,
     left_right,
-    main,
     mid_side,
     mix,
     pan,
 )
-from lincae.reencoder import ReEncoder, ReEncoderConfig
+from lincae.latents.files import Shard, describe
+from lincae.latents.sets import LatentDataset
+from lincae.machine import generator
+from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
 RATE, HOP = 16000, 128
 MODEL = StftAutoencoder(RATE, HOP)

@@ -12,11 +12,11 @@ import soundfile
 import torch
 from fakes import RATE, FakeTrack, Linear, NoisyDecoder, Placer
 
-from lincae import listening
-from lincae.listening import Desk
-from lincae.loudness import amplitude, loudness_lufs
-from lincae.mixing import Mixer, Strip
-from lincae.reencoder import ReEncoder
+from lincae.listening import desk as listening
+from lincae.listening.desk import Desk
+from lincae.listening.loudness import amplitude, loudness_lufs
+from lincae.listening.mixer import Mixer, Strip
+from lincae.reencoder.module import ReEncoder
 
 
 def desk(models=None, tracks=None, **kwargs) -> Desk:

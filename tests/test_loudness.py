@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from lincae.audio import generator
-from lincae.loudness import k_filters, loudness_lufs, rms_dbfs, true_peak_dbtp
+from lincae.listening.loudness import k_filters, loudness_lufs, rms_dbfs, true_peak_dbtp
+from lincae.machine import generator
 
 RATES = (16000, 44100, 48000)
 

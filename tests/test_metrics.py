@@ -12,7 +12,7 @@ from torchmetrics.functional.audio import (
     signal_noise_ratio,
 )
 
-from lincae.audio import generator
+from lincae.machine import generator
 from lincae.metrics import (
     N_MELS,
     SILENCE_DBFS,

@@ -5,12 +5,13 @@ import soundfile
 import torch
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
-from lincae import mixing
-from lincae.audio import AudioFileError, generator
-from lincae.latent_files import LatentFileError
-from lincae.mixing import Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
-from lincae.pretrained import BUNDLED
-from lincae.reencoder import ReEncoder, modules_in
+from lincae.data.audio import AudioFileError
+from lincae.interop.models import BUNDLED
+from lincae.latents.files import LatentFileError
+from lincae.listening import mixer as mixing
+from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
+from lincae.machine import generator
+from lincae.reencoder.module import ReEncoder, modules_in
 
 OFF = Strip(-math.inf)
 

@@ -5,10 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lincae.autoencoder import Autoencoder
-from lincae.layers import Upsample
-from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
-from lincae.presets import MODEL_PRESETS
+from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig, Upsample
 
 TEST = MODEL_PRESETS["test"]
 

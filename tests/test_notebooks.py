@@ -14,10 +14,10 @@ import torch
 from matplotlib.image import imread
 
 import lincae
-from lincae import tables
-from lincae.latent_files import describe
-from lincae.reencoder import ReEncoder, ReEncoderConfig
-from lincae.tracks import write_synthetic
+from lincae.data.tracks import write_synthetic
+from lincae.evaluation import tables
+from lincae.latents.files import describe
+from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lincae.optimisers import Muon, optimisers, orthogonalised
-from lincae.recipes import recipe
+from lincae.interop.recipes import recipe
+from lincae.training.optimisers import Muon, optimisers, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (12, 40), (40, 12)])

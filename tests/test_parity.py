@@ -11,13 +11,13 @@ import torch
 import yaml
 from official import arguments, decode, max_error, pair, randn, relative_error, training_step
 
+from lincae.autoencoder import PAPER, AutoencoderConfig
 from lincae.consistency import precondition
+from lincae.interop.models import key_map, load
+from lincae.interop.recipes import recipe
 from lincae.linearity import VARIANTS, augment
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
-from lincae.objective import Objective
-from lincae.presets import PAPER, AutoencoderConfig
-from lincae.pretrained import key_map, load
-from lincae.recipes import recipe
+from lincae.training.objective import Objective
 from lincae.transform import TransformConfig
 
 ODD_1 = AutoencoderConfig(

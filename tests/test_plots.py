@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lincae import plots
+from lincae.evaluation import plots
 
 
 @pytest.fixture(autouse=True)

@@ -10,16 +10,23 @@ import torch
 import yaml
 from official import arguments, build, randn
 
-from lincae import pretrained
-from lincae.autoencoder import Autoencoder
-from lincae.baselines import BASELINES, Oobleck, StftAutoencoder, TanhToy
-from lincae.bundle import bundle, main
+from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
 from lincae.checkpoints import check_hash
-from lincae.codecs import HUB
+from lincae.interop import models as pretrained
+from lincae.interop.codecs import HUB
+from lincae.interop.models import (
+    export_official,
+    key_map,
+    listed,
+    load,
+    names,
+    network_config,
+    official_files,
+)
+from lincae.interop.references import BASELINES, Oobleck, StftAutoencoder, TanhToy
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
-from lincae.presets import MODEL_PRESETS, AutoencoderConfig
-from lincae.pretrained import export_official, key_map, listed, load, names, network_config, official_files
 from lincae.transform import TransformConfig
+from tools.bundle import bundle, main
 
 CONFIG = AutoencoderConfig(
     transform=TransformConfig(hop=16),

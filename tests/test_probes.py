@@ -5,10 +5,10 @@ import pytest
 import torch
 from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, two_tracks
 
-from lincae.baselines import TanhToy
-from lincae.evaluation import evaluate
-from lincae.probes import SHIFTS, fit
-from lincae.protocols import PROTOCOLS, Chunk, EvaluationConfig
+from lincae.evaluation.evaluate import evaluate
+from lincae.evaluation.probes import SHIFTS, fit
+from lincae.evaluation.protocols import PROTOCOLS, Chunk, EvaluationConfig
+from lincae.interop.references import TanhToy
 
 CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=4.0)
 STEM = 0.3  # RMS of each of four stems of noise

@@ -7,9 +7,9 @@ import torch
 from fakes import RATE, STEMS, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, two_tracks
 
 from lincae import metrics
-from lincae.baselines import TanhToy
-from lincae.evaluation import evaluate
-from lincae.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, sums
+from lincae.evaluation.evaluate import evaluate
+from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, sums
+from lincae.interop.references import TanhToy
 
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=2.0, gains=(-3, -1, 0.5, 2.0))
 

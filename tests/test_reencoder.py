@@ -8,16 +8,18 @@ import shlex
 import pytest
 import torch
 
-from lincae import pretrained, reencoder, reencoder_training
-from lincae.baselines import StftAutoencoder, TanhToy
-from lincae.bundle import main as bundle_main
-from lincae.bundle import reencoder_card
-from lincae.latent_files import LatentFileError, Shard, describe
-from lincae.latent_sets import LatentDataset
-from lincae.latents import main
-from lincae.pretrained import BUNDLED
-from lincae.reencoder import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
-from lincae.reencoder_recipes import recipe
+from lincae.commands.latents import main
+from lincae.interop import models as pretrained
+from lincae.interop.models import BUNDLED
+from lincae.interop.references import StftAutoencoder, TanhToy
+from lincae.latents.files import LatentFileError, Shard, describe
+from lincae.latents.sets import LatentDataset
+from lincae.reencoder import module as reencoder
+from lincae.reencoder import training as reencoder_training
+from lincae.reencoder.config import recipe
+from lincae.reencoder.module import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
+from tools.bundle import main as bundle_main
+from tools.bundle import reencoder_card
 
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
 
@@ -242,7 +244,7 @@ def test_modules_in_a_folder(tmp_path):
 
 
 def test_command_line_takes_and_writes_latents(tmp_path):
-    """`python -m lincae.latents process`: mono to stereo by seed, or in the image of another file."""
+    """`process`: mono to stereo by seed, or in the image of another file."""
     model = StftAutoencoder(16000, hop=8)
     owner = describe(model)
     config = ReEncoderConfig("stereo", 34, hidden=34, blocks=1, condition=4, condition_blocks=1)
@@ -326,7 +328,7 @@ def test_a_bundled_module_is_the_one_of_its_card(tmp_path, monkeypatch):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     says = r"s-l1.safetensors has sha256 \w{64}, its card README.md states \w{64}: the file was changed .*"
-    with pytest.raises(ValueError, match=says + r"git checkout\), or `python -m lincae.bundle --reencoder "):
+    with pytest.raises(ValueError, match=says + r"git checkout\), or `python tools/bundle.py --reencoder "):
         ReEncoder.load(path, "cpu")
     with pytest.raises(ValueError, match=says):
         modules_in(folder, "bandwidth", "cpu")
@@ -356,7 +358,7 @@ def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch
     module = finished(**made)
     module.save(tmp_path / "module.safetensors")
     card = reencoder_card(tmp_path).read_text()
-    command = re.search(r"\| command \| `python -m lincae.reencoder_training (.*)` \|", card)[1]
+    command = re.search(r"\| command \| `python -m lincae.commands.reencoder (.*)` \|", card)[1]
     assert words.replace("FOLDER", str(tmp_path)) in command
     asked = {}
 

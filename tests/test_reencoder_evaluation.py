@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import lincae
-from lincae import reencoder_evaluation as evaluation
-from lincae.baselines import StftAutoencoder, TanhToy
-from lincae.latent_files import LatentFileError, describe
-from lincae.latent_pairs import Source, band_limited
-from lincae.reencoder import SIZES, ReEncoder, ReEncoderConfig
+from lincae.interop.references import StftAutoencoder, TanhToy
+from lincae.latents.files import LatentFileError, describe
+from lincae.reencoder import evaluation as evaluation
+from lincae.reencoder.module import SIZES, ReEncoder, ReEncoderConfig
+from lincae.reencoder.pairs import Source, band_limited
 from tests.fakes import Linear
 
 RATE = 16000

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import lincae
-from lincae import reencoder_training
-from lincae.baselines import TanhToy
-from lincae.latent_files import LatentFileError
-from lincae.latent_pairs import LatentPairs, Source, write_pairs
-from lincae.reencoder import ReEncoder
-from lincae.reencoder_recipes import learning_rate, recipe
-from lincae.reencoder_training import train
-from lincae.runs import NonFiniteError
+from lincae.interop.references import TanhToy
+from lincae.latents.files import LatentFileError
+from lincae.reencoder import training as reencoder_training
+from lincae.reencoder.config import learning_rate, recipe
+from lincae.reencoder.module import ReEncoder
+from lincae.reencoder.pairs import LatentPairs, Source, write_pairs
+from lincae.reencoder.training import train
+from lincae.training.runs import NonFiniteError
 
 RATE = 8000
 
@@ -289,7 +289,7 @@ def test_run_folder_of_another_configuration(pairs, tmp_path):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lincae.pretrained.load", lambda name, device: Levels())
+    monkeypatch.setattr("lincae.interop.models.load", lambda name, device: Levels())
     monkeypatch.setattr(reencoder_training, "sources_of", lambda task, data, split, n: voices(1))
     monkeypatch.setitem(reencoder_training.PRESETS, "test", small())
     arguments = ["bandwidth", "--preset", "test", "--size", "desk-m", "--model", "levels", "--device", "cpu"]

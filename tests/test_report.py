@@ -14,11 +14,10 @@ import pytest
 from fakes import RATE, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, two_tracks
 from matplotlib.image import imread
 
-from lincae import report as report_module
-from lincae.baselines import TanhToy
-from lincae.evaluation import evaluate
-from lincae.protocols import EvaluationConfig
-from lincae.report import (
+from lincae.evaluation import report as report_module
+from lincae.evaluation.evaluate import evaluate
+from lincae.evaluation.protocols import EvaluationConfig
+from lincae.evaluation.report import (
     CAP_DB,
     GOALS,
     PROPERTIES,
@@ -28,6 +27,7 @@ from lincae.report import (
     linearity_report,
     published_linearity,
 )
+from lincae.interop.references import TanhToy
 
 ROOT = Path(__file__).parent.parent
 CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=2.0, gains=(-1.0, 0.5, 3.0))

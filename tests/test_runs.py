@@ -15,14 +15,14 @@ import pytest
 import torch
 from jobs import N_KILLS, N_KILLS_IN_WRITES, Noise
 
-from lincae import objective
-from lincae.audio import generator
 from lincae.autoencoder import Autoencoder
+from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment
-from lincae.objective import Objective, learning_rate
-from lincae.recipes import recipe
-from lincae.runs import Log, OutOfMemoryError, launched, states
-from lincae.training import StepBatches, train
+from lincae.machine import generator
+from lincae.training import objective
+from lincae.training.loop import StepBatches, train
+from lincae.training.objective import Objective, learning_rate
+from lincae.training.runs import Log, OutOfMemoryError, launched, states
 
 JOBS = Path(__file__).parent / "jobs.py"
 SMALL = {"batch_size": 4, "steps": 12, "log_every": 2, "validate_every": 3, "checkpoint_every": 4}
@@ -32,7 +32,7 @@ def run(folder, config=None, data=None, **options):
     config = config or recipe("test", **SMALL)
     held_out = Noise().crops(range(4), config.crop_samples, 7)
     options = {"validation": held_out, "device": "cpu", "progress": False, "name": "job"} | options
-    return train(config, data or Noise(), folder, **options)
+    return train(objective_of(config), data or Noise(), folder, **options)
 
 
 def start(*arguments, torchrun=0, **options) -> subprocess.Popen:
@@ -135,7 +135,7 @@ def test_full_disk_leaves_the_states_before(tmp_path, monkeypatch, where):
         def full_disk(_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("lincae.audio.os.fsync", full_disk)
+        monkeypatch.setattr("lincae.data.audio.os.fsync", full_disk)
     try:
         with pytest.raises(OSError, match=r"File too large|No space left") as caught:
             run(tmp_path)

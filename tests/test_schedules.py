@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from lincae.consistency import step_size
+from lincae.interop.recipes import recipe
 from lincae.linearity import gain_range
-from lincae.objective import learning_rate, update_ema
-from lincae.recipes import PRESETS, TrainingConfig, recipe
+from lincae.training.config import PRESETS, TrainingConfig
+from lincae.training.objective import learning_rate, update_ema
 
 PAPER = TrainingConfig()
 

@@ -10,10 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from lincae import shards
-from lincae.audio import AudioFileError
-from lincae.corpora import Corpora
-from lincae.shards import BLOCK_S, Shards, main, write_shards
+from lincae.commands.shards import main
+from lincae.data import shards
+from lincae.data.audio import AudioFileError
+from lincae.data.corpora import Corpora
+from lincae.data.shards import BLOCK_S, Shards, write_shards
 
 RATE = 8000
 N_CROP = 1000

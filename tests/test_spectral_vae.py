@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lincae
-from lincae import pretrained
-from lincae.audio import AutoencoderLike
-from lincae.autoencoder import Autoencoder
+from lincae.autoencoder import MODEL_PRESETS, Autoencoder
 from lincae.checkpoints import WEIGHTS
-from lincae.presets import MODEL_PRESETS, VAE_MODEL_PRESETS, SpectralVaeConfig, VaeNetworkConfig
-from lincae.spectral_vae import LOG_VARIANCE_RANGE, SpectralVae, VaeEncoder, kl_divergence, sampled
+from lincae.interface import AutoencoderLike
+from lincae.interop import models as pretrained
 from lincae.transform import TransformConfig
+from lincae.vae.config import VAE_MODEL_PRESETS, SpectralVaeConfig, VaeNetworkConfig
+from lincae.vae.model import LOG_VARIANCE_RANGE, SpectralVae, VaeEncoder, kl_divergence, sampled
 
 TEST = VAE_MODEL_PRESETS["test"]
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lincae.stereo import filtered, room, upmix, widener
+from lincae.data.stereo import filtered, room, upmix, widener
 
 RATE = 8000
 

@@ -9,10 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_autoencoder import noise, random_model
 
-from lincae import windows
-from lincae.audio import check_audio, keep_freed_memory
-from lincae.presets import TEST
-from lincae.windows import SlidingNorm, Tape, sliding_group_norm, windowed
+from lincae import streaming as windows
+from lincae.autoencoder import TEST
+from lincae.interface import check_audio
+from lincae.machine import keep_freed_memory
+from lincae.streaming import SlidingNorm, Tape, sliding_group_norm, windowed
 
 # short windows: the same paths as long ones in a fraction of the time
 SHORT = dataclasses.replace(TEST, window_frames=24, context_frames=6, norm_frames=8)

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lincae import streams
-from lincae.audio import AudioFileError, generator, read_audio
-from lincae.streams import decode_blocks, encode_file, read_blocks, write_blocks
+from lincae.data import streams
+from lincae.data.audio import AudioFileError, read_audio
+from lincae.data.streams import decode_blocks, encode_file, read_blocks, write_blocks
+from lincae.machine import generator
 from tests.fakes import RATE, Linear, Streams
 
 
@@ -110,7 +111,7 @@ def test_long_files_are_rf64(tmp_path, monkeypatch):
 def test_a_full_disk_is_said(tmp_path):
     code = f"""
 import resource, signal, torch
-from lincae.streams import write_blocks
+from lincae.data.streams import write_blocks
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, {resource.RLIM_INFINITY}))
 try:

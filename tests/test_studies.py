@@ -2,11 +2,10 @@ import pytest
 import torch
 from fakes import RATE, Linear
 
-from lincae.audio import generator
-from lincae.autoencoder import Autoencoder
-from lincae.baselines import TanhToy
-from lincae.presets import MODEL_PRESETS
-from lincae.studies import Odd, Stepped, many_sources, phase_and_magnitude
+from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.evaluation.studies import Odd, Stepped, many_sources, phase_and_magnitude
+from lincae.interop.references import TanhToy
+from lincae.machine import generator
 
 
 def sounds(n: int = 9, seconds: float = 0.5) -> torch.Tensor:

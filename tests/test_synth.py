@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.signal import resample_poly
 
-from lincae.synth import STEMS, Note, _instrument, render_song
+from lincae.data.synth import STEMS, Note, _instrument, render_song
 
 RATE = 16_000
 SEEDS = range(10)

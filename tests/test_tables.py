@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, two_tracks
 
-from lincae import tables
-from lincae.baselines import TanhToy
-from lincae.evaluation import evaluate
-from lincae.protocols import EvaluationConfig
+from lincae.evaluation import tables
+from lincae.evaluation.evaluate import evaluate
+from lincae.evaluation.protocols import EvaluationConfig
+from lincae.interop.references import TanhToy
 
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=1.0, gains=(0.5,))
 PUBLISHED = pd.read_csv(Path(__file__).parent.parent / "data" / "paper_tables.csv")

@@ -62,7 +62,7 @@ def test_without_torchaudio_lincae_imports_and_says_so():
         "find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'torchaudio' else find(name, *rest)\n"
         "import lincae, sys\n"
-        "from lincae._torchaudio import ensure_torchaudio\n"
+        "from lincae.interop.torchaudio_stub import ensure_torchaudio\n"
         "assert ensure_torchaudio() is False and 'torchaudio._extension' not in sys.modules\n"
     )
     done = run(code)

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 import torch
 
-from lincae import tracks as room
-from lincae.audio import AudioFileError, resample
-from lincae.synth import STEMS, render_song
-from lincae.tracks import AUDIO_EXTENSIONS, song_seed, tracks, write_synthetic
+from lincae.data import tracks as room
+from lincae.data.audio import AudioFileError, resample
+from lincae.data.synth import STEMS, render_song
+from lincae.data.tracks import AUDIO_EXTENSIONS, song_seed, tracks, write_synthetic
 
 RATE = 16000
 SMALL = {"n_train": 2, "n_test": 1, "seconds": 2.0, "sample_rate": RATE, "seed": 3}
@@ -178,7 +178,7 @@ def test_clip_is_four_real_stems(clip):
 
 def test_clip_is_read_without_stempeg_and_ffmpeg():
     code = (
-        "from lincae.tracks import tracks; tracks('clip')[0].stems()\n"
+        "from lincae.data.tracks import tracks; tracks('clip')[0].stems()\n"
         "import sys; assert not {'stempeg', 'musdb', 'ffmpeg'} & set(sys.modules)"
     )
     environment = {**os.environ, "PATH": os.path.dirname(sys.executable)}

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from lincae.autoencoder import Autoencoder
-from lincae.data import StemBank
+from lincae.commands.train import main
+from lincae.data.crops import StemBank
+from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import VARIANTS
-from lincae.objective import validate
-from lincae.recipes import PRESETS, TrainingConfig, recipe
-from lincae.runs import states
-from lincae.training import NonFiniteError, main, train
+from lincae.training.config import PRESETS, TrainingConfig
+from lincae.training.loop import NonFiniteError, train
+from lincae.training.objective import validate
+from lincae.training.runs import states
 
 LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
 
@@ -41,7 +43,7 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 
 def run(config, bank, folder, **options):
-    return train(config, bank, folder, device="cpu", progress=False, **options)
+    return train(objective_of(config), bank, folder, device="cpu", progress=False, **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -130,7 +132,7 @@ def test_public_latents_have_unit_deviation(bank, tmp_path):
 
 
 def test_variants_see_the_same_waveforms(bank, tmp_path, monkeypatch):
-    from lincae import objective
+    from lincae.training import objective
 
     augment, seen = objective.augment, []
 
@@ -153,10 +155,12 @@ def test_variants_see_the_same_waveforms(bank, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_signals_write_a_checkpoint_first(tmp_path, number, status):
     code = (
-        "import torch; from lincae.recipes import recipe; from lincae.training import train\n"
+        "import torch; from lincae.interop.recipes import objective_of, recipe\n"
+        "from lincae.training.loop import train\n"
         "class Noise:\n    description = 'noise'; sample_rate = 16000\n"
         "    def crops(self, indices, n, seed): return torch.full((len(indices), n), 0.1)\n"
-        "train(recipe('test', steps=100000), Noise(), 'run', device='cpu', progress=False, workers=1)\n"
+        "objective = objective_of(recipe('test', steps=100000))\n"
+        "train(objective, Noise(), 'run', device='cpu', progress=False, workers=1)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -206,8 +210,8 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
-    hold = "import pathlib, sys, time; from lincae.runs import alone; file = alone(pathlib.Path(sys.argv[1]))"
-    hold += "; print('held', flush=True); time.sleep(60)"
+    hold = "import pathlib, sys, time; from lincae.training.runs import alone\n"
+    hold += "file = alone(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     config = recipe("test", steps=1)
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
@@ -279,7 +283,7 @@ def test_presets_and_variants_compose():
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
-    from lincae.audio import write_audio
+    from lincae.data.audio import write_audio
 
     corpus = tmp_path / "corpus"
     for i in range(3):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lincae.presets import PAPER
+from lincae.autoencoder import PAPER
 from lincae.transform import Transform, TransformConfig
 
 T = Transform(TransformConfig())

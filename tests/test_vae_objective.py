@@ -10,17 +10,20 @@ import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from jobs import Noise
 
-from lincae import vae_objective
-from lincae.audio import generator, write_audio
-from lincae.data import StemBank
-from lincae.discriminator import BANDS, MultiBandDiscriminator
+from lincae.commands.train import main
+from lincae.data.audio import write_audio
+from lincae.data.crops import StemBank
+from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment, implicit_conditioning
-from lincae.objective import validate
-from lincae.recipes import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig, recipe
-from lincae.runs import states
-from lincae.spectral_vae import SpectralVae, kl_divergence, sampled
-from lincae.training import NonFiniteError, main, train
-from lincae.vae_objective import ReconstructionLoss, VaeObjective
+from lincae.machine import generator
+from lincae.training.loop import NonFiniteError, train
+from lincae.training.objective import validate
+from lincae.training.runs import states
+from lincae.vae import objective as vae_objective
+from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig
+from lincae.vae.discriminator import BANDS, MultiBandDiscriminator
+from lincae.vae.model import SpectralVae, kl_divergence, sampled
+from lincae.vae.objective import ReconstructionLoss, VaeObjective
 
 SMALL = {"loss.discriminator_fft_sizes": (64, 128), "loss.discriminator_channels": 4}
 ADVERSARIAL = {"loss.adversarial": 0.5, "loss.feature_matching": 1.0, **SMALL}
@@ -36,7 +39,7 @@ def built(variant: str = "lin-vae", **changes) -> VaeObjective:
 
 
 def run(config, data, folder, **options):
-    return train(config, data, folder, device="cpu", progress=False, **options)
+    return train(objective_of(config), data, folder, device="cpu", progress=False, **options)
 
 
 def rows(path: Path) -> list[dict[str, float]]:

@@ -1,0 +1,1 @@
+"""The subcommands of `lincae`, one file a family."""

@@ -1,0 +1,1 @@
+"""Audio and music: files, streams, tracks with stems, synthetic songs, crops to train on."""

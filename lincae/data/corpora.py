@@ -1,0 +1,296 @@
+"""Weighted folders of audio files (paper 4.1): drawn by weight, their headers indexed once.
+
+Axis legend: `B` batch, `T` samples.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lincae.data.audio import AudioFileError, audio_header, read_audio
+from lincae.data.tracks import audio_files
+from lincae.files import atomic_write
+from lincae.machine import generator
+
+MIN_RMS = 1e-3  # quieter crops (-60 dBFS) are drawn again
+MAX_DRAWS = 200
+MAX_FAILED, FEW_DRAWS = 0.01, 1000  # the share that may fail; fewer draws are judged as if they were so many
+THREADS = 16  # that wait for the disk, which they do more than they compute
+
+log = logging.getLogger(__name__)
+
+
+class WeightedFiles:
+    """A folder by weight, then one of its files, then a stretch of it: what `Corpora` and `Shards` share.
+
+    Files shorter than the crops asked for are left out. A file that fails, and a crop quieter than `min_rms`,
+    is drawn again within its folder, so that weights hold. Files that failed are logged once and kept, with
+    the reason, in `skipped`. Item i is a pure function of (seed, i) as long as the same files can be read.
+
+    Subclasses say how to read a file, by the number of its folder and its own: `_read` and `_name`.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, float],
+        headers: Sequence[np.ndarray],
+        sample_rate: int,
+        min_rms: float,
+        skipped: Mapping[str, str],
+    ):
+        """`folders`: name -> weight; `headers`: of each folder, rate and frames (2, n_files) of its files."""
+        self.sample_rate, self.min_rms = sample_rate, min_rms
+        self._folders, self._headers = list(folders), headers
+        self._weights = torch.tensor(list(folders.values()), dtype=torch.float64)
+        counts = [
+            f"{Path(folder).name}={weight:g} ({header.shape[1]} files)"
+            for (folder, weight), header in zip(folders.items(), headers, strict=True)
+        ]
+        self.description = ", ".join(counts)
+        self._long_enough: dict[int, list[np.ndarray]] = {}
+        self._skipped, self._skip_list = dict(skipped), None
+        self._n_draws = self._n_failed = 0
+
+    def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
+        """Items `indices` (B, T) float32.
+
+        Raises ValueError naming a folder without a file that is long enough, or where no draw gave a crop;
+        AudioFileError when more than 1 % of the draws of this process failed.
+        """
+        if n_samples not in self._long_enough:
+            self._long_enough[n_samples] = [self._files_of(k, n_samples) for k in range(len(self._folders))]
+        self._n_draws += len(indices)
+        with ThreadPoolExecutor(min(THREADS, len(indices))) as pool:
+            return torch.stack(list(pool.map(lambda i: self._draw(generator(seed, i), n_samples), indices)))
+
+    def _files_of(self, folder: int, n_samples: int) -> np.ndarray:
+        """Numbers of the files of a folder that hold a crop."""
+        rates, frames = self._headers[folder]
+        numbers = np.flatnonzero(frames >= self._frames_of(n_samples, rates))
+        wanted, name = f"{n_samples} samples at {self.sample_rate} Hz", self._folders[folder]
+        if len(numbers) == 0 and self._weights[folder] > 0:
+            longest_s = (frames / rates).max(initial=0)
+            raise ValueError(f"{name}: no file has {wanted}, the longest lasts {longest_s:.3f} s")
+        if len(numbers) < len(frames):
+            log.info("%s: %d of %d files have %s", name, len(numbers), len(frames), wanted)
+        return numbers
+
+    def _frames_of(self, n_samples: int, rates: np.ndarray | int) -> np.ndarray | int:
+        return -(-n_samples * rates // self.sample_rate)
+
+    def _draw(self, rng: torch.Generator, n_samples: int) -> Tensor:
+        folder = int(torch.multinomial(self._weights, 1, generator=rng))
+        files = self._long_enough[n_samples][folder]
+        for _ in range(MAX_DRAWS):
+            u_file, u_start = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
+            number = int(files[int(u_file * len(files))])
+            rate, n_frames = self._headers[folder][:, number].tolist()
+            start = int(u_start * (n_frames - self._frames_of(n_samples, rate) + 1))
+            try:
+                crop = self._read(folder, number, start, n_samples)
+            # ValueError: an AudioFileError, or a start beyond the end of a file that has become shorter
+            except (OSError, ValueError) as error:
+                self._skip(self._name(folder, number), str(error))
+                continue
+            if rms(crop.numpy()) >= self.min_rms:
+                return crop
+        reason = f"{MAX_DRAWS} draws gave no {n_samples} samples of RMS >= {self.min_rms:g}"
+        raise ValueError(f"{self._folders[folder]}: {reason}; {self.skip_report()}")
+
+    def _read(self, folder: int, number: int, start: int, n_samples: int) -> Tensor:
+        """Crop (T,) from frame `start` of a file on. Raises OSError or ValueError."""
+        raise NotImplementedError
+
+    def _name(self, folder: int, number: int) -> str:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ files that failed
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Name -> reason of all files that failed; with `share_skipped`, in any process of the run."""
+        return {**_read_rows(self._skip_list), **self._skipped}
+
+    def share_skipped(self, path: str | Path) -> None:
+        """From now on keep what is skipped in a CSV (file, reason). To be called before data workers start:
+        each of them, and the run when it is resumed, adds rows to the one file."""
+        self._skip_list, known = Path(path), _read_rows(path)
+        with contextlib.suppress(FileExistsError), self._skip_list.open("x") as file:
+            file.write("file,reason\n")
+        for name, reason in self._skipped.items():
+            if name not in known:
+                self._add_row(name, reason)
+
+    def skip_report(self) -> str:
+        """One line: how many files were skipped, the first with their reasons, where to find the rest."""
+        reasons = list(self.skipped.values())
+        where = f", listed in {self._skip_list}" if self._skip_list else ""
+        shown = [*reasons[:5], *(["..."] if len(reasons) > 5 else [])]
+        return f"{len(reasons)} files skipped{where}" + (": " + "; ".join(shown) if shown else "")
+
+    def _skip(self, name: str, reason: str) -> None:
+        if self._skipped.setdefault(name, reason) is reason:
+            log.warning("skipped: %s", reason)
+            if self._skip_list:
+                self._add_row(name, reason)
+        self._n_failed += 1
+        if self._n_failed > MAX_FAILED * max(self._n_draws, FEW_DRAWS):
+            limit = f"{MAX_FAILED:.0%} of {max(self._n_draws, FEW_DRAWS)}"
+            fix = "repair or remove the files, then resume"
+            message = f"{self._n_failed} of {self._n_draws} draws failed, more than {limit}: {fix}"
+            raise AudioFileError(f"{message}; {self.skip_report()}")
+
+    def _add_row(self, name: str, reason: str) -> None:
+        # one short write at the end: rows of several processes do not mix
+        with self._skip_list.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerow((name, reason))
+
+
+def _read_rows(path: str | Path | None) -> dict[str, str]:
+    if path is None or not Path(path).exists():
+        return {}
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        # a crash may have cut a row short
+        return {row["file"]: row["reason"] for row in csv.DictReader(file) if None not in row.values()}
+
+
+class Corpora(WeightedFiles):
+    """Weighted folders of audio files in any format that libsndfile reads, as mono at one rate.
+
+    Reads seek instead of decoding whole files. Files whose header cannot be read are left out and listed in
+    `skipped` from the start.
+    """
+
+    # Files are opened for each crop: an open handle would halve the time (MP3: a third of it) only where the
+    # same file is drawn again soon, and corpora have many more files than a process may hold open.
+
+    def __init__(self, folders: Mapping[str | Path, float], sample_rate: int, min_rms: float = MIN_RMS):
+        """`folders`: folder -> weight, searched recursively (`tracks.audio_files`).
+
+        Raises ValueError for weights that are negative or sum to zero, FileNotFoundError for a folder that is
+        missing or without audio, AudioFileError for one without a readable file.
+        """
+        weights = {str(folder): weight for folder, weight in folders.items()}
+        if not all(0 <= weight < math.inf for weight in weights.values()) or sum(weights.values()) <= 0:
+            raise ValueError(f"weights must be >= 0 with a positive sum, got {weights}")
+        headers, skipped, self._files = [], {}, []
+        for folder in weights:
+            index, unreadable = file_index(Path(folder))
+            if not index:
+                reason = next(iter(unreadable.values()))
+                raise AudioFileError(f"{folder}: none of its {len(unreadable)} files can be read: {reason}")
+            if unreadable:
+                log.warning("%s: skipped %d files that cannot be read", folder, len(unreadable))
+            headers.append(np.array(list(index.values())).T)
+            skipped |= {os.path.join(folder, name): reason for name, reason in unreadable.items()}
+            # an array of bytes, which data workers share; a list would be copied into each of them as its
+            # reference counts change
+            self._files.append(np.array([os.fsencode(name) for name in index]))
+        super().__init__(weights, headers, sample_rate, min_rms, skipped)
+
+    def weights(self) -> dict[str, float]:
+        return dict(zip(self._folders, self._weights.tolist(), strict=True))
+
+    def files(self) -> list[tuple[int, str, int, int]]:
+        """Number of the folder, path, sample rate and frames of every readable file."""
+        return [
+            (folder, self._name(folder, number), *header)
+            for folder, headers in enumerate(self._headers)
+            for number, header in enumerate(headers.T.tolist())
+        ]
+
+    def _read(self, folder: int, number: int, start: int, n_samples: int) -> Tensor:
+        rate = int(self._headers[folder][0, number])
+        path, seconds = self._name(folder, number), self._frames_of(n_samples, rate) / rate
+        crop, _ = read_audio(path, self.sample_rate, start / rate, seconds, channels="mean")
+        if len(crop) < n_samples:
+            raise AudioFileError(f"{path}: has become shorter since it was indexed")
+        return crop[:n_samples]
+
+    def _name(self, folder: int, number: int) -> str:
+        return os.path.join(self._folders[folder], os.fsdecode(self._files[folder][number]))
+
+
+def file_index(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Sample rate and frames of the audio files in a folder, by relative name; reasons of unreadable ones.
+
+    Headers are read once, and again where size or time of modification have changed.
+    Raises FileNotFoundError as `audio_files`.
+    """
+    # In the user's cache: corpora are often read-only, or shared by users who should not write into them.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lincae" / "corpora"
+    cache /= hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:20] + ".json"
+    known = _load(cache)
+    names = [path.relative_to(folder).as_posix() for path in audio_files(folder)]
+
+    def entries(names: Sequence[str]) -> list[list[int] | str]:
+        found = []
+        for name in names:
+            try:
+                stat = (folder / name).stat()
+                stamp = [stat.st_size, stat.st_mtime_ns]
+                fresh = known.get(name, [])[:2] == stamp
+                found.append(known[name] if fresh else [*stamp, *audio_header(folder / name)])
+            except (AudioFileError, OSError) as error:
+                found.append(str(error))
+        return found
+
+    chunks = [names[k : k + 100] for k in range(0, len(names), 100)]
+    index, unreadable = {}, {}
+    bar = tqdm(desc=f"headers of {folder.name}", total=len(names), unit="file", delay=1)
+    with ThreadPoolExecutor(THREADS) as pool, bar:
+        for chunk, found in zip(chunks, pool.map(entries, chunks), strict=True):
+            for name, entry in zip(chunk, found, strict=True):
+                (unreadable if isinstance(entry, str) else index)[name] = entry
+            bar.update(len(chunk))
+    if index != known:
+        _save(cache, index)
+    return {name: (rate, frames) for name, (_, _, rate, frames) in index.items()}, unreadable
+
+
+def _load(cache: Path) -> dict[str, list[int]]:
+    """Name -> [size, time of modification in ns, sample rate, frames]."""
+    try:
+        return json.loads(cache.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, headers are indexed again: %s", cache, error)
+        return {}
+
+
+def _save(cache: Path, index: Mapping[str, list[int]]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(cache) as file:
+            file.write(json.dumps(index).encode())
+    except OSError as error:
+        log.warning("headers will be indexed again next time: %s", error)
+
+
+def weighted_folders(names: Sequence[str]) -> dict[str, float]:
+    """["a=60", "b=0.5"] -> {"a": 60, "b": 0.5}. ValueError for another form or a folder named twice."""
+    pairs = [re.fullmatch(r"(.+)=(\d+(?:\.\d*)?)", name) for name in names]
+    if not names or None in pairs:
+        raise ValueError(f"corpora are FOLDER=WEIGHT once or more often, got {list(names)}")
+    folders = {pair[1]: float(pair[2]) for pair in pairs}
+    if len({Path(folder).resolve() for folder in folders}) < len(names):
+        raise ValueError(f"a folder is named twice in {list(names)}")
+    return folders
+
+
+def rms(crop: np.ndarray) -> float:
+    return math.sqrt(np.dot(crop, crop) / len(crop))

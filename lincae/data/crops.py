@@ -1,0 +1,85 @@
+"""The crops that training sees: stems in memory, weighted folders of audio files, or shards of them.
+
+Item i is a pure function of (seed, i), so that neither resuming nor several processes need loader state.
+Axis legend: `B` batch, `S` source (stem), `T` samples.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lincae.data.corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folders
+from lincae.data.shards import Shards
+from lincae.data.synth import render_song
+from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, parallel, song_seed
+from lincae.machine import generator
+
+
+class StemBank:
+    """Stems of songs in memory. An item is a random stretch of a random song: a stem, or the mixture."""
+
+    def __init__(self, stems: Iterable[Tensor], sample_rate: int, description: str, solo_share: float = 0.5):
+        """`stems`: (S, T) for each song; `solo_share`: the probability that an item is a single stem."""
+        self.stems = [song.to("cpu", torch.float32) for song in stems]
+        self.sample_rate, self.description, self.solo_share = sample_rate, description, solo_share
+        if not self.stems or any(song.ndim != 2 or song.numel() == 0 for song in self.stems):
+            raise ValueError(f"stems must be (S, T), one or more, got {[tuple(s.shape) for s in self.stems]}")
+        if not 0 <= solo_share <= 1:
+            raise ValueError(f"solo_share must be in [0, 1], got {solo_share}")
+
+    @classmethod
+    def from_tracks(cls, tracks: Sequence[Track], sample_rate: int, solo_share: float = 0.5) -> "StemBank":
+        """All of some tracks. Raises AudioFileError naming a file that cannot be read."""
+        description = f"{len(tracks)} tracks of {', '.join(sorted({track.dataset for track in tracks}))}"
+        return cls([track.stems(sample_rate) for track in tracks], sample_rate, description, solo_share)
+
+    @classmethod
+    def from_synth(
+        cls, n_songs: int, seconds: float, sample_rate: int, seed: int = 0, split: str = "train"
+    ) -> "StemBank":
+        """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory."""
+        if split not in SPLITS["synthetic"]:
+            raise ValueError(f"dataset 'synthetic' has no split {split!r}: use one of {SPLITS['synthetic']}")
+        jobs = [(song_seed(split, index, seed), seconds, sample_rate) for index in range(n_songs)]
+        stems = [torch.from_numpy(song) for song in parallel(render_song, jobs)]
+        return cls(stems, sample_rate, f"{n_songs} synthetic {split} songs of {seconds:g} s, seed {seed}")
+
+    def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
+        """Items `indices` (B, T) float32. ValueError naming a song that is too short or silent."""
+        return torch.from_numpy(np.stack([self._draw(generator(seed, i), n_samples) for i in indices]))
+
+    def _draw(self, rng: torch.Generator, n_samples: int) -> np.ndarray:
+        for _ in range(MAX_DRAWS):
+            u_song, u_start, u_solo, u_stem = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
+            number = int(u_song * len(self.stems))
+            # numpy: torch would wake its thread pool for each of these small operations
+            song = self.stems[number].numpy()
+            if song.shape[1] < n_samples:
+                raise ValueError(f"song {number} of {self.description} is shorter than {n_samples} samples")
+            start = int(u_start * (song.shape[1] - n_samples + 1))
+            part = song[:, start : start + n_samples]
+            crop = part[int(u_stem * len(song))] if u_solo < self.solo_share else part.sum(0)
+            if rms(crop) >= MIN_RMS:
+                return crop
+        raise ValueError(f"song {number} of {self.description} is silent, as all {MAX_DRAWS} crops drawn")
+
+
+def training_data(
+    spec: str | Sequence[str], sample_rate: int, split: str = "train"
+) -> StemBank | Corpora | Shards:
+    """What a command line names: "synthetic"; FOLDER=WEIGHT once or more often; or shards:FOLDER, a folder or
+    address that `python -m lincae.commands.shards` wrote. Else ValueError."""
+    names = [spec] if isinstance(spec, str) else list(spec)
+    if names == ["synthetic"]:
+        return StemBank.from_synth(N_SONGS.get(split, 0), SONG_S, sample_rate, split=split)
+    if split != "train":
+        raise ValueError(f"only 'synthetic' has other splits than 'train'; got {names}, split {split!r}")
+    if len(names) == 1 and names[0].startswith("shards:"):
+        return Shards(names[0].removeprefix("shards:"), sample_rate)
+    try:
+        folders = weighted_folders(names)
+    except ValueError as error:
+        raise ValueError(f"training data is 'synthetic', shards:FOLDER or corpora; {error}") from error
+    return Corpora(folders, sample_rate)

@@ -1,0 +1,1 @@
+"""Evaluation: protocols, probes, tables, figures and the linearity report."""

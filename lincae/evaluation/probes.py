@@ -1,0 +1,173 @@
+"""What a linearity report asks beyond the paper's protocols: time shifts, and the best linear map.
+
+Both are protocols as those of `protocols.py`, on the loudest window of a chunk, with `rel_l2` as their
+metric (an error e is -20 log10(e) dB).
+
+Axis legend: `T` samples, `W` windows of a chunk, `K` sounds that are mixed, `M` mixtures, `C` latent
+channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lincae.evaluation.protocols import MIXTURE, Chunk
+from lincae.machine import generator
+
+SHIFTS = (0.25, 0.5, 1.0, 4.0)
+"""Of the time-shift protocol, in latent frames."""
+FILTER_S, BLOCK_S = 0.064, 1.0
+"""Of the best linear filter: the window of its spectrogram, and the stretches that are fitted and tested."""
+N_WINDOWS = 4  # that are mixed where a track has no stems
+
+
+def equivariance(chunk: Chunk) -> Iterator[dict]:
+    """Enc and Dec(Enc) of a sound that begins d later, against the shifted Enc and Dec(Enc) of the sound.
+
+    Shifts are crops of one window, so that nothing but the place of the cut changes; an eighth of the window
+    is left out at both sides, where the cut is heard. `condition` is the shift in latent frames ("0.5
+    frames"). Latents can shift by whole frames alone; decoded sound by any d. Raises as `Chunk`.
+    """
+    model, hop = chunk.model, chunk.model.sample_rate / chunk.model.latent_rate
+    audio, number = _loudest(chunk)
+    length = chunk.window - round(SHIFTS[-1] * hop)
+    margin = chunk.window // 8
+    edge = math.ceil(margin / hop)
+    if length - round(SHIFTS[-1] * hop) - 2 * margin < hop:
+        for protocol in ("encoder_equivariance", "decoder_equivariance"):
+            yield _row(chunk, protocol, "linearity", (audio, audio), "", status="window too short")
+        return
+
+    def cropped(shift: float) -> tuple[Tensor, Tensor, int]:
+        d = round(shift * hop)
+        z = model.encode(audio[None, d : d + length])
+        return z, _decode(chunk, z, length), d
+
+    z0, own, _ = cropped(0)
+    wrong = chunk.swapped(MIXTURE)[number : number + 1, :, : z0.shape[-1]]
+    foreign = _decode(chunk, wrong, length)
+    for shift in SHIFTS:
+        z, decoded, d = cropped(shift)
+        condition, frames = f"{shift:g} frames", z0.shape[-1] - round(shift)
+        if shift == round(shift):
+            for comparison, latents in {"linearity": z0, "swap": wrong}.items():
+                later = latents[..., round(shift) + edge : latents.shape[-1] - edge]
+                pair = z[..., edge : edge + later.shape[-1]], later
+                if frames > 2 * edge:
+                    yield _row(chunk, "encoder_equivariance", comparison, pair, condition)
+        for comparison, sound in {"linearity": own, "swap": foreign}.items():
+            pair = decoded[:, margin : length - d - margin], sound[:, margin + d : length - margin]
+            yield _row(chunk, "decoder_equivariance", comparison, pair, condition)
+    again = _decode(chunk, z0, length, reseeded=True)
+    pair = again[:, margin : length - margin], own[:, margin : length - margin]
+    yield _row(chunk, "decoder_equivariance", "floor", pair, "0 frames")
+
+
+def fit(chunk: Chunk) -> Iterator[dict]:
+    """How much of Dec(Enc) a linear map explains: `value` is that share of its output's energy, 1 - rel_l2^2.
+
+    Condition "any map": K sounds (the stems; without stems, the loudest windows of the mixture) are mixed
+    with 4 K random signed weights. On such mixtures every linear map is a matrix from K weights to T samples,
+    whatever its filters, strides or changes over time. It is fitted by least squares on half of the mixtures
+    and tested on the other half, in both directions. Exactly 1 where Dec(Enc) is linear; 0 where the output
+    has nothing to do with the weights, so also for a decoder that ignores its latent. The weights of a half
+    have orthogonal columns, so that fitting adds no more than half of the unexplained energy to it.
+
+    Condition "one filter": the best linear filter from the mixture to its decode, one complex number for each
+    frequency, fitted on every other second and tested on the rest, in both directions. The share is the part
+    of the output that is coherent with the input: smaller than that of "any map" where aliasing, shifts in
+    time or new sounds replace what was there.
+    """
+    parts = _parts(chunk)
+    rng = generator(chunk.config.seed, zlib.crc32(chunk.track.name.encode()), chunk.start)
+    halves = []
+    for _ in range(2):
+        n = 2 * len(parts)
+        weights = torch.linalg.qr(torch.randn(n, len(parts), generator=rng))[0] * n**0.5
+        mixed = (weights.to(parts) @ parts).split(chunk.config.batch_size)
+        decoded = [_decode(chunk, chunk.model.encode(audio), chunk.window) for audio in mixed]
+        halves.append((weights.double(), torch.cat(decoded).double().cpu()))
+    yield _explained(chunk, "any map", *_crossed(halves, lambda w, y: torch.linalg.pinv(w) @ y))
+    (x, y), frames = _spectra(chunk), round(BLOCK_S / (FILTER_S / 4))
+    odd = (torch.arange(x.shape[-1]) // frames) % 2 == 1
+    if odd.any():
+        halves = [(x[:, part].T, y[:, part].T) for part in (~odd, odd)]
+        prediction, reference = _crossed(halves, _filter, lambda x, h: x * h)
+        pair = torch.view_as_real(prediction), torch.view_as_real(reference)
+        yield _explained(chunk, "one filter", *pair)
+
+
+PROBES: dict[str, Callable[[Chunk], Iterator[dict]]] = {
+    probe.__name__: probe for probe in (equivariance, fit)
+}
+
+
+def _crossed(
+    halves: Sequence[tuple[Tensor, Tensor]], fitted: Callable, applied: Callable = torch.matmul
+) -> tuple[Tensor, Tensor]:
+    """Outputs that a map fitted on the other half predicts, and the outputs."""
+    (x, y), (x_other, y_other) = halves
+    prediction = applied(x, fitted(x_other, y_other)), applied(x_other, fitted(x, y))
+    return torch.cat(prediction), torch.cat((y, y_other))
+
+
+def _filter(x: Tensor, y: Tensor) -> Tensor:
+    """Least squares h (F,) of y = h x for spectra (N, F); 0 where there is no input."""
+    power = x.abs().square().sum(0)
+    return (x.conj() * y).sum(0) / power.clamp(min=torch.finfo(power.dtype).tiny)
+
+
+def _spectra(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    """Spectra (F, N) of the mixture and of its decode, in float64."""
+    n_fft = 4 * round(FILTER_S / 4 * chunk.model.sample_rate)
+    audio = torch.stack([s.cpu().double() for s in (chunk.signal(MIXTURE), chunk.decoded(MIXTURE))])
+    audio = pad(audio, (0, max(0, n_fft - audio.shape[-1])))
+    window = torch.hann_window(n_fft, dtype=audio.dtype)
+    x, y = torch.stft(audio, n_fft, n_fft // 4, window=window, center=False, return_complex=True)
+    return x, y
+
+
+def _windows(chunk: Chunk, name: str) -> Tensor:
+    """Windows (W, T) of a signal; silence follows a signal that is shorter than one."""
+    audio = pad(chunk.signal(name), (0, max(0, chunk.window - chunk.n_samples)))
+    return torch.stack([audio[start : start + chunk.window] for start in chunk.starts])
+
+
+def _loudest(chunk: Chunk) -> tuple[Tensor, int]:
+    """The window (T,) of the mixture that has the most energy, and its number."""
+    windows = _windows(chunk, MIXTURE)
+    number = int(windows.square().sum(1).argmax())
+    return windows[number], number
+
+
+def _parts(chunk: Chunk) -> Tensor:
+    """Sounds (K, T) to mix: the stems in the loudest window, or the loudest windows of the mixture."""
+    if len(chunk.names) > 1:
+        _, number = _loudest(chunk)
+        return torch.stack([_windows(chunk, name)[number] for name in chunk.names])
+    windows = _windows(chunk, MIXTURE)
+    return windows[windows.square().sum(1).argsort(descending=True)[:N_WINDOWS]]
+
+
+def _decode(chunk: Chunk, z: Tensor, length: int, reseeded: bool = False) -> Tensor:
+    audio = chunk.model.decode(z, length=length, seed=chunk.config.seed + reseeded)
+    if audio.shape != (len(z), length):
+        asked = f"length={length} of {len(z)} latents"
+        raise ValueError(f"{chunk.model.name}: decode returned {tuple(audio.shape)} for {asked}")
+    return audio
+
+
+def _row(chunk: Chunk, protocol: str, comparison: str, pair: tuple[Tensor, Tensor], condition: str, **labels):
+    """A row with `rel_l2` of tensors of one shape."""
+    pair = pair[0][None], pair[1][None]  # never a mere (T,): spectral metrics would say nothing here
+    row = chunk.row(protocol, comparison, MIXTURE, pair, condition=condition)
+    return row if "status" not in labels else {k: v for k, v in row.items() if k != "rel_l2"} | labels
+
+
+def _explained(chunk: Chunk, condition: str, prediction: Tensor, reference: Tensor) -> dict:
+    row = _row(chunk, "linear_fit", "linearity", (prediction, reference), condition)
+    return row | ({"value": 1 - row["rel_l2"] ** 2} if "rel_l2" in row else {})

@@ -1,0 +1,327 @@
+"""The paper's protocols (sections 4.2 to 4.5) on one chunk of a track, for any `AutoencoderLike`.
+
+Windows of the chunk go through encoder and decoder one by one and are overlap-added; metrics are taken of the
+whole chunk. Every signal is encoded once, and its latents serve all protocols. Every linearity number comes
+with its controls, the column `comparison`:
+
+- "linearity": the latent operation against the same operation on decoded sound (the paper's number)
+- "truth": the latent operation against the same operation on the true waveforms
+- "codec": plain reconstruction, Dec(Enc(x)) against x
+- "floor": one latent decoded with two noises; no operation can agree better
+- "swap": the latent operation against the decode of another track's latent: a decoder that ignores its latent
+  scores there as well as anywhere
+- "input": in separation, the decoded mixture in place of the estimate
+
+Axis legend: `S` source (stem), `T` samples, `W` windows of a chunk, `C` latent channels, `L` latent frames.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lincae import metrics
+from lincae.interface import AutoencoderLike
+from lincae.machine import generator
+from lincae.streaming import overlap_add, window_starts
+
+MIXTURE = "mixture"
+NOISES = ("common", "independent")
+
+
+class Stems(Protocol):
+    """What is asked of a track; `lincae.data.tracks.Track` is one."""
+
+    name: str
+    dataset: str
+    stem_names: tuple[str, ...]
+    sample_rate: int
+    duration_s: float
+
+    def stems(self, sample_rate: int, start_s: float, seconds: float) -> Tensor:
+        """Stems (S, T), mono."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What the paper gives (section 4.2: windows of 2 s, overlap 0.5 s), and choices that it leaves open.
+
+    - `chunk_s`: what a metric is taken of. 10 s is a MusicCaps clip: one chunk a track in Table 2.
+    - `seconds`: at most so much of each track; None: all.
+    - `gains`: the grid of homogeneity.
+    - `gain_range`: of the random gain of each track, drawn uniformly. The paper does not state it, and the
+      mean encoder error depends on its lower end.
+    - `noise`: the decodes of a comparison share it ("common"), or do not ("independent").
+    """
+
+    window_s: float = 2.0
+    overlap_s: float = 0.5
+    chunk_s: float = 10.0
+    seconds: float | None = None
+    gains: tuple[float, ...] = (-3.0, -1.0, -0.3, -0.1, 0.1, 0.3, 3.0)
+    gain_range: tuple[float, float] = (0.1, 3.0)
+    noise: str = "common"
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self):
+        """Raises ValueError for values out of range."""
+        # lists come from notebooks and JSON
+        object.__setattr__(self, "gains", tuple(float(gain) for gain in self.gains))
+        object.__setattr__(self, "gain_range", tuple(float(gain) for gain in self.gain_range))
+        low, high = self.gain_range
+        for ok, allowed in (
+            (0 <= self.overlap_s <= self.window_s / 2, "0 <= overlap_s <= window_s / 2"),
+            (0 < self.window_s <= self.chunk_s, "0 < window_s <= chunk_s"),
+            (self.seconds is None or self.seconds > 0, "seconds > 0, or None"),
+            (all(math.isfinite(gain) and gain for gain in self.gains), "finite gains other than 0"),
+            (math.isfinite(low) and low < high < math.inf, "a finite gain_range, low < high"),
+            (self.noise in NOISES, f"noise in {NOISES}"),
+            (self.seed >= 0 and self.batch_size >= 1, "seed >= 0 and batch_size >= 1"),
+        ):
+            if not ok:
+                raise ValueError(f"evaluation needs {allowed}, got {self}")
+
+
+class Chunk:
+    """A chunk of a track: its signals, their latents and decodes, each computed once, when asked for.
+
+    Signals are named: "mixture", a stem, or "without " and a stem (the accompaniment). All windows have one
+    length: a shorter track is padded with silence, which is cut off again.
+    """
+
+    def __init__(
+        self,
+        model: AutoencoderLike,
+        track: Stems,
+        start: int,
+        n_samples: int,
+        config: EvaluationConfig,
+        latents: dict[str, Tensor] | None = None,
+    ):
+        """`start`, `n_samples`: at the model's rate. `latents`: known ones, and where new ones go."""
+        self.model, self.track, self.config = model, track, config
+        self.start, self.n_samples = start, n_samples
+        self.latents = {} if latents is None else latents
+        self.names = tuple(name for name in track.stem_names if name != MIXTURE)
+        self.stranger: Chunk | None = None
+        """A chunk of another track. None: there is none, and this one at another time stands in."""
+        self.window = round(config.window_s * model.sample_rate)
+        self.overlap = round(config.overlap_s * model.sample_rate)
+        self.starts = window_starts(max(n_samples, self.window), self.window, self.overlap)
+        self._signals: dict[str, Tensor] = {}
+        self._decodes: dict[tuple[str, str], Tensor] = {}
+
+    def signal(self, name: str) -> Tensor:
+        """(T,) at the model's sample rate. The mixture is the sum of the stems."""
+        if not self._signals:
+            rate = self.model.sample_rate
+            stems = self.track.stems(rate, self.start / rate, self.n_samples / rate)
+            stems = pad(stems, (0, max(0, self.n_samples - stems.shape[-1])))[:, : self.n_samples]
+            self._signals[MIXTURE] = mixture = stems.sum(0)
+            for i, name_i in enumerate(self.names):
+                self._signals |= {name_i: stems[i], f"without {name_i}": mixture - stems[i]}
+            self._signals |= {f"first {n}": stems[:n].sum(0) for n in range(3, len(self.names) - 1)}
+        return self._signals[name]
+
+    def encode(self, name: str, gain: float = 1.0) -> Tensor:
+        """Latents (W, C, L) of the windows of `gain` times a signal; kept at gain 1."""
+        if gain == 1 and name in self.latents:
+            return self.latents[name]
+        audio = pad(gain * self.signal(name), (0, max(0, self.window - self.n_samples)))
+        windows = torch.stack([audio[start : start + self.window] for start in self.starts])
+        z = torch.cat([self.model.encode(part) for part in windows.split(self.config.batch_size)])
+        if z.ndim != 3 or len(z) != len(windows):
+            got = f"{tuple(z.shape)} for audio {tuple(windows.shape)}"
+            raise ValueError(f"{self.model.name}: encode returned {got}, expected (B, C, L)")
+        if gain == 1:
+            self.latents[name] = z
+        return z
+
+    def decode(self, latents: Tensor, reseeded: bool = False) -> Tensor:
+        """Latents (W, C, L) to (T,), overlap-added. `reseeded`: with another noise."""
+        parts = []
+        for z in latents.split(self.config.batch_size):
+            part = self.model.decode(z, length=self.window, seed=self.config.seed + reseeded)
+            if part.shape != (len(z), self.window):
+                asked = f"length={self.window} of {len(z)} latents"
+                raise ValueError(f"{self.model.name}: decode returned {tuple(part.shape)} for {asked}")
+            parts += part
+        audio = overlap_add(parts, self.starts, self.starts[-1] + self.window, self.overlap)
+        return audio[: self.n_samples]
+
+    def decoded(self, name: str, reseeded: bool = False) -> Tensor:
+        """Dec(Enc(signal)), (T,)."""
+        return self._once(name, "reseeded" if reseeded else "own", lambda: self.encode(name), reseeded)
+
+    def reference(self, name: str) -> Tensor:
+        """`decoded` as the second side of a comparison: with the noise of the first side, or its own."""
+        return self.decoded(name, reseeded=self.config.noise == "independent")
+
+    def swapped(self, name: str) -> Tensor:
+        """Latents (W, C, L) of the stranger's signal of this name, or of its mixture."""
+        if self.stranger is None:
+            z = self.encode(name)
+            return z.roll(len(z) // 2, 0) if len(z) > 1 else z.roll(z.shape[-1] // 2, -1)
+        has_it = name == MIXTURE or name in self.stranger.names
+        z = self.stranger.encode(name if has_it else MIXTURE)
+        return z[torch.arange(len(self.starts)) % len(z)]
+
+    def swap(self, name: str) -> Tensor:
+        """Decode (T,) of `swapped`."""
+        return self._once(name, "swap", lambda: self.swapped(name))
+
+    def _once(self, name: str, kind: str, latents: Callable[[], Tensor], reseeded: bool = False) -> Tensor:
+        if (name, kind) not in self._decodes:
+            self._decodes[name, kind] = self.decode(latents(), reseeded)
+        return self._decodes[name, kind]
+
+    def together(self, parts: Sequence[str]) -> str:
+        """Status of a sum of these signals: "alone" with fewer than two that are not silent. Nothing is
+        added then, and any encoder that keeps silence at zero would be perfect."""
+        silent = metrics.is_silent(torch.stack([self.signal(part) for part in parts]))
+        return "ok" if (~silent).sum() > 1 else "alone"
+
+    def row(self, protocol: str, comparison: str, signal: str, pair: tuple[Tensor, Tensor], **labels) -> dict:
+        """Metrics of a pair (prediction, reference), audio (T,) or latents (W, C, L).
+
+        They count where `signal`, the true sound that is compared, is not silent.
+        """
+        row = {"protocol": protocol, "comparison": comparison, "stem": signal, "condition": ""}
+        row |= {"status": "ok", **labels}
+        prediction, reference = pair[0][None], pair[1][None].to(pair[0])
+        if metrics.is_silent(self.signal(signal)[None]).item():
+            return row | {"status": "silent"}
+        if row["status"] != "ok":
+            return row
+        scores = {"rel_l2": metrics.relative_l2(prediction, reference)}
+        if prediction.ndim == 2:
+            if metrics.is_silent(reference).item():
+                return row | {"status": "silent decode"}
+            convergence, log_mel = metrics.mss_terms(prediction, reference, self.model.sample_rate)
+            scores["snr_db"] = metrics.snr_db(prediction, reference)
+            scores["si_sdr_db"] = metrics.si_sdr_db(prediction, reference)
+            scores |= {"mss": convergence + log_mel, "mss_log": log_mel}
+        return row | {name: score.item() for name, score in scores.items()}
+
+
+def reconstruction(chunk: Chunk) -> Iterator[dict]:
+    """Dec(Enc(x)) against x (paper 4.2)."""
+    own, truth = chunk.decoded(MIXTURE), chunk.signal(MIXTURE)
+    pairs = {
+        "codec": (own, truth),
+        "floor": (chunk.decoded(MIXTURE, reseeded=True), own),
+        "swap": (chunk.swap(MIXTURE), truth),
+    }
+    for comparison, pair in pairs.items():
+        yield chunk.row("reconstruction", comparison, MIXTURE, pair)
+
+
+def homogeneity(chunk: Chunk) -> Iterator[dict]:
+    """Enc(a x) against a Enc(x), Dec(a z) against a Dec(z) (paper 4.3), for a grid and a random gain a track.
+
+    Floor and codec rows do not depend on the gain and stand at gain 1.
+    """
+    z, own, truth = chunk.encode(MIXTURE), chunk.decoded(MIXTURE), chunk.signal(MIXTURE)
+    low, high = chunk.config.gain_range
+    rng = generator(chunk.config.seed, zlib.crc32(chunk.track.name.encode()))
+    drawn = low + (high - low) * torch.rand(1, generator=rng).item()
+    for gain, condition in (*((gain, "grid") for gain in chunk.config.gains), (drawn, "random")):
+        labels = {"condition": condition, "gain": gain}
+        encoded, decoded = chunk.encode(MIXTURE, gain), chunk.decode(gain * z)
+        encoder = {"linearity": z, "swap": chunk.swapped(MIXTURE)}
+        decoder = {"linearity": chunk.reference(MIXTURE), "truth": truth, "swap": chunk.swap(MIXTURE)}
+        for comparison, latents in encoder.items():
+            pair = encoded, gain * latents
+            yield chunk.row("encoder_homogeneity", comparison, MIXTURE, pair, **labels)
+        for comparison, audio in decoder.items():
+            yield chunk.row("decoder_homogeneity", comparison, MIXTURE, (decoded, gain * audio), **labels)
+    pairs = {"codec": (own, truth), "floor": (chunk.decoded(MIXTURE, reseeded=True), own)}
+    for comparison, pair in pairs.items():
+        yield chunk.row("decoder_homogeneity", comparison, MIXTURE, pair, condition="unit", gain=1.0)
+
+
+def sums(names: Sequence[str]) -> list[tuple[int, str, tuple[str, ...], str]]:
+    """What additivity adds: (number of signals, condition, their names, name of their sum), for 2..S signals.
+
+    Up to four stems, mixture, stems and accompaniments are all that this needs: all stems; all but one; one
+    stem, and the accompaniment as the second signal.
+    """
+    n = len(names)
+    if n < 2:
+        return []
+    found = [(n, "all", tuple(names), MIXTURE)]
+    for left_out in names if n > 2 else ():
+        others = tuple(name for name in names if name != left_out)
+        found.append((n - 1, f"without {left_out}", others, f"without {left_out}"))
+    if n > 3:
+        found += [(2, f"{name} and the rest", (name, f"without {name}"), MIXTURE) for name in names]
+    return found + [(m, f"first {m}", tuple(names[:m]), f"first {m}") for m in range(3, n - 1)]
+
+
+def additivity(chunk: Chunk) -> Iterator[dict]:
+    """Sum of Enc(s_i) against Enc(sum), Dec(sum of Enc(s_i)) against Dec(Enc(sum)) (paper 4.4)."""
+    for n_sources, condition, parts, whole in sums(chunk.names):
+        labels = {"condition": condition, "n_sources": n_sources, "status": chunk.together(parts)}
+        total = sum(chunk.encode(part) for part in parts)
+        for comparison, latents in {
+            "linearity": chunk.encode(whole),
+            "swap": chunk.swapped(MIXTURE),
+        }.items():
+            yield chunk.row("encoder_additivity", comparison, whole, (total, latents), **labels)
+        added, own, truth = chunk.decode(total), chunk.decoded(whole), chunk.signal(whole)
+        pairs = {
+            "linearity": (added, chunk.reference(whole)),
+            "truth": (added, truth),
+            "codec": (own, truth),
+            "floor": (chunk.decoded(whole, reseeded=True), own),
+            "swap": (added, chunk.swap(MIXTURE)),
+        }
+        for comparison, pair in pairs.items():
+            yield chunk.row("decoder_additivity", comparison, whole, pair, **labels)
+
+
+def separation(chunk: Chunk) -> Iterator[dict]:
+    """Dec(Enc(mix) - Enc(mix - s_i)) against Dec(Enc(s_i)), for every stem (paper 4.5)."""
+    for stem in chunk.names if len(chunk.names) > 1 else ():
+        estimate = chunk.decode(chunk.encode(MIXTURE) - chunk.encode(f"without {stem}"))
+        own, truth = chunk.decoded(stem), chunk.signal(stem)
+        pairs = {
+            "linearity": (estimate, chunk.reference(stem)),
+            "input": (chunk.decoded(MIXTURE), chunk.reference(stem)),
+            "truth": (estimate, truth),
+            "codec": (own, truth),
+            "floor": (chunk.decoded(stem, reseeded=True), own),
+            "swap": (estimate, chunk.swap(stem)),
+        }
+        status = chunk.together((stem, f"without {stem}"))
+        for comparison, pair in pairs.items():
+            yield chunk.row("separation", comparison, stem, pair, status=status)
+
+
+def latents(chunk: Chunk) -> Iterator[dict]:
+    """Statistics of the mixture's latents, in `value`: mean, standard deviation, largest absolute value,
+    kurtosis (3 where normal), and |Enc(0)| / |Enc(x)| as "silence", 0 where the encoder is linear."""
+    z, silence = chunk.encode(MIXTURE), chunk.encode(MIXTURE, 0.0)
+    deviation = z - z.mean()
+    values = {
+        "mean": z.mean(),
+        "std": z.std(),
+        "max_abs": z.abs().max(),
+        "kurtosis": deviation.pow(4).mean() / deviation.square().mean().square(),
+        "silence": silence.norm() / z.norm(),
+    }
+    silent = metrics.is_silent(chunk.signal(MIXTURE)[None]).item()
+    for statistic, value in values.items():
+        row = {"protocol": "latents", "comparison": "codec", "stem": MIXTURE, "condition": statistic}
+        yield row | ({"status": "silent"} if silent else {"status": "ok", "value": value.item()})
+
+
+PROTOCOLS: dict[str, Callable[[Chunk], Iterator[dict]]] = {
+    protocol.__name__: protocol for protocol in (reconstruction, homogeneity, additivity, separation, latents)
+}

@@ -1,0 +1,324 @@
+"""How linear is an autoencoder? One report for anything that has `encode` and `decode`.
+
+    report = linearity_report(model, tracks("embedded", n_tracks=6))
+    report.linearity()                  # one number, with its interval
+    report.table()                      # every property, with its control
+    report.html("runs/my-model.html")   # one page that needs nothing else
+
+All is said in decibels of signal over error, 20 log10(1 / error) for relative errors. 0 dB: the error is as
+large as what was expected; 20 dB: a tenth of it. CAP_DB is perfect: from there on rounding decides.
+
+**The number.** `linearity_db` is the mean of five properties (SUMMARY), those of the paper's Tables 1 and 2:
+homogeneity of encoder and decoder, additivity of encoder and decoder, and separation, each within CAP_DB.
+
+- A mean of decibels is a geometric mean of errors: a halved error counts the same in all five, and no single
+  heavy-tailed column decides (the encoder's homogeneity errors in Table 2 are 12.13 to 0.69).
+- Spectral distances (MSS) are left out: they are no ratios of energies. What the paper does not publish
+  (shifts, best linear map) stands in the report, and outside of the number.
+- It compares models on one set of tracks and one configuration: the encoder's homogeneity depends on the
+  smallest gain that is drawn.
+- It counts only for a model that reconstructs: one that ignores its latent is perfectly linear.
+
+Axis legend: as in `lincae.evaluation`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lincae.evaluation import tables
+from lincae.evaluation.evaluate import evaluate
+from lincae.evaluation.probes import SHIFTS
+from lincae.evaluation.protocols import EvaluationConfig, Stems
+from lincae.evaluation.tables import PAPER_COLUMNS
+from lincae.interface import AutoencoderLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CAP_DB = 60.0
+PROTOCOLS = ("reconstruction", "homogeneity", "additivity", "separation", "equivariance", "fit")
+METRICS = {"decoder_homogeneity": "snr_db", "decoder_additivity": "snr_db", "reconstruction": "snr_db"}
+METRICS |= {"separation": "si_sdr_db"}
+"""What a protocol is measured by; the others by `rel_l2`."""
+
+
+@dataclass(frozen=True)
+class Property:
+    """A row of the report: which rows of a frame it averages."""
+
+    title: str
+    equation: str
+    protocol: str
+    rows: Mapping[str, Any] = field(default_factory=dict)
+    comparison: str = "linearity"
+
+    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows of a frame that this is about, with their controls."""
+        mask = frame.protocol == self.protocol
+        for name, value in self.rows.items():
+            mask &= frame[name].isin(value if isinstance(value, tuple) else (value,))
+        return frame[mask]
+
+
+WHOLE = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s == round(s))}
+PARTS = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s != round(s))}
+MINUS = {"condition": "grid", "gain": -1.0}
+LATER = "Dec(Enc(later x)) = later Dec(Enc(x))"
+SUMMARY = {
+    "enc_homogeneity": Property(
+        "homogeneity, encoder", "Enc(a x) = a Enc(x)", "encoder_homogeneity", tables.RANDOM
+    ),
+    "dec_homogeneity": Property(
+        "homogeneity, decoder", "Dec(a z) = a Dec(z)", "decoder_homogeneity", tables.RANDOM
+    ),
+    "enc_additivity": Property(
+        "additivity, encoder", "Enc(x1 + x2 + ...) = Enc(x1) + ...", "encoder_additivity", tables.ALL
+    ),
+    "dec_additivity": Property(
+        "additivity, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1 + ...))", "decoder_additivity", tables.ALL
+    ),
+    "separation": Property("separation", "Dec(Enc(mix) - Enc(mix - x)) = Dec(Enc(x))", "separation"),
+}
+PROPERTIES = SUMMARY | {
+    "enc_polarity": Property("polarity, encoder", "Enc(-x) = -Enc(x)", "encoder_homogeneity", MINUS),
+    "dec_polarity": Property("polarity, decoder", "Dec(-z) = -Dec(z)", "decoder_homogeneity", MINUS),
+    "enc_shift": Property(
+        "shift by whole frames, encoder", "Enc(later x) = later Enc(x)", "encoder_equivariance", WHOLE
+    ),
+    "dec_shift": Property("shift by whole frames, both", LATER, "decoder_equivariance", WHOLE),
+    "dec_part_shift": Property("shift by parts of a frame, both", LATER, "decoder_equivariance", PARTS),
+    "any_map": Property(
+        "best linear map", "Dec(Enc(.)) = A, any matrix", "linear_fit", {"condition": "any map"}
+    ),
+    "one_filter": Property(
+        "best linear filter", "Dec(Enc(x)) = h * x", "linear_fit", {"condition": "one filter"}
+    ),
+    "codec": Property("codec: reconstruction", "Dec(Enc(x)) = x", "reconstruction", {}, "codec"),
+    "floor": Property("floor: two noises", "Dec(z) = Dec(z)", "reconstruction", {}, "floor"),
+    "swap": Property("swap: another latent", "Dec(another z) = x", "reconstruction", {}, "swap"),
+}
+COLUMNS_OF = {  # properties in the paper's tables, and whether those are decibels
+    "enc_homogeneity": (("hom_enc",), False),
+    "dec_homogeneity": (("hom_dec_snr",), True),
+    "enc_additivity": (("add_enc",), False),
+    "dec_additivity": (("add_dec_snr",), True),
+    "separation": (tuple(f"{stem}_si_sdr" for stem in ("bass", "drums", "other", "vocals")), True),
+}
+
+
+def linearity_report(
+    model: AutoencoderLike,
+    tracks: Sequence[Stems],
+    config: EvaluationConfig | None = None,
+    store: str | Path | None = None,
+    progress: bool = True,
+) -> "Report":
+    """Measure a model on tracks with stems; arguments and errors as of `lincae.evaluation.evaluate`.
+
+    Of tracks without stems there is no additivity and no separation, and so no summary. Raises TypeError for
+    a model that is no `AutoencoderLike`: `lincae.interop.adapters.adapt` makes one of it.
+    """
+    wanted = ("name", "sample_rate", "latent_rate", "encode", "decode")
+    if lacks := [name for name in wanted if not hasattr(model, name)]:
+        raise TypeError(
+            f"{type(model).__name__} has no {', '.join(lacks)}: adapt(model, sample_rate=...)"
+            " gives these to anything that encodes and decodes"
+        )
+    config = config or EvaluationConfig()
+    return Report(evaluate(model, tracks, PROTOCOLS, config, store, progress), config)
+
+
+def decibels(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame with the column `db`: signal over error of each row, within CAP_DB."""
+    db = _db(frame.rel_l2)
+    for protocol, metric in METRICS.items():
+        db = db.where(frame.protocol != protocol, frame[metric])
+    return frame.assign(db=db.clip(-CAP_DB, CAP_DB))
+
+
+def published_linearity(cells: pd.DataFrame, parts: Sequence[str] = tuple(SUMMARY)) -> pd.Series:
+    """The number, or the mean of some of its `parts`, from cells of the paper's tables (columns `model`,
+    `column`, `value`: `data/paper_tables.csv`, `tables.cells`); NaN for a model that lacks one.
+
+    Of errors that are means over tracks; `Report.linearity` takes the mean of each track's decibels.
+    """
+    values = cells.pivot_table(index="model", columns="column", values="value", sort=False)
+    found = {}
+    for part in parts:
+        columns, is_db = COLUMNS_OF[part]
+        value = values.reindex(columns=columns)
+        found[part] = (value if is_db else _db(value)).mean(axis=1, skipna=False).clip(-CAP_DB, CAP_DB)
+    return pd.DataFrame(found).mean(axis=1, skipna=False).rename("linearity_db")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of one model or of several: `frame`, rows of `lincae.evaluation.COLUMNS`.
+
+    `config`: how, where it is known (a frame that was read from a file does not say it).
+    """
+
+    frame: pd.DataFrame
+    config: EvaluationConfig | None = None
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.frame.model.unique())
+
+    @staticmethod
+    def join(reports: Sequence["Report"]) -> "Report":
+        """Models side by side. ValueError for none, two of one name, other tracks or configurations."""
+        names = [name for report in reports for name in report.models]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a report joins models of different names, one or more, got {names}")
+        if len({frozenset(zip(r.frame.dataset, r.frame.track, strict=True)) for r in reports}) > 1:
+            raise ValueError(f"the reports of {', '.join(names)} are about different tracks")
+        if len({report.config for report in reports}) > 1:
+            raise ValueError(f"the reports of {', '.join(names)} were measured with different configurations")
+        return Report(pd.concat([report.frame for report in reports], ignore_index=True), reports[0].config)
+
+    def table(self) -> pd.DataFrame:
+        """A row for each model and property: `value` in dB and its interval `low`, `high` over tracks;
+        `error` = 10^(-dB / 20); `swap`, the same with a wrong latent; `counts`, as in `tables.py`."""
+        good, found = tables.reconstructs(self.frame), []
+        for name, prop in PROPERTIES.items():
+            rows = decibels(prop.of(self.frame))
+            if prop.protocol in ("linear_fit", "reconstruction"):
+                # the share that is explained needs no control: of a decoder that ignores its latent it is 0
+                part = tables.summary(rows[rows.comparison == prop.comparison], ["model"], "db")
+                part = part.assign(swap=np.nan, counts=[good[model] for model in part.model])
+            else:
+                part = tables.judged(rows, ["model"], "db", "db", good)
+            found.append(part.assign(name=name, property=prop.title, equation=prop.equation))
+        table = pd.concat(found, ignore_index=True).rename(columns={"mean": "value"})
+        table["error"] = 10 ** (-table.value / 20)
+        columns = ["model", "name", "property", "equation", "value", "low", "high", "error", "swap", "counts"]
+        table = table[[*columns, "n_tracks", "n_left_out"]].astype({"counts": bool})
+        return table.sort_values("model", key=lambda m: m.map(self._order), kind="stable", ignore_index=True)
+
+    def per_track(self) -> pd.DataFrame:
+        """`linearity_db` and its parts for every (model, dataset, track); NaN where a part is missing."""
+        key, found = ["model", "dataset", "track"], {}
+        for name, prop in SUMMARY.items():
+            rows = decibels(prop.of(self.frame))
+            found[name] = rows[rows.comparison == prop.comparison].groupby(key, sort=False).db.mean()
+        table = pd.DataFrame(found)
+        table = table.assign(linearity_db=table.mean(axis=1, skipna=False)).reset_index()
+        return table.sort_values("model", key=lambda m: m.map(self._order), kind="stable", ignore_index=True)
+
+    def linearity(self) -> pd.DataFrame:
+        """The number: mean over tracks of `linearity_db`, its interval `low`, `high`, whether it `counts`."""
+        good = tables.reconstructs(self.frame)
+        table = tables.summary(self.per_track(), ["model"], "linearity_db").drop(columns="n_chunks")
+        table = table.rename(columns={"mean": "linearity_db"})
+        return table.assign(counts=[good[model] for model in table.model])
+
+    def figure(self) -> "Figure":
+        """Six panels: gains, sums, stems, shifts, best linear map, and the number with its parts."""
+        from lincae.evaluation.page import figure
+
+        return figure(decibels(self.frame), self.per_track(), tables.reconstructs(self.frame))
+
+    def html(self, path: str | Path) -> Path:
+        """Write one page that holds everything, and needs nothing beside it; returns its path."""
+        from lincae.evaluation.page import write_page
+
+        return write_page(path, self.linearity(), self.table(), self.figure(), self._facts())
+
+    @property
+    def _order(self) -> dict[str, int]:
+        return {model: i for i, model in enumerate(self.models)}
+
+    def _facts(self) -> dict[str, str]:
+        """What was measured on, for the page."""
+        tracks = self.frame.drop_duplicates(["dataset", "track"])
+        kinds = ", ".join(
+            f"{n} of {dataset}" for dataset, n in tracks.groupby("dataset", sort=False).size().items()
+        )
+        gains = self.frame[self.frame.condition == "random"].gain
+        status = self.frame.status.value_counts().drop("ok", errors="ignore")
+        facts = {"tracks": f"{kinds}: {', '.join(tracks.track)}"}
+        if len(gains):
+            facts["gains of the number"] = f"{gains.min():.2f} to {gains.max():.2f}, one a track"
+        facts["rows without a value"] = ", ".join(f"{n} {kind}" for kind, n in status.items()) or "none"
+        if self.config:
+            how = f"{self.config.window_s:g} s, overlapping by {self.config.overlap_s:g} s"
+            facts["windows"] = f"{how}; metrics of {self.config.chunk_s:g} s"
+            facts["noise of the two sides of a comparison"] = self.config.noise
+        return facts
+
+
+def advantage(
+    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float] | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """What one model gains over another on the same tracks, as claims: `claim`, `goal`, `value`, `low`,
+    `high`, `met`.
+
+    `value` compares means over tracks; its interval (95 %) is of a bootstrap that draws the same tracks for
+    both. Errors are those of the paper's tables. `goals`: for some of ADVANTAGES; default: GOALS. `met`
+    is said of the value, beside which the interval stands. Of tracks that have no value for both (silence) a
+    claim is NaN, and not met. Raises ValueError for a model without rows.
+    """
+    if absent := {linear, plain} - set(frame.model):
+        raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
+    rows = []
+    for claim, goal in (GOALS if goals is None else goals).items():
+        column, comparison, compare = ADVANTAGES[claim]
+        part = column.of(frame)
+        part = part[part.comparison == comparison].dropna(subset=[column.metric])
+        means = part.groupby(["dataset", "track", "model"], sort=False)[column.metric].mean().unstack("model")
+        both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
+        value = low = high = math.nan
+        if len(both):
+            chosen = np.random.default_rng(seed).integers(len(both), size=(tables.N_RESAMPLES, len(both)))
+            value, drawn = compare(*both.mean(0)), compare(*both[chosen].mean(1).T)
+            low, high = np.quantile(drawn, [(1 - tables.LEVEL) / 2, (1 + tables.LEVEL) / 2])
+        met = bool(value <= goal if claim.endswith("at most") else value >= goal)
+        row = {"claim": f"{claim}: {linear}, {plain}", "goal": goal, "value": value}
+        rows.append(row | {"low": low, "high": high, "met": met})
+    return pd.DataFrame(rows)
+
+
+def _times_lower(linear: Any, plain: Any) -> Any:
+    return plain / linear
+
+
+def _higher(linear: Any, plain: Any) -> Any:
+    return linear - plain
+
+
+def _share(linear: Any, plain: Any) -> Any:
+    return linear / plain
+
+
+SEPARATION = tables.Column(1, ("Separation", "SI-SDR"), "si_sdr_db", "separation", decided_by="si_sdr_db")
+ADVANTAGES = {  # claim -> what is compared, of which rows, and how: of the means (linear, plain)
+    "encoder additivity error, times lower": (PAPER_COLUMNS["add_enc"], "linearity", _times_lower),
+    "encoder homogeneity error, times lower": (PAPER_COLUMNS["hom_enc"], "linearity", _times_lower),
+    "decoder additivity MSS, times lower": (PAPER_COLUMNS["add_dec_mss"], "linearity", _times_lower),
+    "decoder homogeneity SNR, dB higher": (PAPER_COLUMNS["hom_dec_snr"], "linearity", _higher),
+    "separation SI-SDR, dB higher": (SEPARATION, "linearity", _higher),
+    **{
+        f"{stem} SI-SDR, dB higher": (PAPER_COLUMNS[f"{stem}_si_sdr"], "linearity", _higher)
+        for stem in ("bass", "drums", "other", "vocals")
+    },
+    "reconstruction MSS, ratio at most": (PAPER_COLUMNS["rec_mss"], "codec", _share),
+    "reconstruction SNR, dB higher": (PAPER_COLUMNS["rec_snr"], "codec", _higher),
+}
+GOALS = {
+    "encoder additivity error, times lower": 3.0,
+    "encoder homogeneity error, times lower": 3.0,
+    "separation SI-SDR, dB higher": 5.0,
+    "reconstruction MSS, ratio at most": 1.05,
+}
+
+
+def _db(error: Any) -> Any:
+    """Of relative errors, exact ones included."""
+    return -20 * np.log10(error.clip(lower=10 ** (-2 * CAP_DB / 20)))

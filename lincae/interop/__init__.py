@@ -1,0 +1,1 @@
+"""Other models and other formats: models by name, released weights, codecs, adapters."""

@@ -1,0 +1,282 @@
+"""Any object that encodes and decodes, as the `AutoencoderLike` that reports and notebooks take.
+
+    model = adapt(my_model, sample_rate=44100, channels=2)
+    model = adapt(encode=lambda x: vae.encode(x)[0], decode=vae.decode, sample_rate=16000, channels=1)
+    linearity_report(model, tracks("embedded", n_tracks=6))
+
+What cannot be measured is refused, with the reason. Nothing is guessed from shapes that has two readings:
+channels, posteriors and several tensors are stated.
+
+Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames. Audio is (B, T) mono.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lincae.data.audio import resample
+from lincae.interface import check_audio
+from lincae.machine import generator, resolve_device
+
+LATENTS = ("deterministic", "mean", "sample")
+PROBE_S = (0.5, 1.0)  # lengths of the noise that a new adapter is tried with
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+
+
+def adapt(
+    model: Any = None,
+    sample_rate: int = 0,
+    *,
+    encode: Callable[[Tensor], Any] | None = None,
+    decode: Callable[[Any], Any] | None = None,
+    name: str = "",
+    channels: int | None = None,
+    latent: str = "deterministic",
+    join: bool = False,
+    multiple: int | None = None,
+    output_rate: int | None = None,
+    device: str | torch.device = "auto",
+) -> "Adapted":
+    """An `AutoencoderLike` of anything with `encode` and `decode`: an nn.Module (moved to `device`, used in
+    eval mode without gradients), another object, or two callables of tensors or arrays.
+
+    - `channels`: None: the model takes (B, T); n: it takes (B, n, T). It hears the mono signal in every
+      channel, and the mean of its output channels is the result: state 2 for a stereo-only model.
+    - `latent`: "deterministic"; of a stochastic encoder "mean", the mode or mean of the distribution that
+      `encode` returns (or its `latent_dist`), or "sample", a draw, seeded with 0 so that it is the same draw
+      for the same call.
+    - `join`: latents of several tensors (B, C_i, L) become one, (B, sum C_i, L), and are parted for `decode`.
+      Not for (mean, log-variance): there `encode=lambda x: model.encode(x)[0]` is meant.
+    - `multiple`: audio is padded with silence at its end to a multiple of so many samples; default: the hop.
+    - `output_rate`: of a model whose output has another rate: it is resampled to `sample_rate`.
+
+    Latents (B, C, F, L) are taken as (B, C F, L). Output longer than asked for is cut at its end.
+
+    A tenth of full scale of noise goes through the model at once. Raises TypeError for objects that do not
+    encode and decode; ValueError, saying what and why, for models that fail on this audio, for discrete or
+    complex latents, several tensors, posteriors and stochastic encoders or decoders that are not stated, for
+    latents without a time axis or with a hop that is none, and for output of another length or rate.
+    """
+    return Adapted(
+        model, sample_rate, encode, decode, name, channels, latent, join, multiple, output_rate, device
+    )
+
+
+class Adapted:
+    """What `adapt` returns. `hop`: samples a latent frame, `latent_rate` frames a second."""
+
+    def __init__(
+        self, model, sample_rate, encode, decode, name, channels, latent, join, multiple, output_rate, device
+    ):
+        encode, decode = encode or getattr(model, "encode", None), decode or getattr(model, "decode", None)
+        self.name = name or getattr(model, "name", "") or type(model).__name__
+        if not callable(encode) or not callable(decode):
+            lacks = " and ".join(n for n, f in (("encode", encode), ("decode", decode)) if not callable(f))
+            raise TypeError(f"{type(model).__name__} has no {lacks}: pass encode=... and decode=...")
+        if sample_rate <= 0 or (output_rate is not None and output_rate <= 0):
+            raise ValueError(
+                f"rates are positive numbers of samples a second, got {sample_rate}, {output_rate}"
+            )
+        if latent not in LATENTS:
+            raise ValueError(f"latent must be one of {LATENTS}, got {latent!r}")
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels must be None, for audio (B, T), or at least 1, got {channels}")
+        self.device = resolve_device(device)
+        self.module = model.to(self.device) if isinstance(model, nn.Module) else None
+        self.sample_rate, self.output_rate = sample_rate, output_rate or sample_rate
+        self._encode, self._decode, self.channels, self.latent = encode, decode, channels, latent
+        self.join, self._multiple, self._parts, self._inner = join, multiple or 1, None, None
+        self._try(multiple)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio (B, T) to latents (B, C, L) on the model's device. Raises as `check_audio`."""
+        return self._run("encode", self._padded(check_audio(audio)), 0, self._as_latents)
+
+    def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
+        """Latents (B, C, L) to audio (B, length), all that they hold by default; torch's random numbers are
+        those of `seed`. Raises ValueError for latents of another shape and for a length that they do not
+        hold."""
+        if z.ndim != 3 or z.shape[1] != self._n_latents or z.numel() == 0:
+            raise ValueError(f"latents of {self.name} are (B, {self._n_latents}, L), got {tuple(z.shape)}")
+        audio = resample(self._native(z, seed), self.output_rate, self.sample_rate)
+        length = audio.shape[1] if length is None else length
+        if not 1 <= length <= audio.shape[1]:
+            held = f"1..{audio.shape[1]}, what {z.shape[2]} latent frames of {self.name} hold"
+            raise ValueError(f"length must lie in {held}, got {length}")
+        return audio[:, :length]
+
+    # ------------------------------------------------------------ in and out of the model
+
+    def _padded(self, audio: Tensor) -> Tensor:
+        audio = F.pad(audio.float().to(self.device), (0, -audio.shape[1] % self._multiple))
+        return audio if self.channels is None else audio[:, None].expand(-1, self.channels, -1).contiguous()
+
+    def _run(self, what: str, given: Any, seed: int, then: Callable[[Any], Tensor]) -> Tensor:
+        """`then` of what the model returns in eval mode, without gradients; random numbers of torch are those
+        of `seed` for both."""
+        function = self._encode if what == "encode" else self._decode
+        kind = self.device.type
+        devices = [] if kind == "cpu" else [self.device]
+        forked = torch.random.fork_rng(devices, device_type=kind) if devices else torch.random.fork_rng([])
+        with torch.no_grad(), _evaluating(self.module), forked:
+            torch.manual_seed(seed)
+            try:
+                output = function(given)
+            except FAILURES as error:
+                shape = tuple(given.shape) if isinstance(given, Tensor) else [tuple(z.shape) for z in given]
+                hint = ""
+                if what == "encode" and self._inner is None:
+                    hint = ". channels=None is for models that take audio (B, T), channels=1 for (B, 1, T),"
+                    hint += " channels=2 for stereo models; multiple=... pads the length"
+                raise ValueError(f"{self.name}: {what} failed on {shape}: {error}{hint}") from error
+            return then(output)
+
+    def _native(self, z: Tensor, seed: int = 0) -> Tensor:
+        """All that latents (B, C, L) decode to, (B, T) at the output's rate."""
+        return self._run("decode", self._as_model_latents(z.to(self.device)), seed, self._as_audio)
+
+    def _as_latents(self, output: Any) -> Tensor:
+        output = getattr(output, "latent_dist", output)
+        if hasattr(output, "sample") and callable(output.sample):
+            output = self._of_posterior(output)
+        codes = [key for key in ("audio_codes", "codes", "indices") if getattr(output, key, None) is not None]
+        if codes and not isinstance(output, (Tensor, np.ndarray, tuple, list)):
+            self._refuse(
+                f"encode returns {type(output).__name__} with {codes[0]}, which are discrete", DISCRETE
+            )
+        parts = list(output) if isinstance(output, (tuple, list)) else [output]
+        parts = [torch.as_tensor(p) if isinstance(p, (Tensor, np.ndarray)) else p for p in parts]
+        if strange := [type(part).__name__ for part in parts if not isinstance(part, Tensor)]:
+            self._refuse(f"encode returns {strange[0]}", "encode=... has to return a tensor, or a posterior")
+        if kinds := {part.dtype for part in parts if not part.is_floating_point()}:
+            kind = str(kinds.pop()).removeprefix("torch.")
+            reason = "real and imaginary parts as channels are a latent" if "complex" in kind else DISCRETE
+            self._refuse(f"latents are {kind}", reason)
+        shapes = [tuple(part.shape) for part in parts]
+        if len(parts) > 1 and not self.join:
+            self._refuse(
+                f"encode returns {len(parts)} tensors {shapes}",
+                "join=True makes one latent of those of one length; for (mean, log-variance)"
+                " pass encode=lambda x: model.encode(x)[0]",
+            )
+        if any(part.ndim < 3 for part in parts) or len({(s[0], s[-1]) for s in shapes}) > 1:
+            self._refuse(f"latents are {shapes}", "they have to be (B, C, L), time last, and of one length")
+        self._parts = [shape[1:-1] for shape in shapes] if isinstance(output, (tuple, list)) else None
+        self._inner = shapes[0][1:-1]
+        return torch.cat([part.to(self.device).float().flatten(1, -2) for part in parts], 1)
+
+    def _of_posterior(self, posterior: Any) -> Tensor:
+        if self.latent == "deterministic":
+            reason = 'state latent="mean", or latent="sample" for a seeded draw'
+            self._refuse(f"encode returns a distribution ({type(posterior).__name__})", reason)
+        if self.latent == "sample":
+            return posterior.sample()
+        centre = getattr(posterior, "mode", None) if hasattr(posterior, "mode") else posterior.mean
+        return centre() if callable(centre) else centre
+
+    def _as_model_latents(self, z: Tensor) -> Any:
+        if self._parts is None:
+            return z.unflatten(1, self._inner)
+        parts = z.split([math.prod(shape) for shape in self._parts], 1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self._parts, strict=True)]
+
+    def _as_audio(self, output: Any) -> Tensor:
+        output = getattr(output, "sample", output) if not isinstance(output, Tensor) else output
+        output = torch.as_tensor(output) if isinstance(output, np.ndarray) else output
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            self._refuse(f"decode returns {kind}", "it has to return floating-point audio")
+        expected = "(B, T)" if self.channels is None else "(B, channels, T)"
+        if output.ndim != (2 if self.channels is None else 3):
+            self._refuse(
+                f"decode returns {tuple(output.shape)}", f"with channels={self.channels}: {expected}"
+            )
+        return output.float() if self.channels is None else output.float().mean(1)
+
+    def _refuse(self, found: str, reason: str) -> None:
+        raise ValueError(f"{self.name}: {found}: {reason}")
+
+    # ------------------------------------------------------------ what a model is, found by trying
+
+    def _try(self, multiple: int | None) -> None:
+        """Sets hop, latent rate, padding and number of latent channels."""
+        step = multiple or 1
+        lengths = [max(step, round(s * self.sample_rate) // step * step) for s in PROBE_S]
+        lengths[1] = max(lengths[1], lengths[0] + step)
+        noise = 0.1 * torch.randn(1, lengths[1], generator=generator(0))
+        short, z = (self.encode(noise[:, :n]) for n in lengths)
+        if z.shape[-1] <= short.shape[-1]:
+            frames = f"{short.shape[-1]} and {z.shape[-1]} frames for {lengths[0]} and {lengths[1]} samples"
+            self._refuse(f"latents have {frames}", "a latent needs a time axis, the last one")
+        self._n_latents = z.shape[1]
+        # whole frames hide the hop of the encoder; what a frame more decodes to shows it
+        longer = self._native(z).shape[1] - self._native(short).shape[1]
+        hop = longer / (z.shape[-1] - short.shape[-1]) * self.sample_rate / self.output_rate
+        if hop < 1:
+            self._refuse(
+                f"a latent frame decodes to {hop:g} samples", "latents have to be (B, C, L), time last"
+            )
+        self.hop = round(hop) if hop == round(hop) else hop
+        self._multiple = multiple or max(1, round(self.hop))
+        self.latent_rate = self.sample_rate / self.hop
+        again = self._run("encode", self._padded(noise), 1, self._as_latents)
+        z = self.encode(noise)
+        if self.latent != "sample" and (change := (again - z).norm() / z.norm()) > 1e-4:
+            reason = 'return the posterior\'s mean, or state latent="sample" for seeded draws'
+            self._refuse(f"encode is stochastic, two latents of one sound differ by {change:.0%}", reason)
+        if not torch.equal(self.encode(noise), z):
+            reason = "it has to use torch's random numbers, so that the seed decides"
+            self._refuse("encode differs from call to call with one seed", reason)
+        audio = self.decode(z)
+        if not torch.equal(self.decode(z), audio):
+            reason = "it has to use torch's random numbers, so that equal seeds give equal noise"
+            self._refuse("decode differs from call to call with one seed", reason)
+        asked = lengths[1]
+        if audio.shape[1] < asked or audio.shape[1] > asked + 2 * max(self._multiple, self.hop):
+            rate = round(audio.shape[1] / asked * self.output_rate)
+            reason = f"a model that changes the rate needs output_rate (here {rate}?);"
+            reason += " one that cuts its ends has to be padded in encode=..."
+            self._refuse(f"decodes {audio.shape[1]} of {asked} samples", reason)
+
+
+DISCRETE = (
+    "indices cannot be added or scaled; hand over what the encoder gives to the quantiser"
+    " (lincae.interop.codecs does so for EnCodec and DAC)"
+)
+
+
+def check_trainable(
+    encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], audio: Tensor
+) -> None:
+    """Whether a loss on decode(encode(audio)) reaches the encoder: what `lincae.linearity` needs of a model,
+    and a report does not. Raises ValueError, saying where the gradient ends."""
+    z = encode(audio)
+    if not z.requires_grad:
+        raise ValueError(
+            "the latents carry no gradient (no_grad, detached, quantised, or frozen weights):"
+            " such a model can be measured, and not be made linear"
+        )
+    decoded = decode(z)
+    if not decoded.requires_grad or torch.autograd.grad(decoded.sum(), z, allow_unused=True)[0] is None:
+        raise ValueError(
+            "decode passes no gradient on to the latents: the encoder cannot learn from its output"
+        )
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module | None) -> Iterator[None]:
+    """A module in eval mode, and afterwards in the modes that its parts had."""
+    modes = {} if module is None else {part: part.training for part in module.modules()}
+    try:
+        if module is not None:
+            module.eval()
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

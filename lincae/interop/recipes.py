@@ -1,0 +1,54 @@
+"""Training recipes by name, whatever kind of model they train."""
+
+from dataclasses import replace
+from typing import Any
+
+from lincae.linearity import VARIANTS
+from lincae.training.config import OWN_VARIANTS, PRESETS, RunConfig, TrainingConfig, changed
+from lincae.training.objective import (
+    Objective,
+    TrainingObjective,
+)
+from lincae.vae.config import (
+    VAE_PRESETS,
+    VAE_VARIANTS,
+    VaeTrainingConfig,
+)
+from lincae.vae.objective import VaeObjective
+
+
+def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> RunConfig:
+    """The configuration of a preset and variant; `changes` are fields, dotted ones nested
+    ("linearity.gain_max"). The variant says what is trained: "vae" and "lin-vae" a spectral VAE.
+
+    Raises ValueError naming the allowed presets, variants or fields.
+    """
+    presets = VAE_PRESETS if variant in VAE_VARIANTS else PRESETS
+    variants = VARIANTS | dict.fromkeys(OWN_VARIANTS, VARIANTS["lin-cae"]) | VAE_VARIANTS
+    for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
+        if name not in allowed:
+            raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
+    config, base = presets[preset], variants[variant]
+    linearity = replace(
+        config.linearity,
+        homogeneity=base.homogeneity,
+        additivity=base.additivity,
+        anneal=base.anneal,
+    )
+    if preset == "official" and variant == "m2l":
+        linearity = replace(linearity, premix_probability=0.5)
+    config = replace(config, linearity=linearity)
+    for path, value in (OWN_VARIANTS.get(variant, {}) | changes).items():
+        config = changed(config, path.split("."), value)
+    return config
+
+
+OBJECTIVES: dict[type[RunConfig], type[TrainingObjective]] = {
+    TrainingConfig: Objective,
+    VaeTrainingConfig: VaeObjective,
+}
+
+
+def objective_of(config: RunConfig) -> TrainingObjective:
+    """A new model of that configuration and what it minimises, for `lincae.training.loop.train`."""
+    return OBJECTIVES[type(config)].build(config)

@@ -1,0 +1,1 @@
+"""Latents: arithmetic on them, and files that hold them."""

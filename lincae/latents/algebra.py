@@ -1,0 +1,183 @@
+"""Mixing on latents: what a mixing desk does to waveforms, done to the latents of a linear autoencoder.
+
+    rate = model.latent_rate
+    z, placed_s = mix([vocals, fade(band, rate, in_s=2.0)], rate, offsets_s=[0.0, 1.5])
+    stereo = model.decode(pan(z, -0.3))  # (2, T)
+
+    python -m lincae.latents encode FOLDER ... OUT --model MODEL     a corpus, continued where it was killed
+    python -m lincae.latents encode SONG.wav SONG.safetensors --model MODEL
+    python -m lincae.latents mix A.safetensors B.safetensors MIX.safetensors --gains-db 0 -6 --offsets-s 0 1.5
+    python -m lincae.latents decode MIX.safetensors MIX.wav --model MODEL
+    python -m lincae.latents process MONO.safetensors STEREO.safetensors --module MODULE.safetensors
+    python -m lincae.latents info OUT
+
+Each function names the waveform operation that it stands for. For an exactly linear autoencoder both agree,
+for others up to their linearity error. A decoder blends neighbouring frames, so a gain that changes is
+smoothed: what sounds at a time t has a weighted mean of the gains of the frames whose windows hold t. Where
+those frames lie within r seconds of t and the gain changes by s per second at most, it is off by r * s at
+most. For the linear reference, and for one STFT frame a latent frame, r is 3 frames.
+
+Frame i stands at the time i / latent_rate. Silence is the latent 0.
+Axis legend: `B` batch, `C` latent channels, `L` latent frames, `T` samples. Latents are (B, C, L).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LOUDEST_DB = 200.0  # of a gain on the command line
+
+
+LONGEST_S = 1e9  # of an offset
+
+
+MIX_VALUES = 2**31  # of a mix, 8 GiB in float32
+
+
+def check_latents(z: Tensor, name: str = "latents", items: int | None = None) -> Tensor:
+    """Return `z` if it is finite, not empty and (B, C, L), B being `items` where given; else ValueError."""
+    if z.ndim != 3 or z.numel() == 0 or items not in (None, len(z)):
+        raise ValueError(f"{name} must have shape ({items or 'B'}, C, L), got {tuple(z.shape)}")
+    if not torch.isfinite(z).all():
+        item, channel, frame = (~torch.isfinite(z)).nonzero()[0].tolist()
+        raise ValueError(f"{name} are not finite, first at item {item}, channel {channel}, frame {frame}")
+    return z
+
+
+def gain(z: Tensor, amplitude: float | Tensor) -> Tensor:
+    """Latents (B, C, L) times an amplitude, or a curve (L,) or (B, L) at the latent rate: g(t) * x(t).
+
+    Raises ValueError for another shape and non-finite values.
+    """
+    curve = torch.as_tensor(amplitude, dtype=z.dtype, device=z.device)
+    if curve.ndim and tuple(curve.shape) not in ((z.shape[-1],), (len(z), z.shape[-1])):
+        raise ValueError(f"a gain is a number, (L,) or (B, L), got {tuple(curve.shape)} for {tuple(z.shape)}")
+    if not torch.isfinite(curve).all():
+        raise ValueError("a gain must be finite")
+    return check_latents(z) * (curve[..., None, :] if curve.ndim else curve)
+
+
+def automation(points: Sequence[tuple[float, float]], n_frames: int, latent_rate: float) -> Tensor:
+    """Breakpoints (seconds, dB) as amplitudes (n_frames,), for `gain`: linear in dB between them, constant
+    before the first and after the last.
+
+    Raises ValueError for no points, times that do not increase, and values that are not finite (-inf dB has
+    no slope: `fade` reaches silence).
+    """
+    times, levels_db = torch.tensor([*points], dtype=torch.float64).reshape(-1, 2).T.contiguous()
+    if (
+        len(times) == 0
+        or not torch.isfinite(torch.cat([times, levels_db])).all()
+        or (times.diff() <= 0).any()
+    ):
+        raise ValueError(f"points are (seconds, dB), finite, with times that increase, got {list(points)}")
+    return 10 ** (_interpolated(times, levels_db, n_frames, latent_rate) / 20)
+
+
+def fade(
+    z: Tensor, latent_rate: float, in_s: float = 0.0, out_s: float = 0.0, length_s: float | None = None
+) -> Tensor:
+    """Fade in over the first `in_s` seconds and out over the last `out_s`, linearly in amplitude:
+    min(1, t / in_s, (length_s - t) / out_s) * x(t).
+
+    `length_s`: of the signal, whose latents may go on for a few frames (default: all of them). Raises
+    ValueError for fades that are negative or longer than the signal together.
+    """
+    length_s = z.shape[-1] / latent_rate if length_s is None else length_s
+    if min(in_s, out_s) < 0 or not in_s + out_s <= length_s:
+        raise ValueError(f"fades must be >= 0 and fit into {length_s:g} s, got {in_s} s and {out_s} s")
+    curve = torch.ones(z.shape[-1], dtype=torch.float64)
+    t = torch.arange(z.shape[-1], dtype=torch.float64) / latent_rate
+    if in_s:
+        curve = curve.minimum(t / in_s)
+    if out_s:
+        curve = curve.minimum(((length_s - t) / out_s).clamp(min=0))
+    return gain(z, curve)
+
+
+def mix(
+    latents: Sequence[Tensor],
+    latent_rate: float,
+    offsets_s: Sequence[float] | None = None,
+    gains: Sequence[float] | None = None,
+    exact: bool = False,
+) -> tuple[Tensor, list[float]]:
+    """Add latents (B, C, L_i), each delayed by its offset and times its gain: sum_i g_i x_i(t - offset_i).
+
+    An offset is rounded to the nearest latent frame, by half a frame at most; with `exact` that is an error.
+    Returns the mix (B, C, max(offset_i + L_i)) and the offsets in seconds that were taken.
+
+    Raises ValueError for latents that differ in B or C or are not finite, for offsets that are negative or
+    not one for each, likewise gains, and for a mix of more than MIX_VALUES.
+    """
+    offsets_s = [0.0] * len(latents) if offsets_s is None else list(offsets_s)
+    gains = [1.0] * len(latents) if gains is None else list(gains)
+    if not len(latents) == len(offsets_s) == len(gains) or not latents:
+        counts = f"{len(latents)} latents, {len(offsets_s)} offsets and {len(gains)} gains"
+        raise ValueError(f"need at least one latent, and an offset and a gain for each, got {counts}")
+    if len(shapes := {tuple(z.shape[:2]) for z in latents}) > 1:
+        raise ValueError(f"latents to mix must agree in items and channels (B, C), got {sorted(shapes)}")
+    frames = [frame_of(offset, latent_rate, exact) for offset in offsets_s]
+    total = max(frame + z.shape[-1] for frame, z in zip(frames, latents, strict=True))
+    size = (*latents[0].shape[:2], total)
+    if math.prod(size) > MIX_VALUES:
+        limit = f"at most {MIX_VALUES} values (8 GiB in float32)"
+        raise ValueError(f"a mix can have {limit}, got {size} with offsets up to {max(offsets_s):g} s")
+    mixed = latents[0].new_zeros(size)
+    for k, (z, frame, amplitude) in enumerate(zip(latents, frames, gains, strict=True)):
+        mixed[..., frame : frame + z.shape[-1]] += gain(check_latents(z, f"latents {k}"), amplitude)
+    return mixed, [frame / latent_rate for frame in frames]
+
+
+def frame_of(offset_s: float, latent_rate: float, exact: bool = False) -> int:
+    """The latent frame nearest to a time in seconds.
+
+    Raises ValueError for a negative or non-finite time or one beyond LONGEST_S, and with `exact` for one
+    between frames (naming the frames around it; a thousandth of a frame passes).
+    """
+    if not 0 <= offset_s <= LONGEST_S:
+        raise ValueError(f"an offset must be finite and >= 0 s, got {offset_s} (at most {LONGEST_S:g} s)")
+    frame = round(offset_s * latent_rate)
+    if exact and abs(offset_s * latent_rate - frame) > 1e-3:
+        low = math.floor(offset_s * latent_rate)
+        around = f"{low / latent_rate:.6f} s and {(low + 1) / latent_rate:.6f} s"
+        raise ValueError(f"an offset of {offset_s} s lies between latent frames, those at {around}")
+    return frame
+
+
+def pan(z: Tensor, position: float | Tensor = 0.0) -> Tensor:
+    """A mono latent (1, C, L) to a stereo one (2, C, L), left and right: cos(a) x(t) and sin(a) x(t).
+
+    `position` from -1 (left, a = 0) to 1 (right, a = pi / 2), a number or a curve (L,): the power is the same
+    anywhere, and the centre is -3 dB in each. Raises ValueError for another shape or position.
+    """
+    position = torch.as_tensor(position, dtype=z.dtype, device=z.device)
+    if not (position.abs() <= 1).all():
+        raise ValueError("a position must lie between -1 (left) and 1 (right)")
+    angle = (position + 1) * (math.pi / 4)
+    check_latents(z, "latents to pan", items=1)
+    return torch.cat([gain(z, angle.cos()), gain(z, angle.sin())])
+
+
+def mid_side(z: Tensor) -> Tensor:
+    """Left and right (2, C, L) to mid and side: (l + r) / 2 and (l - r) / 2. ValueError for another shape."""
+    left, right = check_latents(z, "latents of left and right", items=2)
+    return torch.stack([left + right, left - right]) / 2
+
+
+def left_right(z: Tensor) -> Tensor:
+    """Mid and side (2, C, L) to left and right: m + s and m - s. ValueError for another shape."""
+    mid, side = check_latents(z, "latents of mid and side", items=2)
+    return torch.stack([mid + side, mid - side])
+
+
+def _interpolated(times: Tensor, values: Tensor, n_frames: int, latent_rate: float) -> Tensor:
+    """Piecewise linear `values` (n,) at `times` (n,) in seconds, at each latent frame."""
+    t = torch.arange(n_frames, dtype=torch.float64) / latent_rate
+    right = torch.searchsorted(times, t).clamp(1, max(len(times) - 1, 1))
+    if len(times) == 1:
+        return values.expand(n_frames)
+    weight = (t - times[right - 1]) / (times[right] - times[right - 1])
+    return torch.lerp(values[right - 1], values[right], weight.clamp(0, 1))

@@ -1,0 +1,1 @@
+"""Listening: the mixing desk, its parts, and the demo page."""

@@ -1,0 +1,292 @@
+"""The latent mixing desk without its widgets: faders on the latents of stems, one weighted sum, one decode.
+
+    mixer = Mixer(model, stems, ("drums", "bass", "other", "vocals"))  # (S, T) at model.sample_rate
+    audio = mixer.latent_mix([Strip(-6), Strip(mute=True), Strip(inverted=True), Strip(pan=0.5)])  # (2, T)
+
+For an exactly linear autoencoder `latent_mix` is `waveform_mix`; for others, their difference holds what the
+autoencoder loses. `decoded_mix`, the same mix of the decoded stems, has that loss too: what is between it and
+`latent_mix` is the error of linearity alone.
+
+Instead of by `pan`, a stem can be placed by a mono-to-stereo Re-Encoder M of the same autoencoder, in one of
+the stereo images that the module draws from its prior:
+
+    mixer = Mixer(model, stems, names, module=ReEncoder.load(stereo_modules(model.name)["left_right"]))
+    audio = mixer.latent_mix([Strip(-6, image=3), Strip(image=3), Strip(), Strip(pan=0.5)])  # (2, T)
+
+Stem i with image n has the latents (left_i, right_i) = M(Enc(stem_i), c_i), c_i being item i of the prior's
+conditions of seed n. They stand for the stereo sound Dec(left_i), Dec(right_i), of which the stem should be
+the mean; faders move it as they move a stem. Left of the mix is Dec(sum_i g_i left_i), right
+Dec(sum_i g_i right_i): two decodes whatever is placed, and the module runs once a stem and image.
+
+Axis legend: `S` source (stem), `T` samples, `C` latent channels, `L` latent frames. Stems are (S, T), mixes
+(channels, T): one channel, or left and right where a stem is panned or placed.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lincae.data.audio import read_audio, resample
+from lincae.data.tracks import REPOSITORY_DATA, Track, audio_files
+from lincae.interface import AutoencoderLike, check_audio
+from lincae.latents.algebra import mix
+from lincae.listening.loudness import amplitude
+from lincae.metrics import is_silent
+from lincae.reencoder.module import ReEncoder, module_files
+
+MAX_STEMS = 8
+MAX_CACHED = 64  # decoded mixes, and latents and sounds of placed stems, kept by a mixer
+MODULES = REPOSITORY_DATA / "checkpoints" / "reencoder"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Settings of a stem: `gain_db` (-inf: off), `mute`, `solo`, `inverted` polarity, `pan`, -1 (left) to 1,
+    or `image`, the number of a stereo image (0 or more) in which a module places it.
+
+    Raises ValueError for a gain that is NaN or +inf, a position outside [-1, 1], a negative image, and one
+    for a stem that is panned.
+    """
+
+    gain_db: float = 0.0
+    mute: bool = False
+    solo: bool = False
+    inverted: bool = False
+    pan: float = 0.0
+    image: int | None = None
+
+    def __post_init__(self):
+        if math.isnan(self.gain_db) or self.gain_db == math.inf:
+            raise ValueError(f"gain_db must be a number of dB or -inf, got {self.gain_db}")
+        if not -1 <= self.pan <= 1:
+            raise ValueError(f"pan must lie between -1 (left) and 1 (right), got {self.pan}")
+        if self.image is not None and (self.image < 0 or self.pan):
+            raise ValueError(f"image must be 0 or more, on a strip that is not panned, got {self}")
+
+
+def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
+    """Factor of every stem in every channel, (channels, S) float64.
+
+    One channel where all stems that sound are in the centre, else left and right, by the law of constant
+    power, 0 dB in the centre. A stem with an image is left and right by itself: its factor is the same in
+    both. Where a stem is solo, only solo stems sound; a muted one never does.
+    """
+    soloed = any(strip.solo for strip in strips)
+    rows, placed = [], False
+    for strip in strips:
+        sounds = not strip.mute and (strip.solo or not soloed)
+        level = amplitude(strip.gain_db + master_db) * sounds * (-1 if strip.inverted else 1)
+        angle = (strip.pan + 1) * math.pi / 4
+        centred = strip.pan == 0 or level == 0  # exactly, where the square roots would only be nearly 1
+        sides = (1.0, 1.0) if centred else (math.sqrt(2) * math.cos(angle), math.sqrt(2) * math.sin(angle))
+        rows.append([level * side for side in sides])
+        placed = placed or (strip.image is not None and level != 0)
+    matrix = torch.tensor(rows, dtype=torch.float64).T
+    return matrix[:1] if torch.equal(matrix[0], matrix[1]) and not placed else matrix
+
+
+class Mixer:
+    """Stems of one length, their latents and the mixes decoded so far; each is computed once, when asked for.
+    A decode has the noise of `seed`, so equal settings are equal samples."""
+
+    def __init__(
+        self,
+        model: AutoencoderLike,
+        stems: Tensor,
+        names: Sequence[str] = (),
+        seed: int = 0,
+        module: ReEncoder | None = None,
+    ):
+        """`stems` (S, T) at the model's rate. ValueError for none, more than MAX_STEMS, non-finite samples,
+        and names that are not one a stem; for `module`, as `place_by`."""
+        check_audio(stems, name="stems")
+        self.names = tuple(names) or tuple(f"stem {k + 1}" for k in range(len(stems)))
+        if len(stems) > MAX_STEMS:
+            raise ValueError(f"a desk has at most {MAX_STEMS} strips, got {len(stems)} stems")
+        if len(self.names) != len(stems):
+            raise ValueError(f"need a name for each of {len(stems)} stems, got {self.names}")
+        self.model, self.stems, self.seed = model, stems.float(), seed
+        self.silent = [name for name, quiet in zip(self.names, is_silent(stems), strict=True) if quiet]
+        self._latents: dict[int, Tensor] = {}
+        self._stems: dict[int, Tensor] = {}
+        self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
+        self.module: ReEncoder | None = None
+        if module:
+            self.place_by(module)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.model.sample_rate
+
+    def place_by(self, module: ReEncoder) -> None:
+        """Take a module of mono-to-stereo for the strips that have an image.
+
+        Raises ValueError for one of bandwidth extension, LatentFileError for one of another autoencoder.
+        """
+        if module is self.module:
+            return
+        if not module.stereo:
+            raise ValueError(f"stems are placed by a module of mono-to-stereo, got {module.config.task!r}")
+        module.check_model(self.model)
+        self.module = module
+        self._cache.clear()
+
+    def latent(self, index: int, image: int | None = None) -> Tensor:
+        """Latent (1, C, L) of a stem; with an image its left and right by the module, (2, C, L).
+
+        Raises ValueError for an image where there is no module, and as `ReEncoder.process`.
+        """
+        if index not in self._latents:
+            self._latents[index] = self.model.encode(self.stems[index : index + 1])
+        if image is None:
+            return self._latents[index]
+        return self._kept(("latent", index, image), partial(self._place, index, image))
+
+    def decoded_stem(self, index: int, image: int | None = None) -> Tensor:
+        """A stem (1, T) through the autoencoder; with an image left and right (2, T), as `latent`."""
+        if image is not None:
+            return self._kept(
+                ("stem", index, image),
+                lambda: torch.cat([self._decode(side[None]) for side in self.latent(index, image)]),
+            )
+        if index not in self._stems:
+            self._stems[index] = self._decode(self.latent(index))
+        return self._stems[index]
+
+    def latent_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
+        """Dec(sum_i g_i z_i), (channels, T), z_i being the latent of stem i, or what the module makes of it
+        for this channel: one decode a channel, or none where it was made before.
+
+        Raises ValueError for another number of strips than stems, and as `latent`.
+        """
+        factors, images = self.settings(strips, master_db)
+        return torch.cat([self._mixed(row, images, channel) for channel, row in enumerate(factors.tolist())])
+
+    def waveform_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
+        """sum_i g_i stem_i, (channels, T), what a desk for waveforms does. ValueError as `latent_mix`.
+
+        What a module does has no counterpart there: a stem with an image is in the centre.
+        """
+        return (self.settings(strips, master_db)[0] @ self.stems.double()).float()
+
+    def decoded_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
+        """sum_i g_i Dec(z_i), (channels, T): a decode a stem, two where it has an image, the first time.
+        ValueError as `latent_mix`."""
+        factors, images = self.settings(strips, master_db)
+        stems = [self.decoded_stem(index, image).double() for index, image in enumerate(images)]
+        sides = torch.stack([stem.expand(len(factors), -1) for stem in stems], 1)
+        return torch.einsum("cs,cst->ct", factors, sides).float()
+
+    def effective_gain(self, strips: Sequence[Strip], index: int) -> float:
+        """The factor by which a stem really is in `latent_mix`: of what its strip adds to the mix, the part
+        along the decoded stem (least squares). The amplitude of its fader, were the model linear.
+
+        For strips in the centre. NaN where the decoded stem is all zero; ValueError as `latent_mix`.
+        """
+        without = [replace(s, mute=True) if k == index else s for k, s in enumerate(strips)]
+        added = (self.latent_mix(strips)[0] - self.latent_mix(without)[0]).double()
+        stem = self.decoded_stem(index)[0].double()
+        return (added @ stem / (stem @ stem)).item()
+
+    def settings(self, strips: Sequence[Strip], master_db: float) -> tuple[Tensor, list[int | None]]:
+        """Factors (channels, S), and the image of each stem: none where it is off."""
+        if len(strips) != len(self.stems):
+            raise ValueError(f"need a strip for each of {len(self.stems)} stems, got {len(strips)}")
+        factors = amplitudes(strips, master_db)
+        heard = factors.any(0).tolist()
+        return factors, [strip.image if on else None for strip, on in zip(strips, heard, strict=True)]
+
+    def _mixed(self, factors: list[float], images: list[int | None], channel: int) -> Tensor:
+        def make() -> Tensor:
+            latents = [self.latent(index, image) for index, image in enumerate(images)]
+            latents = [z if len(z) == 1 else z[channel : channel + 1] for z in latents]
+            return self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
+
+        # without an image, equal factors are equal sounds in both channels
+        sides = [None if image is None else (image, channel) for image in images]
+        return self._kept(("mix", *factors, *sides), make)
+
+    def _place(self, index: int, image: int) -> Tensor:
+        if self.module is None:
+            raise ValueError(f"{self.names[index]!r} has the image {image}, but no module places it")
+        z, condition = self.latent(index), self.module.prior(index + 1, image)[index:]
+        return self.module.process(z, condition)[0].to(z)
+
+    def _kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._cache:
+            made = make()  # may itself be kept: before its parts are dropped
+            self._cache[key] = made
+            while len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.model.decode(z, length=self.stems.shape[1], seed=self.seed).cpu()
+
+
+def stereo_modules(model: str, folder: str | Path = MODULES) -> dict[str, Path]:
+    """Files of the mono-to-stereo modules of a model, by name; empty where there are none.
+
+    `folder` holds a folder for each model, by the last part of its name: for "desk/lin-cae" the module
+    "left_right" is FOLDER/lin-cae/stereo-left_right.safetensors.
+    """
+    return module_files(Path(folder, Path(model).name), "stereo")
+
+
+# ---------------------------------------------------------------- stems of one's own
+
+
+def stem_files(path: str | Path) -> list[Path]:
+    """The audio files to put on a desk: those of a folder (without "mixture", the sum of the others), or one.
+
+    Raises FileNotFoundError for a path that does not exist or holds no audio file, ValueError for more than
+    MAX_STEMS.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder or audio file")
+    files = audio_files(path) if path.is_dir() else [path]
+    files = [file for file in files if file.stem != "mixture"] or files
+    return _few(files, str(path))
+
+
+def stem_track(files: Sequence[Path], name: str) -> tuple[Track, list[str]]:
+    """A track of audio files of any rates and lengths, held in memory, and what had to be done to them.
+
+    All are resampled to the highest rate, mono (channel mean), and the shorter ones go on with silence to the
+    end of the longest. Raises AudioFileError naming a file that is not audio, ValueError for no or more than
+    MAX_STEMS files.
+    """
+    parts = [read_audio(file, channels="mean") for file in _few(files, name)]
+    rate, notes = max(rate for _, rate in parts), []
+    signals = [resample(audio, own_rate, rate) for audio, own_rate in parts]
+    length = max(len(signal) for signal in signals)
+    for file, signal, (_, own_rate) in zip(files, signals, parts, strict=True):
+        if own_rate != rate:
+            notes.append(f"{file.name} has {own_rate} Hz: resampled to {rate} Hz")
+        if len(signal) < length:
+            notes.append(f"{file.name} lasts {len(signal) / rate:.2f} s: silence to {length / rate:.2f} s")
+    stems = torch.stack([torch.nn.functional.pad(s, (0, length - len(s))) for s in signals])
+    names = tuple(file.stem for file in files)
+    return Track(name, "own", names, rate, length / rate, _reader(stems, rate)), notes
+
+
+def _few(files: Sequence[Path], source: str) -> list[Path]:
+    if not 1 <= len(files) <= MAX_STEMS:
+        raise ValueError(f"{source}: a desk takes 1 to {MAX_STEMS} stems, got {len(files)} audio files")
+    return list(files)
+
+
+def _reader(stems: Tensor, rate: int) -> Callable[[float, float | None], Tensor]:
+    def read(start_s: float, seconds: float | None) -> Tensor:
+        start = round(start_s * rate)
+        return stems[:, start : None if seconds is None else start + round(seconds * rate)]
+
+    return read

@@ -1,0 +1,86 @@
+"""Devices, memory, seeds: what a computation runs on and starts from."""
+
+import ctypes
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The one place where a device is chosen: "auto" is CUDA where there is one, else the CPU.
+
+    Raises ValueError for an unknown device and for one that this machine or this torch does not have.
+    """
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if n_cuda else "cpu")
+    allowed = "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use {allowed}") from error
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"unknown device {device!r}: use {allowed}")
+    if resolved.type == "cuda" and (resolved.index or 0) >= n_cuda:
+        raise ValueError(
+            f"device {device!r} is not available: torch {torch.__version__} sees {n_cuda} CUDA devices"
+        )
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} is not available: torch {torch.__version__} sees no MPS device")
+    return resolved
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
+
+    By default glibc returns large blocks to the kernel at once, which hands them out again page by page,
+    zeroed, a large part of the time of a large network on a CPU (benchmarks/inference.py --allocator). The
+    price is a higher peak. For the whole process: an application's choice, to be made before the first large
+    tensors.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
+
+
+def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator that is a pure function of its integer `keys`, such as (seed, step) or (seed, item).
+
+    Different tuples give different streams. Raises ValueError for keys outside [0, 2**64), and for none.
+    """
+    if not keys or any(not 0 <= key < 2**64 for key in keys):
+        raise ValueError(f"keys must be integers in [0, 2**64), at least one, got {keys}")
+    # SeedSequence pads with zeros: without the count, (1,) and (1, 0) would be one stream
+    words = [word for key in keys for word in divmod(int(key), 2**32)]
+    seed = np.random.SeedSequence([len(keys), *words]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+def commit() -> str:
+    """Commit of the running source, with "-dirty" where it was changed; "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware(device: torch.device) -> str:
+    """The machine as a checkpoint's card names it: the accelerator, or the processor and the threads used."""
+    if device.type != "cpu":
+        module = torch.get_device_module(device)
+        return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+    named = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        found = None
+    n = torch.get_num_threads()
+    return f"{found[1] if found else named}, {n} thread{'s' * (n > 1)}"

@@ -1,0 +1,1 @@
+"""The Re-Encoder (Bralios et al., WASPAA 2025): audio processing on latents alone."""

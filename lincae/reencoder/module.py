@@ -1,0 +1,342 @@
+"""The Re-Encoder (Bralios, Smaragdis and Casebeer, WASPAA 2025): audio processing on latents alone.
+
+    module = ReEncoder.load("data/checkpoints/reencoder/lin-cae/bandwidth-m-gan.safetensors")
+    module.check_model(model)
+    wide = model.decode(module.process(model.encode(narrow)), length=narrow.shape[-1])
+
+A module maps latents of one frozen autoencoder to latents of the same: of a band-limited signal to those of
+the full band, of a mono signal to those of left and right. Its network (section 3.1.2): a 1x1 convolution,
+ConvNeXt-V2 blocks, a 1x1 convolution; mono-to-stereo has AdaLN in every block and a condition of H numbers.
+Beside that network mono-to-stereo has gains of the input's channels in either output, an affine function of
+the condition: a place in the room is above all a pair of gains, which in a linear latent space are gains of
+the latent, and AdaLN, whose norm divides levels out, is slow to approximate a product.
+
+Where the paper is silent: the blocks' expansion is 2, which gives its parameter counts; the first convolution
+starts with orthonormal columns, the last as its transpose and the blocks at zero, so that a new module is the
+identity (of mono-to-stereo: copies the input to both channels); latents are divided by one standard deviation
+of the training targets, so that loss weights mean the same for every autoencoder; the gains, which the paper
+does not have, start at zero; the oracle condition is the mean of the posterior.
+
+Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from lincae.checkpoints import BUNDLED, FORMAT_VERSION, check_hash, from_dict, load_strictly, read_checkpoint
+from lincae.files import atomic_write
+from lincae.interface import AutoencoderLike
+from lincae.latents.files import check_same_model, describe
+from lincae.machine import generator, resolve_device
+from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock
+
+KIND = "reencoder"  # of model, in its file
+TASKS = ("bandwidth", "stereo")
+LAYOUTS = ("left_right", "mid_side")
+START_LOG_VARIANCE = -2.0  # of the condition
+START_GAIN = 0.2  # standard deviation of AdaLN's weights
+
+
+@dataclass(frozen=True)
+class ReEncoderConfig:
+    """All that defines a module but its weights. The defaults are the paper's M for bandwidth extension.
+
+    `task`: "bandwidth" or "stereo". `latent_channels`: C of the autoencoder. `hidden`, `blocks`: width and
+    number of ConvNeXt-V2 blocks; `expansion`: of the 1x1 layers within one; `kernel`: of their depth-wise
+    convolution. `condition`: H of mono-to-stereo; `condition_blocks`: of its encoder.
+    `layout` of mono-to-stereo: "left_right", the paper's, predicts both latents; "mid_side" predicts the
+    latent of the side and takes the input for that of the mid, so left = mid + side and right = mid - side.
+    That is arithmetic in the latent, exact where the encoder is linear.
+    """
+
+    task: str = "bandwidth"
+    latent_channels: int = 64
+    hidden: int = 768
+    blocks: int = 8
+    expansion: int = 2
+    kernel: int = 7
+    condition: int = 64
+    condition_blocks: int = 2
+    layout: str = "left_right"
+
+    def __post_init__(self):
+        """Raises ValueError for unknown names and sizes out of range."""
+        for name, value, allowed in (("task", self.task, TASKS), ("layout", self.layout, LAYOUTS)):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        sizes = ("latent_channels", "hidden", "blocks", "expansion", "condition", "condition_blocks")
+        if any(getattr(self, name) < 1 for name in sizes):
+            raise ValueError(f"{', '.join(sizes)} must be at least 1, got {self}")
+        if self.hidden < self.latent_channels:
+            raise ValueError(
+                f"hidden ({self.hidden}) must be at least latent_channels ({self.latent_channels}): "
+                "a narrower module cannot start as the identity"
+            )
+
+
+SIZES = {
+    "s": {"hidden": 512, "blocks": 4},
+    "m": {"hidden": 768, "blocks": 8},
+    "desk-s": {"hidden": 32, "blocks": 2, "condition": 16},
+    "desk-m": {"hidden": 64, "blocks": 4, "condition": 16},
+}
+
+
+def lively(block: ConvNeXtBlock) -> None:
+    """Weights that keep unit variance. ConvNeXt's 0.02 does so at widths of a thousand; a narrow block would
+    be almost linear with it, and slow to leave its start."""
+    for layer in (block.depthwise, block.expand, block.contract):
+        nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+
+
+class Trunk(nn.Module):
+    """1x1 convolution, ConvNeXt-V2 blocks, 1x1 convolution: `(B, in, L)` to `(B, out, L)`."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, config: ReEncoderConfig, blocks: int, condition=None
+    ):
+        super().__init__()
+        width = config.hidden
+        self.enter = nn.Conv1d(channels_in, width, 1)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, config.expansion * width, config.kernel, condition) for _ in range(blocks)
+        )
+        self.leave = nn.Conv1d(width, channels_out, 1)
+
+    def start_as_copies(self, copies: int) -> None:
+        """Every `channels_in` of the output become the input, `copies` times; without any, zero.
+
+        The first bias is random, but orthogonal to the columns, so that the last layer does not see it.
+        Beside it the LayerNorm of a block keeps the level of a frame, which it would divide out otherwise: in
+        latents that scale like the sound, level is half of the matter.
+        """
+        nn.init.orthogonal_(self.enter.weight)
+        columns = self.enter.weight.detach().squeeze(-1)
+        with torch.no_grad():
+            self.leave.weight.copy_(torch.cat([columns.T] * copies)[..., None] if copies else torch.zeros(()))
+            bias = torch.randn(len(columns))
+            self.enter.bias.copy_(bias - columns @ (columns.T @ bias))
+        nn.init.zeros_(self.leave.bias)
+        for block in self.blocks:
+            lively(block)
+            nn.init.zeros_(block.contract.weight)
+            if isinstance(block.norm, AdaptiveLayerNorm):  # from zero, neither it nor `contract` would move
+                nn.init.normal_(block.norm.project.weight, std=START_GAIN)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.leave(x)
+
+
+class ConditionEncoder(nn.Module):
+    """G of section 2.3: latents of left and right `(B, 2, C, L)` to the mean and log variance `(B, H)` of c.
+
+    Blocks over time, then the mean over time. It starts as random features of unit size, bent enough for
+    their means to tell levels apart, and with a variance below the prior's: from a mean that says nothing,
+    or that the noise of equation 5 drowns, the module would not learn to use a condition.
+    """
+
+    def __init__(self, config: ReEncoderConfig):
+        super().__init__()
+        self.trunk = Trunk(2 * config.latent_channels, 2 * config.condition, config, config.condition_blocks)
+        leave = self.trunk.leave
+        for block in self.trunk.blocks:
+            lively(block)
+        with torch.no_grad():
+            leave.weight[: config.condition].normal_(std=4 * config.hidden**-0.5)
+            leave.weight[config.condition :].zero_()
+            leave.bias[: config.condition].zero_()
+            leave.bias[config.condition :].fill_(START_LOG_VARIANCE)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.trunk(z.flatten(1, 2)).mean(-1).chunk(2, -1)
+        return mean, log_variance
+
+
+class ReEncoder(nn.Module):
+    """Latents in, latents out; see the module docstring.
+
+    `autoencoder`: what `latent_files.describe` says of the autoencoder whose latents these are. `latent_std`:
+    of the training targets. `metadata`: a JSON-able dict that travels in the file.
+    """
+
+    def __init__(
+        self,
+        config: ReEncoderConfig,
+        autoencoder: dict[str, Any],
+        latent_std: float = 1.0,
+        metadata: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.config, self.autoencoder, self.metadata = config, autoencoder, metadata or {}
+        self.latent_std = latent_std
+        channels, stereo = config.latent_channels, config.task == "stereo"
+        copies = 1 if not stereo else 0 if config.layout == "mid_side" else 2
+        outputs = channels if copies < 2 else 2 * channels
+        condition = config.condition if stereo else None
+        self.trunk = Trunk(channels, outputs, config, config.blocks, condition)
+        self.trunk.start_as_copies(copies)
+        self.condition_encoder = ConditionEncoder(config) if stereo else None
+        self.gains = nn.Linear(config.condition, outputs) if stereo else None
+        if self.gains is not None:
+            nn.init.zeros_(self.gains.weight)
+            nn.init.zeros_(self.gains.bias)
+
+    @property
+    def stereo(self) -> bool:
+        return self.config.task == "stereo"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Latents `(B, C, L)` to `(B, C, L)`; or with a condition `(B, H)` to left and right `(B, 2, C, L)`.
+
+        Differentiable, without checks of the values: `process` is for use. Raises ValueError for another
+        shape, fewer frames than the kernel, a condition that is missing, empty or unasked for.
+        """
+        config = self.config
+        if z.ndim != 3 or z.shape[1] != config.latent_channels or len(z) == 0:
+            raise ValueError(f"latents must be (B, {config.latent_channels}, L), got {tuple(z.shape)}")
+        if z.shape[-1] < config.kernel:
+            raise ValueError(
+                f"{z.shape[-1]} latent frames are fewer than the kernel of the blocks, {config.kernel}: "
+                f"give {config.kernel / self.autoencoder['latent_rate']:.3f} s or more"
+            )
+        if not self.stereo:
+            if condition is not None:
+                raise ValueError("bandwidth extension takes no condition")
+            return self.trunk(z / self.latent_std) * self.latent_std
+        if condition is None or tuple(condition.shape) != (len(z), config.condition):
+            got = "none" if condition is None else tuple(condition.shape)
+            raise ValueError(f"the condition must be (B, H) = ({len(z)}, {config.condition}), got {got}")
+        out = self.trunk(z / self.latent_std, condition) * self.latent_std
+        gains = self.gains(condition).unflatten(1, (-1, config.latent_channels))
+        out = out.unflatten(1, gains.shape[1:]) + gains[..., None] * z[:, None]
+        if config.layout == "mid_side":
+            return torch.stack([z + out[:, 0], z - out[:, 0]], 1)
+        return out
+
+    def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance `(B, H)` of the condition of stereo latents `(B, 2, C, L)`.
+
+        Raises ValueError for another shape (such as mono latents), fewer frames than the kernel, and for a
+        module of bandwidth extension.
+        """
+        channels = self.config.latent_channels
+        if self.condition_encoder is None:
+            raise ValueError("bandwidth extension has no condition")
+        if z.ndim != 4 or tuple(z.shape[1:3]) != (2, channels) or len(z) == 0:
+            raise ValueError(
+                f"a condition is of stereo latents (B, 2, {channels}, L), got {tuple(z.shape)}: "
+                "mono has no left and right"
+            )
+        if z.shape[-1] < self.config.kernel:
+            raise ValueError(f"{z.shape[-1]} latent frames are fewer than the kernel, {self.config.kernel}")
+        return self.condition_encoder(z / self.latent_std)
+
+    # -------- inference
+
+    def prior(self, items: int, seed: int = 0) -> Tensor:
+        """Conditions `(items, H)` from the prior N(0, I): item i is a pure function of (seed, i)."""
+        drawn = [torch.randn(self.config.condition, generator=generator(seed, i)) for i in range(items)]
+        return torch.stack(drawn).to(self.device)
+
+    @torch.no_grad()
+    def oracle(self, z: Tensor) -> Tensor:
+        """The condition `(B, H)` of stereo latents `(B, 2, C, L)`: the mean of its posterior. Raises as
+        `posterior`, and ValueError for latents that are not finite."""
+        _check_finite(z, "stereo latents")
+        return self.posterior(z.to(self.device, torch.float32))[0]
+
+    @torch.no_grad()
+    def process(self, z: Tensor, condition: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Latents `(B, C, L)` to `(B, C, L)`, or of mono-to-stereo to left and right `(B, 2, C, L)`.
+
+        Without a condition mono-to-stereo draws one for each item from the prior, by `seed`. No waveform is
+        made or read. Raises as `forward`, and ValueError for latents and conditions that are not finite.
+        """
+        _check_finite(z, "latents")
+        if condition is not None:
+            _check_finite(condition, "numbers of the condition")
+        if self.stereo and condition is None:
+            condition = self.prior(len(z), seed)
+        condition = None if condition is None else condition.to(self.device, torch.float32)
+        return self(z.to(self.device, torch.float32), condition)
+
+    def check_model(self, model: AutoencoderLike) -> None:
+        """Raises LatentFileError, naming both, unless the module was trained on latents of `model`."""
+        check_same_model(self.autoencoder, describe(model), f"the module of {self.autoencoder['name']}")
+
+    # -------- files
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write one safetensors file with the configuration in its header, atomically; returns the path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "kind": KIND,
+            "reencoder": dataclasses.asdict(self.config),
+            "autoencoder": self.autoencoder,
+            "latent_std": self.latent_std,
+            "metadata": self.metadata,
+        }
+        tensors = {key: value.to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
+        with atomic_write(path) as file:
+            file.write(to_safetensors(tensors, metadata={"config": json.dumps(description)}))
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> "ReEncoder":
+        """Raises FileNotFoundError; ValueError, naming the file, for a damaged one, for another kind of
+        checkpoint, unknown settings, tensors that do not fit, and a bundled file (one below
+        data/checkpoints/) that is not the one of its card."""
+        path = Path(path)
+        if path.resolve().is_relative_to(BUNDLED):
+            folder = path.parent
+            check_hash(path, f"`python tools/bundle.py --reencoder {folder}` makes a card of what is there")
+        description, tensors = read_checkpoint(path, KIND)
+        config = from_dict(ReEncoderConfig, description["reencoder"], f"{path}: reencoder")
+        module = cls(config, description["autoencoder"], description["latent_std"], description["metadata"])
+        load_strictly(module, tensors, str(path))
+        return module.eval().to(resolve_device(device))
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    if not torch.isfinite(values).all():
+        first = (~torch.isfinite(values)).nonzero()[0].tolist()
+        raise ValueError(f"{name} are not finite, first at {first}")
+
+
+def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str, ReEncoder]:
+    """The modules of a task in a folder, by name: `bandwidth-m-gan.safetensors` is "m-gan".
+
+    Raises ValueError for an unknown task; FileNotFoundError where there are none, naming the folder.
+    """
+    paths = module_files(folder, task)
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no {task}-*.safetensors: `make reencoder` trains them")
+    return {name: ReEncoder.load(path, device) for name, path in paths.items()}
+
+
+def module_files(folder: str | Path, task: str) -> dict[str, Path]:
+    """The files of `modules_in`, none where there are none. Raises ValueError for an unknown task."""
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    paths = sorted(Path(folder).glob(f"{task}-*.safetensors"))
+    return {path.stem.removeprefix(f"{task}-"): path for path in paths}

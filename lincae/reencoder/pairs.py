@@ -1,0 +1,307 @@
+"""Pairs of latents to train a Re-Encoder on: inputs and targets, encoded once and read at random.
+
+    python -m lincae.commands.pairs stereo data/musdb18hq/train runs/pairs --model desk/lin-cae
+
+The target of bandwidth extension is a signal, its input the same signal resampled to half the rate and back
+with a sinc kernel; the target of mono-to-stereo is left and right, its input their mean. A folder has
+`pairs.json` (written first: task, model, factor) and shards of `lincae.latents.files` in `input/` and
+`target/`, where items of one name belong together.
+
+Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lincae.data.audio import audio_header, read_audio, resample
+from lincae.data.stereo import upmix
+from lincae.data.synth import render_song
+from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, audio_files, song_seed
+from lincae.interface import AutoencoderLike
+from lincae.latents.files import (
+    SUFFIX,
+    LatentFileError,
+    Shard,
+    check_same_model,
+    claim,
+    describe,
+    read_manifest,
+)
+from lincae.latents.sets import LatentDataset
+from lincae.machine import generator
+
+TASKS = ("bandwidth", "stereo")
+
+
+MANIFEST = "pairs.json"
+
+
+SEGMENT_S = 30.0  # files are encoded in stretches of so long, each a pair
+
+
+SHARD_PAIRS = 256
+
+
+FULL_BAND_DB = -50.0  # energy above the band, of the whole, from which a signal counts as full-band
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A training target until it is asked for: `read(sample_rate)` gives (1, T), or for stereo (2, T)."""
+
+    name: str
+    read: Callable[[int], Tensor]
+    dataset: str = ""
+
+
+def synthetic_sources(
+    task: str, split: str = "train", n_songs: int | None = None, seed: int = 0
+) -> list[Source]:
+    """The mixtures of the songs that `write_synthetic` would write; for stereo each is upmixed by its seed.
+
+    Raises ValueError for an unknown task or split.
+    """
+    _check_task(task)
+    if split not in SPLITS["synthetic"]:
+        raise ValueError(f"dataset 'synthetic' has no split {split!r}: use one of {SPLITS['synthetic']}")
+
+    def source(index: int) -> Source:
+        number = song_seed(split, index, seed)
+
+        def read(sample_rate: int) -> Tensor:
+            stems = torch.from_numpy(render_song(number, SONG_S, sample_rate))
+            return upmix(stems, sample_rate, number) if task == "stereo" else stems.sum(0, keepdim=True)
+
+        return Source(f"{split}_{index:03d}", read)
+
+    return [source(index) for index in range(N_SONGS[split] if n_songs is None else n_songs)]
+
+
+def track_sources(task: str, tracks: Sequence[Track], seconds: float | None = None) -> list[Source]:
+    """Mixtures of tracks with stems, for evaluation; for stereo upmixed, track i by seed i.
+
+    `seconds`: at most so much from the middle of each.
+    """
+    _check_task(task)
+
+    def source(index: int, track: Track) -> Source:
+        length_s = min(track.duration_s, seconds or track.duration_s)
+        start_s = (track.duration_s - length_s) / 2
+
+        def read(sample_rate: int) -> Tensor:
+            stems = track.stems(sample_rate, start_s, length_s)
+            return upmix(stems, sample_rate, index) if task == "stereo" else stems.sum(0, keepdim=True)
+
+        return Source(track.name, read, track.dataset)
+
+    return [source(index, track) for index, track in enumerate(tracks)]
+
+
+def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
+    """All audio files at any depth, in stretches of SEGMENT_S (MUSDB18-HQ, for one: its `train` folder).
+
+    Bandwidth extension takes the mean of a file's channels. Raises FileNotFoundError as `audio_files`;
+    ValueError, when read, for a file that is not stereo where that is asked for.
+    """
+    _check_task(task)
+    found = []
+    for folder in map(Path, folders):
+        for path in audio_files(folder):
+            rate, n_samples = audio_header(path)
+            name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
+            for part in range(max(1, round(n_samples / rate / SEGMENT_S))):
+                found.append(Source(f"{name}@{part}", _file_reader(path, task, part * SEGMENT_S)))
+    return found
+
+
+def _file_reader(path: Path, task: str, start_s: float) -> Callable[[int], Tensor]:
+    def read(sample_rate: int) -> Tensor:
+        channels = "all" if task == "stereo" else "mean"
+        audio, _ = read_audio(path, sample_rate, start_s, SEGMENT_S, channels)
+        return check_stereo(audio, str(path)) if task == "stereo" else audio[None]
+
+    return read
+
+
+def check_stereo(audio: Tensor, name: str) -> Tensor:
+    """Return audio (2, T) as it is. Raises ValueError for another shape: mono has no sides to learn."""
+    if audio.ndim != 2 or len(audio) != 2:
+        raise ValueError(f"{name}: stereo targets are (2, T), left and right, got {tuple(audio.shape)}")
+    return audio
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def band_limited(audio: Tensor, sample_rate: int, factor: int = 2) -> Tensor:
+    """Audio (B, T) without what lies above `sample_rate / (2 factor)`: resampled down and up, a sinc kernel.
+
+    Raises ValueError unless `factor` >= 2 divides the rate.
+    """
+    if factor < 2 or sample_rate % factor:
+        raise ValueError(f"factor must be at least 2 and divide {sample_rate} Hz, got {factor}")
+    low = resample(audio, sample_rate, sample_rate // factor)
+    return resample(low, sample_rate // factor, sample_rate)[..., : audio.shape[-1]].contiguous()
+
+
+def task_input(target: Tensor, task: str, sample_rate: int, factor: int = 2) -> Tensor:
+    """What a module of `task` is given for a target: band-limited, (B, T) for (B, T); or for left and right
+    (2, T) their mean (1, T)."""
+    if _check_task(task) == "stereo":
+        return check_stereo(target, "target").mean(0, keepdim=True)
+    return band_limited(target, sample_rate, factor)
+
+
+def high_share_db(audio: Tensor, sample_rate: int, from_hz: float) -> float:
+    """Energy of audio (B, T) above `from_hz`, in dB of the whole, under a Hann window; -inf of silence."""
+    window = torch.hann_window(audio.shape[-1], dtype=torch.float64)
+    spectrum = torch.fft.rfft(audio.double() * window).abs().square()
+    bins = torch.fft.rfftfreq(audio.shape[-1], 1 / sample_rate)
+    share = spectrum[..., bins > from_hz].sum() / spectrum.sum().clamp_min(1e-20)
+    return 10 * torch.log10(share).item()
+
+
+def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: str = "input") -> bool:
+    """Whether audio (B, T) already has more than FULL_BAND_DB above the band; then a warning says so."""
+    # a tenth above, where the resampler's slope has ended
+    from_hz = 1.1 * sample_rate / (2 * factor)
+    share_db = high_share_db(audio, sample_rate, from_hz)
+    if share_db > FULL_BAND_DB:
+        log.warning(
+            "%s is already full-band: %.1f dB of its energy lie above %.0f Hz, where bandwidth extension "
+            "expects nothing",
+            name, share_db, from_hz,
+        )  # fmt: skip
+    return share_db > FULL_BAND_DB
+
+
+def _check_task(task: str) -> str:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    return task
+
+
+# ---------------------------------------------------------------- writing and reading
+
+
+def write_pairs(
+    model: AutoencoderLike,
+    sources: Sequence[Source],
+    out: str | Path,
+    task: str,
+    factor: int = 2,
+    dtype: str = "float32",
+    rank: int = 0,
+    world: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Encode inputs and targets into a folder; a later call continues a killed one. Returns the folder.
+
+    Of `world` processes this one takes every world-th source. An unreadable file is an error that names it.
+    Raises LatentFileError for a folder of another model; ValueError for one of another task or factor, or
+    something else, and as `Source.read`; OSError: what was encoded before stays.
+    """
+    out = Path(out)
+    factor = factor if _check_task(task) == "bandwidth" else 1
+    wanted = {"task": task, "factor": factor, "dtype": dtype, "model": describe(model)}
+    claim(out / MANIFEST, "pairs", wanted)
+    mine = sources[rank::world]
+    with tqdm(total=len(mine), desc=f"{task} pairs", unit="item", disable=not progress or rank > 0) as bar:
+        for number, first in enumerate(range(0, len(mine), SHARD_PAIRS)):
+            part, name = mine[first : first + SHARD_PAIRS], f"{rank:05d}-{number:06d}{SUFFIX}"
+            paths = {kind: out / kind / name for kind in ("input", "target")}
+            if all(path.exists() for path in paths.values()):
+                bar.update(len(part))
+                continue
+            shards = {kind: Shard(path, wanted["model"], dtype) for kind, path in paths.items()}
+            done = [{entry.file for entry in shard.entries} for shard in shards.values()]
+            for source in part:
+                if any(source.name not in names for names in done):
+                    target = source.read(model.sample_rate)
+                    audio = {"input": task_input(target, task, model.sample_rate, factor), "target": target}
+                    for (kind, shard), names in zip(shards.items(), done, strict=True):
+                        if source.name not in names:
+                            shard.add(source.name, [model.encode(audio[kind])], target.shape[-1])
+                bar.update()
+            for shard in shards.values():
+                shard.finish()
+    return out
+
+
+class LatentPairs:
+    """Pairs on disk. Crop i is a pure function of (seed, i): a random stretch of a random pair.
+
+    Half of the stereo crops have left and right exchanged, which leaves their mono input as it is.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Raises FileNotFoundError where there are none, LatentFileError for damaged or unequal halves."""
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{folder} holds no pairs (python -m lincae.commands.pairs writes them)")
+        manifest = read_manifest(self.folder / MANIFEST)
+        self.task, self.factor, self.model = manifest["task"], manifest["factor"], manifest["model"]
+        self.inputs, self.targets = (LatentDataset(self.folder / kind) for kind in ("input", "target"))
+        for half in (self.inputs, self.targets):
+            check_same_model(half.model, self.model, half.source)
+        self._long: dict[int, list[str]] = {}
+        if self.inputs.files != self.targets.files:
+            differing = sorted(set(self.inputs.files) ^ set(self.targets.files))
+            raise LatentFileError(f"{folder}: {len(differing)} items lack their other half: {differing[:3]}")
+
+    @property
+    def names(self) -> list[str]:
+        return self.inputs.files
+
+    @property
+    def channels(self) -> int:
+        return self.inputs.entry(self.names[0]).latent_channels
+
+    def frames(self, seconds: float) -> int:
+        """Latent frames in so many seconds, rounded."""
+        return max(1, round(seconds * self.model["latent_rate"]))
+
+    def crops(self, indices: Sequence[int], n_frames: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Inputs `(B, C, L)` and targets, `(B, C, L)` or for stereo `(B, 2, C, L)`, L = `n_frames`.
+
+        Shorter pairs are left out. Raises ValueError where all are.
+        """
+        if n_frames not in self._long:
+            self._long[n_frames] = [n for n in self.names if self.inputs.entry(n).n_frames >= n_frames]
+        if not (long := self._long[n_frames]):
+            longest = max(self.inputs.entry(name).n_frames for name in self.names)
+            raise ValueError(
+                f"{self.folder}: no pair has {n_frames} latent frames, the longest has {longest}"
+            )
+        pairs = [self._crop(long, n_frames, generator(seed, i)) for i in indices]
+        inputs, targets = (torch.stack(half) for half in zip(*pairs, strict=True))
+        return inputs.squeeze(1), targets if self.task == "stereo" else targets.squeeze(1)
+
+    def _crop(self, names: list[str], n_frames: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        u_name, u_start, u_swap = torch.rand(3, generator=draw, dtype=torch.float64).tolist()
+        name = names[int(u_name * len(names))]
+        start = int(u_start * (self.inputs.entry(name).n_frames - n_frames + 1))
+        z_in, z_target = (half.frames(name, start, n_frames) for half in (self.inputs, self.targets))
+        return z_in, z_target.flip(0) if u_swap < 0.5 else z_target  # of one channel, flip changes nothing
+
+    def latent_std(self, n_frames: int, seed: int, items: int = 64) -> float:
+        """Standard deviation of the targets, over some crops."""
+        return max(self.crops(range(items), n_frames, seed)[1].std().item(), 1e-8)
+
+
+def sources_of(
+    task: str, audio: Sequence[str], split: str = "train", n_songs: int | None = None
+) -> list[Source]:
+    """What a command line names: "synthetic" (`n_songs`, None: all), or folders."""
+    if list(audio) == ["synthetic"]:
+        return synthetic_sources(task, split, n_songs)
+    return folder_sources(task, audio)

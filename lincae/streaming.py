@@ -1,0 +1,277 @@
+"""Signals of any length through a network, window by window, from a stream that is held in part only.
+
+Two things keep the windows out of the result. They lie on a grid of absolute positions, and the context at
+their sides is dropped, so that neither the blocks of a stream nor the start of an excerpt move them. And
+the statistics of GroupNorm, which otherwise are those of the whole window, are taken around each frame
+(`SlidingNorm`). What remains is measured in benchmarks/windows.csv.
+
+Axis legend: `B` batch; streams are `(B, ..., T)` with time last, in samples or in frames. Feature maps are
+`(B, channels, F_level, N_level)` or `(B, channels, N_level)`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class Tape:
+    """What is still needed of a stream, addressed by absolute position on the last axis."""
+
+    def __init__(self, start: int = 0):
+        self.start = self.end = start
+        self._room: Tensor | None = None
+        self._offset = 0  # of position `start` in the room
+
+    def append(self, part: Tensor) -> None:
+        held, more = self.end - self.start, part.shape[-1]
+        if self._room is None or self._offset + held + more > self._room.shape[-1]:
+            # room for as much again: a stream of single samples would copy all that is held at each of them
+            room = part.new_empty(*part.shape[:-1], 2 * (held + more))
+            if held:
+                room[..., :held] = self._room[..., self._offset : self._offset + held]
+            self._room, self._offset = room, 0
+        self._room[..., self._offset + held : self._offset + held + more] = part
+        self.end += more
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """A copy of positions start..stop; less where the tape ends before."""
+        first = self._offset + start - self.start
+        return self._room[..., first : first + min(stop, self.end) - start].clone()
+
+    def forget(self, before: int) -> None:
+        """Drop what lies before a position."""
+        self._offset += before - self.start
+        self.start = before
+
+
+class Window(NamedTuple):
+    """`data` starts with frame `start`; the frames `keep` of what the network makes of it are to stay."""
+
+    start: int
+    data: Tensor
+    keep: slice
+
+
+def windowed(
+    blocks: Iterable[Tensor], size: int, context: int, first: int = 0, hop: int = 1, overlap: int = 0
+) -> Iterator[Window]:
+    """Cut a stream that starts with frame `first` into windows of `size` frames; each frame stays in one.
+
+    Frame i is made of the stream's positions `i hop` to `(i + 1) hop + overlap`. Windows start at `first` and
+    then at every multiple of size - 2 context, and drop `context` frames on both sides, but none where the
+    stream starts or ends. The last one holds what is left, more than 2 context frames. A window is yielded
+    once the stream has gone beyond it; `size` frames, the overlap and the longest block are held at most.
+    """
+    step, tape = size - 2 * context, Tape(first * hop)
+    start = keep_from = first
+    for block in blocks:
+        tape.append(block)
+        while tape.end > (start + size) * hop + overlap:
+            following = (start // step + 1) * step
+            keep_to = following + context
+            data = tape.read(start * hop, (start + size) * hop + overlap)
+            yield Window(start, data, slice(keep_from - start, keep_to - start))
+            start, keep_from = following, keep_to
+            tape.forget(start * hop)
+    n_frames = -(-(tape.end - overlap) // hop)
+    yield Window(start, tape.read(start * hop, tape.end), slice(keep_from - start, n_frames - start))
+
+
+def one_batch(blocks: Iterable[Tensor], check: Callable[..., Tensor]) -> Iterator[Tensor]:
+    """The blocks of a stream, each once `check(block, name=...)` has passed it.
+
+    Raises ValueError where the batch size changes and where there is no block, and what `check` raises.
+    """
+    n_items = None
+    for index, block in enumerate(blocks):
+        name = f"block {index}"
+        check(block, name=name)
+        if n_items is not None and len(block) != n_items:
+            raise ValueError(f"{name} has {len(block)} items, the blocks before it have {n_items}")
+        n_items = len(block)
+        yield block
+    if n_items is None:
+        raise ValueError("the stream has no blocks")
+
+
+def in_pieces(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The blocks, cut where they are longer than `size`."""
+    for block in blocks:
+        yield from block.split(size, dim=-1)
+
+
+def between_silence(blocks: Iterable[Tensor], before: int, after: Callable[[int], int]) -> Iterator[Tensor]:
+    """The stream `(B, t_i)` with zeros around it: `before` samples, and `after(T)` of them behind its T."""
+    n_samples = 0
+    for block in blocks:
+        if n_samples == 0:
+            yield block.new_zeros(len(block), before)
+        n_samples += block.shape[1]
+        yield block
+    yield block.new_zeros(len(block), after(n_samples))
+
+
+def overlap_added(parts: Iterable[Tensor], overlap: int) -> Iterator[Tensor]:
+    """The sum of parts `(B, t_i)`, t_i > `overlap`, that share their last `overlap` samples with the next."""
+    tail = None
+    for part in parts:
+        if tail is not None:
+            part[:, :overlap] += tail
+        tail = part[:, -overlap:]
+        yield part[:, :-overlap]
+    yield tail
+
+
+def cut(parts: Iterable[Tensor], edge: int, length: int | None) -> Iterator[Tensor]:
+    """A stream `(B, t_i)` from sample `edge` on, `length` samples; None: up to `edge` samples from its end.
+
+    Reads no further than it must. Raises ValueError for a stream that ends before.
+    """
+    tape, n_yielded = Tape(), 0
+    for part in parts:
+        tape.append(part)
+        start = edge + n_yielded
+        stop = tape.end - edge if length is None else min(tape.end, edge + length)
+        if stop > start:
+            n_yielded += stop - start
+            yield tape.read(start, stop)
+            tape.forget(stop)
+        if n_yielded == length:
+            return
+    if length is not None or n_yielded == 0:
+        wanted = 1 if length is None else length
+        raise ValueError(f"{wanted} samples were wanted, but the stream held {n_yielded}")
+
+
+def joined(parts: Iterable[Tensor], out: Tensor) -> Tensor:
+    """`out`, filled with the parts one after the other along the last axis."""
+    position = 0
+    for part in parts:
+        out[..., position : position + part.shape[-1]] = part
+        position += part.shape[-1]
+    return out
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+class SlidingNorm(TorchFunctionMode):
+    """While active, GroupNorm takes the statistics of a frame over the `norm_frames` frames around it.
+
+    Longer windows than that also go through the 2-d convolutions channels last on a CPU, which is faster; in
+    that layout PyTorch's GroupNorm is inaccurate, this one is not.
+
+    `n_frames` are the (latent) frames of the window in work; levels with a finer grid take as many times
+    more. Near its ends statistics are those of its first or last `norm_frames`. A window of no more than
+    `norm_frames` is normalised as a whole, by PyTorch's own kernels: there the two are one.
+    """
+
+    def __init__(self, n_frames: int, norm_frames: int):
+        super().__init__()
+        self.n_frames, self.norm_frames = n_frames, norm_frames
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.n_frames > self.norm_frames:
+            if func is F.conv2d and args[0].device.type == "cpu":
+                args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+            if func is F.group_norm:
+                x, groups = args
+                return self._norm(x, groups, kwargs["weight"], kwargs["bias"], kwargs["eps"])
+            if func is torch.native_group_norm:
+                x, weight, bias, _, _, _, groups, eps = args
+                return self._norm(x, groups, weight, bias, eps), None, None
+        return func(*args, **kwargs)
+
+    def _norm(self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return sliding_group_norm(
+            x, groups, weight, bias, eps, self.norm_frames * x.shape[-1] // self.n_frames
+        )
+
+
+def sliding_group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, width: int
+) -> Tensor:
+    """GroupNorm of `(B, channels, ..., N)`, each frame by the statistics of `width` <= N frames around it."""
+    (batch, channels), n_frames = x.shape[:2], x.shape[-1]
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    # (outer, F, inner) in the order of memory: reductions over the middle are fast, those of 4 axes are not
+    rows = x.permute(0, 2, 3, 1).flatten(2) if last else x.reshape(batch * channels, -1, n_frames)
+
+    def per_channel(values: Tensor) -> Tensor:
+        """(outer, inner) -> (B, channels, N)"""
+        if last:
+            return values.view(batch, n_frames, channels).transpose(1, 2)
+        return values.view(batch, channels, n_frames)
+
+    def per_row(values: Tensor) -> Tensor:
+        """(B, channels, N) -> (outer, 1, inner)"""
+        return (values.transpose(1, 2) if last else values).reshape(len(rows), 1, -1).to(x.dtype)
+
+    # in parts that stay in the cache
+    axis, size = (2, 2**18 // rows.shape[1]) if last else (0, 2**18 // (rows.shape[1] * rows.shape[2]))
+    parts = map(Tensor.float, rows.split(max(1, size), dim=axis))
+    sums = [torch.stack((part.sum(1), part.square().sum(1))) for part in parts]
+    first, second = torch.cat(sums, dim=2 if last else 1)
+    moments = torch.stack((per_channel(first), per_channel(second))).unflatten(2, (groups, -1)).sum(3)
+    # Differences of running sums, in double precision: a quiet passage may follow a loud one.
+    double = torch.float32 if x.device.type == "mps" else torch.float64
+    running = F.pad(moments.to(double).cumsum(-1), (1, 0))
+    lower = (torch.arange(n_frames, device=x.device) - width // 2).clamp(0, n_frames - width)
+    n_values = width * x[0, :, ..., 0].numel() // groups
+    mean, power = (running[..., lower + width] - running[..., lower]) / n_values
+    rstd = ((power - mean.square()).clamp_min(0) + eps).rsqrt()
+    mean, rstd = (s.float().repeat_interleave(channels // groups, dim=1) for s in (mean, rstd))
+    scale = rstd * weight[:, None]
+    normalised = torch.addcmul(per_row(bias[:, None] - mean * scale), rows, per_row(scale))
+    if last:
+        return normalised.view(batch, -1, n_frames, channels).permute(0, 3, 1, 2)
+    return normalised.view(x.shape)
+
+
+def window_starts(n_samples: int, window_samples: int, overlap_samples: int) -> list[int]:
+    """Start of every window of a signal, `overlap_samples` shared by neighbours.
+
+    The last window is moved back to end with the signal, so that all are whole; a signal shorter than one
+    window has one start, 0. Raises ValueError unless 0 <= overlap <= window / 2 and n_samples >= 1.
+    """
+    if n_samples < 1 or window_samples < 1 or not 0 <= overlap_samples <= window_samples // 2:
+        raise ValueError(
+            "need n_samples >= 1, window_samples >= 1 and 0 <= overlap_samples <= window_samples // 2, "
+            f"got {n_samples}, {window_samples}, {overlap_samples}"
+        )
+    last = max(0, n_samples - window_samples)
+    return [*range(0, last, window_samples - overlap_samples), last]
+
+
+def overlap_add(
+    chunks: Sequence[Tensor], starts: Sequence[int], n_samples: int, overlap_samples: int
+) -> Tensor:
+    """Join windows (..., T) into (..., n_samples), each fading in linearly over `overlap_samples`.
+
+    The weights sum to one at every sample. Raises ValueError where chunks leave a gap or end elsewhere.
+    """
+    if len(chunks) != len(starts) or not chunks:
+        raise ValueError(f"need one start for every chunk, got {len(chunks)} chunks and {len(starts)} starts")
+    out = chunks[0].new_empty(*chunks[0].shape[:-1], n_samples)
+    ramp = (torch.arange(overlap_samples, device=out.device, dtype=out.dtype) + 0.5) / max(overlap_samples, 1)
+    end = 0
+    for chunk, start in zip(chunks, starts, strict=True):
+        fade = overlap_samples if start else 0
+        if start + fade > end or start + chunk.shape[-1] < end:
+            raise ValueError(
+                f"chunk at {start} of {chunk.shape[-1]} samples does not continue one that ends at {end}"
+            )
+        end = start + chunk.shape[-1]
+        if end > n_samples:
+            raise ValueError(f"chunk at {start} ends at {end}, beyond n_samples = {n_samples}")
+        head = out[..., start : start + fade]
+        out[..., start : start + fade] = torch.lerp(head, chunk[..., :fade], ramp[:fade])
+        out[..., start + fade : end] = chunk[..., fade:]
+    if end != n_samples:
+        raise ValueError(f"the chunks end at {end}, not at n_samples = {n_samples}")
+    return out

@@ -1,0 +1,1 @@
+"""Training: the loop, what it minimises, how it is configured, and the folder of a run."""

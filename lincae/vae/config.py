@@ -1,0 +1,181 @@
+"""Configuration of the spectral VAE and of its training."""
+
+from dataclasses import dataclass, field, replace
+
+from lincae.linearity import VARIANTS, LinearityConfig
+from lincae.training.config import ALL_GAINS, RunConfig
+from lincae.transform import TransformConfig
+
+
+@dataclass(frozen=True)
+class VaeNetworkConfig:
+    """Encoder and decoder of the spectral VAE, of one architecture: `blocks` ConvNeXt-V2 blocks of width
+    `channels`, `hidden` within, over `kernel` frames, as the projections to and from latents are.
+    `norm_frames`: GRN's norms are over so many."""
+
+    latent_channels: int = 64
+    channels: int = 1024
+    hidden: int = 4096
+    blocks: int = 13
+    kernel: int = 7
+    norm_frames: int = 64
+
+    def __post_init__(self):
+        sizes = (self.latent_channels, self.channels, self.hidden, self.kernel, self.norm_frames)
+        if min(sizes) < 1 or self.blocks < 0 or self.kernel % 2 == 0:
+            raise ValueError(f"need positive sizes and an odd kernel, got {self}")
+
+    @property
+    def time_factor(self) -> int:
+        """Spectrogram frames per latent frame: the blocks run at the frame rate."""
+        return 1
+
+    @property
+    def reach(self) -> int:
+        """Frames on each side that a frame of encoder or decoder depends on."""
+        return self.kernel // 2 + self.blocks * (self.kernel // 2 + self.norm_frames // 2)
+
+
+@dataclass(frozen=True)
+class SpectralVaeConfig:
+    """All that defines a spectral VAE but its weights; the defaults are the autoencoder of the Re-Encoder
+    paper (section 3.1.1): 44.1 kHz, hop 1024, 64 channels at 43 Hz.
+
+    `transform`: with alpha 1 the network meets the STFT as it is: linear in it is linear in sound.
+    `emphasis_hz`: within the network, bins at frequency f are (1 + f / emphasis_hz)^0.5 as large, which
+    outweighs the usual slope of music's spectrum.
+    `pad_edges`, `latent_scale`: as in `AutoencoderConfig`. `window_frames`: longer signals go through the
+    network in windows of so many latent frames, of which `context_frames` on each side are dropped: all that
+    a frame depends on, so that the windows leave no trace.
+    """
+
+    sample_rate: int = 44100
+    transform: TransformConfig = field(default_factory=lambda: TransformConfig(1024, alpha=1.0, beta=0.3))
+    emphasis_hz: float = 100.0
+    network: VaeNetworkConfig = field(default_factory=VaeNetworkConfig)
+    pad_edges: bool = True
+    latent_scale: float = 1.0
+    window_frames: int = 2048
+
+    def __post_init__(self):
+        if self.sample_rate < 1 or self.latent_scale <= 0 or self.emphasis_hz <= 0:
+            raise ValueError(f"need a positive sample_rate, latent_scale and emphasis_hz, got {self}")
+        if 2 * self.context_frames >= self.window_frames:
+            sides = f"{self.context_frames} frames on both sides"
+            raise ValueError(f"window_frames must exceed the reach of the network, {sides}, got {self}")
+
+    @property
+    def context_frames(self) -> int:
+        return self.network.reach
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent frame."""
+        return self.transform.hop
+
+
+# As many samples per latent number (8) as DESK has.
+VAE_MODEL_PRESETS = {
+    "full": SpectralVaeConfig(),
+    "desk": SpectralVaeConfig(
+        sample_rate=16000,
+        transform=TransformConfig(256, alpha=1.0, beta=0.3),
+        network=VaeNetworkConfig(latent_channels=32, channels=192, hidden=576, blocks=2),
+        window_frames=1024,
+    ),
+    "test": SpectralVaeConfig(
+        sample_rate=16000,
+        transform=TransformConfig(256, alpha=1.0, beta=0.3),
+        network=VaeNetworkConfig(latent_channels=16, channels=32, hidden=64, blocks=1, norm_frames=32),
+        window_frames=128,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class VaeLossConfig:
+    """Weights of the terms of a spectral VAE's loss, 0: left out, and what they are taken of.
+
+    `stft`, `mel`: multi-resolution STFT distances of auraloss (spectral convergence and log magnitude), with
+    `fft_sizes` and, of `mel_bins`, `mel_fft_sizes`; magnitudes below `floor` count as it. `waveform`: sum of
+    |error| over sum of |target|, without which phase is free, and with it what a difference of two decodes
+    amounts to. `kl`: of the posterior, in nats per latent number.
+    `adversarial`, `feature_matching`: of a multi-band discriminator (`lincae.vae.discriminator`) with
+    `discriminator_channels` and resolutions of `discriminator_fft_sizes`; trained where one of them counts.
+    """
+
+    stft: float = 1.0
+    mel: float = 1.0
+    waveform: float = 1.0
+    kl: float = 1e-3
+    adversarial: float = 0.0
+    feature_matching: float = 0.0
+    fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    mel_fft_sizes: tuple[int, ...] = (1024,)
+    mel_bins: int = 80
+    floor: float = 1e-3
+    discriminator_fft_sizes: tuple[int, ...] = (512, 1024, 2048)
+    discriminator_channels: int = 32
+
+    def __post_init__(self):
+        for name in ("fft_sizes", "mel_fft_sizes", "discriminator_fft_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        reconstruction = (self.stft, self.mel, self.waveform)
+        weights = (*reconstruction, self.kl, self.adversarial, self.feature_matching)
+        if min(weights) < 0 or max(reconstruction) == 0:
+            raise ValueError(f"weights must not be negative, and something must be reconstructed, got {self}")
+        if not self.fft_sizes or not self.mel_fft_sizes or self.mel_bins < 1 or self.floor <= 0:
+            raise ValueError(f"need FFT sizes, mel_bins >= 1 and a positive floor, got {self}")
+
+
+@dataclass(frozen=True)
+class VaeTrainingConfig(RunConfig):
+    """A training run of a spectral VAE; the defaults are preset `full`. The Re-Encoder paper, whose model it
+    is, does not say how it was trained: crops, batch and learning rate are those of its own training."""
+
+    autoencoder: SpectralVaeConfig = field(default_factory=SpectralVaeConfig)
+    loss: VaeLossConfig = field(default_factory=VaeLossConfig)
+    crop_frames: int = 64
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 1e-6
+
+
+VAE_PRESETS = {
+    "full": VaeTrainingConfig(),
+    "desk": VaeTrainingConfig(
+        autoencoder=VAE_MODEL_PRESETS["desk"],
+        linearity=LinearityConfig(input_gain_min=0.1, **ALL_GAINS),
+        loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
+        batch_size=8,
+        steps=3_000,
+        learning_rate=2e-3,
+        final_learning_rate=1e-5,
+        warmup_steps=50,
+        ema_every=1,
+        log_every=10,
+        optimiser="muon",
+        precision="bf16-mixed",
+        validate_every=150,
+        checkpoint_every=150,
+    ),
+    "test": VaeTrainingConfig(
+        autoencoder=VAE_MODEL_PRESETS["test"],
+        loss=VaeLossConfig(fft_sizes=(256, 512), mel_fft_sizes=(512,), mel_bins=40),
+        crop_frames=16,
+        batch_size=4,
+        steps=100,
+        learning_rate=1e-2,
+        final_learning_rate=1e-4,
+        warmup_steps=5,
+        ema_every=1,
+        optimiser="muon",
+        log_every=5,
+        validate_every=20,
+        checkpoint_every=20,
+    ),
+}
+
+
+# Gains are not annealed: a decoder of one step has no last, gain-free stage to gain from, and its encoder
+# becomes more linear without (benchmarks/vae_trials.csv).
+VAE_VARIANTS = {"lin-vae": VARIANTS["lin-cae-2"], "vae": replace(VARIANTS["m2l"], anneal=False)}

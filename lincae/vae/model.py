@@ -1,0 +1,130 @@
+"""A convolutional spectral VAE in the manner of Vocos (Siuzdak, ICLR 2024), as the Re-Encoder paper uses it
+(section 3.1.1): STFT in, ConvNeXt-V2 blocks at the frame rate, a 1-d latent with a KL term, inverse STFT out.
+
+The STFT enters as it is: real and imaginary parts of a frame are its channels, and the decoder answers with
+real and imaginary parts. Magnitude and phase, the head of Vocos, would make every scaling of a sound an
+addition for the network, and every sum a nonlinear affair. Nothing outside the blocks normalises or
+saturates: a level survives; how faithfully is for training to decide.
+
+Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
+spectrogram frames, here N = L.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lincae.autoencoder import FramewiseAutoencoder
+from lincae.vae.config import SpectralVaeConfig, VaeNetworkConfig
+from lincae.vae.convnext import ConvNeXtBlock
+
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+LOG_VARIANCE_AT_FIRST = -4.0  # little noise: the decoder learns what latents mean before the KL is paid for
+
+
+class SpectralVae(FramewiseAutoencoder):
+    """`encode` audio `(B, T)` to posterior means `(B, C, L)`, `decode` them; an `AutoencoderLike`.
+
+    Both are deterministic; posteriors are sampled in training alone. `metadata` and `precision`: see
+    `FramewiseAutoencoder`. Methods and errors are those of `Autoencoder`, but that there is one step to
+    decode with, and no noise for `seed` to choose.
+    """
+
+    kind, config_class = "spectral-vae", SpectralVaeConfig
+
+    def __init__(self, config: SpectralVaeConfig, name: str = "vae", metadata: dict | None = None):
+        super().__init__(config, VaeNetwork(config), name, metadata)
+
+    def _latents_of(self, audio: Tensor) -> Tensor:
+        spectrogram = self.transform(audio)
+        with self._precise():
+            mean, _ = self.network.encoder(spectrogram)
+        return mean
+
+    def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
+        if steps != 1:
+            raise ValueError(f"{self.name} decodes in one step, not {steps}: it is no consistency model")
+        with self._precise():
+            return self.network.decoder(latents).float()
+
+
+class VaeNetwork(nn.Module):
+    def __init__(self, config: SpectralVaeConfig):
+        super().__init__()
+        self.config = config.network
+        n_bins = config.transform.n_bins
+        bins_hz = torch.arange(n_bins) * config.sample_rate / config.transform.window
+        emphasis = (1 + bins_hz / config.emphasis_hz).sqrt()[:, None]
+        self.encoder = VaeEncoder(config.network, emphasis)
+        self.decoder = VaeDecoder(config.network, emphasis)
+
+
+class VaeEncoder(nn.Module):
+    """Spectrogram `(B, 2, F, N)` to mean and log variance of the posterior, each `(B, C, L)` float32.
+
+    `emphasis`: factors `(F, 1)`.
+    """
+
+    def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
+        super().__init__()
+        self.register_buffer("emphasis", emphasis, persistent=False)
+        self.project_in = nn.Conv1d(2 * len(emphasis), config.channels, 1)
+        self.blocks = blocks(config)
+        # Between width and latents, several frames: the STFT's overlap by three quarters, latents need not.
+        kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
+        self.project_out = nn.Conv1d(config.channels, config.latent_channels, **kernel)
+        zero_biases(self.project_in, self.project_out)
+        # Of normalised maps: linear in the level, the variance of a loud sound would grow without bound.
+        self.norm_variance = nn.LayerNorm(config.channels, eps=1e-6)
+        self.log_variance = nn.Linear(config.channels, config.latent_channels)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, LOG_VARIANCE_AT_FIRST)
+
+    def forward(self, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.blocks(self.project_in((spectrogram * self.emphasis).flatten(1, 2)))
+        log_variance = self.log_variance(self.norm_variance(x.transpose(1, 2))).transpose(1, 2)
+        return self.project_out(x).float(), log_variance.float().clamp(*LOG_VARIANCE_RANGE)
+
+
+class VaeDecoder(nn.Module):
+    """Unscaled latents `(B, C, L)` to a spectrogram `(B, 2, F, N)`, by the mirror image of `VaeEncoder`."""
+
+    def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
+        super().__init__()
+        self.register_buffer("emphasis", emphasis, persistent=False)
+        kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
+        self.project_in = nn.Conv1d(config.latent_channels, config.channels, **kernel)
+        self.blocks = blocks(config)
+        self.project_out = nn.Conv1d(config.channels, 2 * len(emphasis), 1)
+        zero_biases(self.project_in, self.project_out)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.project_out(self.blocks(self.project_in(latents)))
+        return x.unflatten(1, (2, -1)) / self.emphasis
+
+
+def blocks(config: VaeNetworkConfig) -> nn.Sequential:
+    """`(B, channels, L)` in and out."""
+    return nn.Sequential(
+        *(
+            ConvNeXtBlock(config.channels, config.hidden, config.kernel, norm_frames=config.norm_frames)
+            for _ in range(config.blocks)
+        )
+    )
+
+
+def zero_biases(*layers: nn.Module) -> None:
+    """Biases begin at zero: at first, silence is encoded and decoded as zero."""
+    for layer in layers:
+        nn.init.zeros_(layer.bias)
+
+
+def sampled(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
+    """A draw `(B, C, L)` from the normal posterior (Kingma & Welling, 2014, section 2.4)."""
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device)
+    return mean + torch.exp(0.5 * log_variance) * noise.to(mean)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of the normal posterior from the standard normal, in nats per latent number, a scalar:
+    mean of (mu^2 + sigma^2 - 1 - ln sigma^2) / 2 (Kingma & Welling, 2014, appendix B)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()

@@ -1,0 +1,121 @@
+"""What a spectral VAE is trained for: reconstruction of waveform, STFT and mel, and the KL of its posterior.
+
+Linearity is `lincae.linearity`, unchanged: latents are drawn, then formed by arithmetic, and the decoder is
+asked for the scaled mixture. Axis legend: `V` items after mixing, `T` samples; see `lincae.linearity`.
+
+auraloss, and librosa, which it needs for mel, are imported where a loss is built.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lincae.linearity import AugmentedBatch, implicit_conditioning
+from lincae.training.objective import TrainingObjective
+from lincae.transform import OVERLAP
+from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
+from lincae.vae.discriminator import MultiBandDiscriminator
+from lincae.vae.model import SpectralVae, kl_divergence, sampled
+
+
+class VaeObjective(TrainingObjective):
+    """Weighted sum of the terms of `VaeLossConfig` over the scaled mixtures of a batch, and with a
+    discriminator its own loss, which has no gradient for the model."""
+
+    model_class = SpectralVae
+    model: SpectralVae
+    config: VaeTrainingConfig
+
+    def __init__(self, model: SpectralVae, config: VaeTrainingConfig):
+        super().__init__(model, config)
+        self.reconstruction = ReconstructionLoss(config.loss, config.sample_rate)
+        self.discriminator = None
+        if config.loss.adversarial or config.loss.feature_matching:
+            sizes = config.loss.discriminator_fft_sizes
+            self.discriminator = MultiBandDiscriminator(sizes, config.loss.discriminator_channels)
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {} if self.discriminator is None else {"discriminator": self.discriminator}
+
+    def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> Tensor:
+        posteriors = []
+
+        def encode(audio: Tensor) -> Tensor:
+            posteriors.append(self.model.network.encoder(self.spectrogram(audio)))
+            return sampled(*posteriors[-1], generator)
+
+        z = implicit_conditioning(encode, batch, self.config.linearity)
+        frames, weights = self.model.network.decoder(z), self.config.loss
+        with torch.autocast(z.device.type, enabled=False):
+            decoded = self.model.transform.inverse(frames.float())
+            decoded, target = self.covered(decoded), self.covered(batch.target())
+            loss = sum(self.reconstruction(decoded, target).values())
+            loss = loss + weights.kl * torch.stack([kl_divergence(*p) for p in posteriors]).mean()
+        if self.discriminator is not None:
+            terms = self.discriminator.terms(decoded, target)
+            loss = loss + weights.adversarial * terms.adversarial + terms.discriminator
+            loss = loss + weights.feature_matching * terms.feature_matching
+        return loss
+
+    def covered(self, audio: Tensor) -> Tensor:
+        """Without the hops at both ends, which fewer windows cover than the others and which fade."""
+        edge = (OVERLAP - 1) * self.config.autoencoder.transform.hop
+        return audio[..., edge:-edge]
+
+    def validate(self, model: Any, audio: Tensor) -> dict[str, float]:
+        """Besides what all autoencoders report, the terms of the loss (weighted, but for `kl`)."""
+        row = super().validate(model, audio)
+        with torch.no_grad():
+            audio = audio.to(model.device)
+            spectrogram = model.transform(audio)
+            mean, log_variance = model.network.encoder(spectrogram)
+            decoded = model.transform.inverse(model.network.decoder(mean))
+            terms = self.reconstruction(self.covered(decoded), self.covered(audio))
+            terms["kl"] = kl_divergence(mean, log_variance)
+        return row | {name: term.item() for name, term in terms.items()}
+
+
+class ReconstructionLoss(nn.Module):
+    """The weighted terms "stft", "mel" and "waveform" of audio `(V, T)` against its target, by name.
+
+    The ratios (spectral convergence, waveform) are of sums over the whole batch, as in auraloss: a silent
+    target does no harm, and loud items count for more, as they do in sound. Raises ImportError without
+    auraloss or librosa.
+    """
+
+    def __init__(self, config: VaeLossConfig, sample_rate: int):
+        super().__init__()
+        self.config = config
+        try:
+            import librosa  # noqa: F401 (auraloss only prints that it lacks it)
+            from auraloss.freq import STFTLoss
+        except ImportError as error:
+            raise ImportError("a spectral VAE trains with auraloss: pip install auraloss librosa") from error
+
+        class MagnitudeLoss(STFTLoss):
+            def stft(self, x: Tensor) -> tuple[Tensor, None]:
+                """The magnitudes, without the phase that auraloss computes even where its weight is 0."""
+                spectrum = torch.stft(
+                    x, self.fft_size, self.hop_size, self.win_length, self.window, return_complex=True
+                )
+                return (spectrum.real**2 + spectrum.imag**2).clamp_min(self.eps).sqrt(), None
+
+        def resolutions(sizes: tuple[int, ...], **options: Any) -> nn.ModuleList:
+            options["eps"] = config.floor**2
+            return nn.ModuleList(MagnitudeLoss(size, size // 4, size, **options) for size in sizes)
+
+        mel = {"scale": "mel", "sample_rate": sample_rate, "n_bins": config.mel_bins}
+        self.stft = resolutions(config.fft_sizes)
+        self.mel = resolutions(config.mel_fft_sizes, **mel)
+
+    def forward(self, audio: Tensor, target: Tensor) -> dict[str, Tensor]:
+        terms, config = {}, self.config
+        for name, weight, distances in (("stft", config.stft, self.stft), ("mel", config.mel, self.mel)):
+            if weight:
+                each = [distance(audio[:, None], target[:, None]) for distance in distances]
+                terms[name] = weight * sum(each) / len(each)
+        if config.waveform:
+            error = (audio - target).abs().mean() / target.abs().mean().clamp_min(1e-8)
+            terms["waveform"] = config.waveform * error
+        return terms

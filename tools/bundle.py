@@ -1,0 +1,168 @@
+"""Checkpoints that ship: finished runs into data/checkpoints/, in half precision, each with a card.
+
+    python tools/bundle.py runs/desk-lin-cae desk/lin-cae
+    python tools/bundle.py --reencoder data/checkpoints/reencoder/lin-cae
+
+The card holds the weights' sha256, which `lincae.load` compares for every bundled model, and
+`ReEncoder.load` for every bundled module. Modules of one autoencoder share a card.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lincae.checkpoints import BUNDLED, CARD, HASH_ROW, from_dict, read_checkpoint, sha256_of
+from lincae.files import atomic_write
+from lincae.interop.models import load
+from lincae.machine import hardware, resolve_device
+from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe
+from lincae.reencoder.module import KIND, SIZES
+
+
+def bundle(run: str | Path, name: str, folder: str | Path = BUNDLED, **facts: str) -> Path:
+    """The EMA weights of a run as fp16 in `folder`/`name`, with the run's CSV logs; returns that folder.
+
+    `facts` go into the card beside what the run recorded, such as `hardware`. Raises FileNotFoundError
+    for a run without a checkpoint, ValueError for one that is not finished.
+    """
+    run, target = Path(run), Path(folder) / name
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} does not exist: give the folder of a finished run")
+    model = load(run, "cpu")
+    _refuse_unfinished(run, model.metadata)
+    model.name = name
+    model.metadata = {**model.metadata, **facts}
+    model.save(target, torch.float16)
+    for log in sorted(run.glob("*.csv")):
+        shutil.copyfile(log, target / log.name)
+    return target
+
+
+def _refuse_unfinished(path: Path, metadata: dict[str, Any]) -> None:
+    done, steps = metadata.get("step"), metadata.get("training", {}).get("steps")
+    if done != steps:
+        raise ValueError(f"{path} stands at step {done} of {steps}: finish it first")
+
+
+# ---------------------------------------------------------------- Re-Encoders
+
+
+def reencoder_card(folder: str | Path, **facts: str) -> Path:
+    """Write the card of the modules in a folder, a table for each, and return its path.
+
+    What is there is taken as it is: its sha256 is the one that loading will ask for. `facts` go into every
+    table; without `hardware` among them it is this machine, since `make reencoder` writes the card where it
+    trains. Raises FileNotFoundError for a folder without modules; ValueError for a file of another kind, a
+    module that is not finished and one that no command of `lincae.reencoder.training` makes.
+    """
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no modules (*.safetensors): `make reencoder` trains them")
+    facts = {"hardware": hardware(resolve_device("auto"))} | facts
+    parts = [
+        f"# Re-Encoders of {folder.name}",
+        "",
+        "Modules over latents, in half precision (`make reencoder`).",
+        "",
+    ]
+    for path in paths:
+        description, tensors = read_checkpoint(path, KIND)
+        owner, metadata, module = (description[key] for key in ("autoencoder", "metadata", "reencoder"))
+        if "training" not in metadata:
+            raise ValueError(f"{path} does not say how it was trained: lincae.reencoder.training writes that")
+        _refuse_unfinished(path, metadata)
+        rows = {"task": module["task"], "objective": metadata["training"]["objective"]}
+        if module["task"] == "bandwidth":
+            rows["inputs keep"] = f"1/{metadata['factor']} of the band"
+        else:
+            rows["layout"] = module["layout"]
+        rows |= {
+            "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}",
+            HASH_ROW.format(path.name): sha256_of(path),
+            "autoencoder": f"{owner['name']}, {owner['fingerprint']} (sha256 of weights and settings)",
+            "latents": f"{module['latent_channels']} channels at {owner['latent_rate']:.2f} Hz",
+            "step": metadata["step"],
+            "data": f"{metadata['pairs']} songs",
+            "training": json.dumps(metadata["training"]),
+            "commit": metadata["commit"],
+            **facts,
+            "command": f"`{training_command(path, description)}`",
+        }
+        parts += [f"## {path.name}", "", "| | |", "|---|---|"]
+        parts += [*(f"| {key} | {value} |" for key, value in rows.items()), ""]
+    usage = f'module = ReEncoder.load("{paths[0].as_posix()}")'
+    parts += ["```python", "from lincae.reencoder import ReEncoder", "", usage, "```", ""]
+    with atomic_write(folder / CARD) as file:
+        file.write("\n".join(parts).encode())
+    return folder / CARD
+
+
+def training_command(path: Path, description: dict[str, Any]) -> str:
+    """The command that trains a module on synthetic songs into `path`, from the description in its header.
+
+    What differs from the nearest preset stands in it as `--set`. An objective beyond l1 starts, as
+    `make reencoder` has it, from the module of the same size that was trained with l1. Raises ValueError for
+    a size that has no name.
+    """
+    metadata, where = description["metadata"], f"{path}: training"
+    trained = from_dict(ReEncoderTraining, metadata["training"], where)
+    recorded = dataclasses.asdict(trained)
+    module, task, objective = trained.module, trained.module.task, trained.objective
+    changes = {}
+    for preset in PRESETS:
+        for size in SIZES:
+            named = recipe(task, preset, size, objective, module.layout)
+            named = replace(named, module=replace(named.module, latent_channels=module.latent_channels))
+            values = dataclasses.asdict(named).items()
+            changed = [key for key, value in values if recorded[key] != value]
+            if "module" not in changed:
+                changes[preset, size] = changed
+    if not changes:
+        raise ValueError(f"{path} has none of the sizes {', '.join(SIZES)}: {module}")
+    preset, size = min(changes, key=lambda names: len(changes[names]))
+    words = [task, "--preset", preset, "--size", size]
+    words += ["--layout", module.layout] if task == "stereo" else ["--objective", objective]
+    words += ["--model", description["autoencoder"]["name"], "--songs", str(metadata["pairs"])]
+    if task == "bandwidth" and metadata["factor"] != FACTORS[preset]:
+        words += ["--factor", str(metadata["factor"])]
+    if objective != "l1":
+        words += ["--start", path.with_name(f"{task}-{size.removeprefix('desk-')}-l1.safetensors").as_posix()]
+    if changed := changes[preset, size]:
+        words += ["--set", *(f"{key}={json.dumps(recorded[key])}" for key in changed)]
+    return f"python -m lincae.commands.reencoder {shlex.join([*words, '--out', path.as_posix()])}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python tools/bundle.py", description="A finished run into data/checkpoints/, or a card of modules."
+    )
+    parser.add_argument("run", nargs="?", help="folder of the run")
+    parser.add_argument("name", nargs="?", help="such as desk/lin-cae")
+    parser.add_argument("--reencoder", metavar="FOLDER", help="instead: write the card of its modules")
+    parser.add_argument(
+        "--fact", nargs="*", default=[], metavar="KEY=TEXT", help="more for the card, such as hardware=..."
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.reencoder) == bool(options.name) or bool(options.reencoder and options.run):
+        parser.error("give the folder of a run and a name, or --reencoder and a folder of modules")
+    try:
+        facts = dict(text.split("=", 1) for text in options.fact)
+        if options.reencoder:
+            print(reencoder_card(options.reencoder, **facts))
+        else:
+            print(bundle(options.run, options.name, **facts))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
