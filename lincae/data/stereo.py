@@ -38,13 +38,20 @@ def upmix(stems: Tensor, sample_rate: int, seed: int) -> Tensor:
     sends = 10 ** (_uniform(draw, *SEND_DB, len(stems)) / 20)
     out = stems.new_zeros(2, length)
     for k, stem in enumerate(stems):
-        angle = (spots[k] + 1) * (math.pi / 4)
+        left, right = constant_power(spots[k])
         side = widths[k] * filtered(stem, widener(sample_rate, generator(seed, 1, k)))
-        out += torch.stack([angle.cos() * stem + side, angle.sin() * stem - side])
+        out += torch.stack([left * stem + side, right * stem - side])
     room_s = _uniform(draw, *ROOM_S, 1).item()
     dry = (sends[:, None] * stems).sum(0)
     tails = [room(sample_rate, room_s, generator(seed, 2, channel)) for channel in range(2)]
     return out + torch.stack([filtered(dry, tail) for tail in tails])
+
+
+def constant_power(position: Tensor) -> tuple[Tensor, Tensor]:
+    """Amplitudes of left and right, cos(a) and sin(a), at a position from -1 (left, a = 0) to 1 (right,
+    a = pi / 2): their squares sum to 1 anywhere, and the centre is -3 dB in each."""
+    angle = (position + 1) * (math.pi / 4)
+    return angle.cos(), angle.sin()
 
 
 def widener(sample_rate: int, draw: torch.Generator) -> Tensor:

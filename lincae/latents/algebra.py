@@ -27,6 +27,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lincae.data.stereo import constant_power
+
 LOUDEST_DB = 200.0  # of a gain on the command line
 
 
@@ -156,9 +158,9 @@ def pan(z: Tensor, position: float | Tensor = 0.0) -> Tensor:
     position = torch.as_tensor(position, dtype=z.dtype, device=z.device)
     if not (position.abs() <= 1).all():
         raise ValueError("a position must lie between -1 (left) and 1 (right)")
-    angle = (position + 1) * (math.pi / 4)
     check_latents(z, "latents to pan", items=1)
-    return torch.cat([gain(z, angle.cos()), gain(z, angle.sin())])
+    left, right = constant_power(position)
+    return torch.cat([gain(z, left), gain(z, right)])
 
 
 def mid_side(z: Tensor) -> Tensor:

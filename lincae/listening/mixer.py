@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from lincae.data.audio import read_audio, resample
+from lincae.data.stereo import constant_power
 from lincae.data.tracks import REPOSITORY_DATA, Track, audio_files
 from lincae.interface import AutoencoderLike, check_audio
 from lincae.latents.algebra import mix
@@ -82,10 +83,11 @@ def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
     for strip in strips:
         sounds = not strip.mute and (strip.solo or not soloed)
         level = amplitude(strip.gain_db + master_db) * sounds * (-1 if strip.inverted else 1)
-        angle = (strip.pan + 1) * math.pi / 4
         centred = strip.pan == 0 or level == 0  # exactly, where the square roots would only be nearly 1
-        sides = (1.0, 1.0) if centred else (math.sqrt(2) * math.cos(angle), math.sqrt(2) * math.sin(angle))
-        rows.append([level * side for side in sides])
+        sides = torch.ones(2, dtype=torch.float64)
+        if not centred:
+            sides = math.sqrt(2) * torch.stack(constant_power(torch.tensor(strip.pan, dtype=torch.float64)))
+        rows.append((level * sides).tolist())
         placed = placed or (strip.image is not None and level != 0)
     matrix = torch.tensor(rows, dtype=torch.float64).T
     return matrix[:1] if torch.equal(matrix[0], matrix[1]) and not placed else matrix

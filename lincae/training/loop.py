@@ -31,6 +31,7 @@ from lincae.autoencoder import FramewiseAutoencoder
 from lincae.machine import commit, generator, hardware, keep_freed_memory, resolve_device
 from lincae.training.config import RunConfig
 from lincae.training.objective import (
+    SkippingData,
     TrainingData,
     TrainingObjective,
     compile_network,
@@ -142,7 +143,7 @@ def train(
         ema.metadata = {"step": step, **metadata}
         objective.publish(ema, folders, data)
 
-    if hasattr(data, "share_skipped"):
+    if isinstance(data, SkippingData):
         data.share_skipped(run_dir / SKIPPED)
     batches = StepBatches(config, data, fabric.global_rank, fabric.world_size)
     loader = DataLoader(
@@ -213,7 +214,7 @@ def train(
                 saved = done
             if stopping:
                 break
-    if getattr(data, "skipped", None) and fabric.is_global_zero:
+    if isinstance(data, SkippingData) and data.skipped and fabric.is_global_zero:
         log.warning(data.skip_report())
     interruption.raise_if_any(stopping)
     return objective.model_class.load(run_dir, device=str(fabric.device))

@@ -1,11 +1,11 @@
 """What the trainer minimises, follows and watches: loss, learning rate, EMA, validation (paper 3.3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,27 @@ from lincae.training.config import RunConfig, TrainingConfig
 
 
 class TrainingData(Protocol):
-    """Item i is a pure function of (seed, i); see `lincae.data`."""
+    """Crops to train on. Item i is a pure function of (seed, i); see `lincae.data`."""
 
     description: str
     sample_rate: int
 
-    def crops(self, indices: range, n_samples: int, seed: int) -> Tensor: ...
+    def crops(self, indices: range, n_samples: int, seed: int) -> Tensor:
+        """Items `indices` as audio (B, n_samples)."""
+
+
+@runtime_checkable
+class SkippingData(Protocol):
+    """Training data that goes on without the files that it cannot read, and keeps a list of them."""
+
+    skipped: Mapping[str, str]
+    """File -> reason: all that failed so far, in any process of the run."""
+
+    def share_skipped(self, path: str | Path) -> None:
+        """List them in the CSV `path` (file, reason): to be called before data workers start."""
+
+    def skip_report(self) -> str:
+        """One line for the log: how many, the first with their reasons, where the list is."""
 
 
 class TrainingObjective(nn.Module):
