@@ -27,6 +27,8 @@ from lincae.checkpoints import (
     FORMAT_VERSION,
     HASH_ROW,
     WEIGHTS,
+    changed_settings,
+    content_fingerprint,
     from_dict,
     load_strictly,
     read_checkpoint,
@@ -363,6 +365,15 @@ class FramewiseAutoencoder(nn.Module):
         return latents
 
     # -------- checkpoints
+
+    def fingerprint(self) -> str:
+        """A sha256 (hex) that changes with the weights and with every setting that decides latents.
+
+        The name, the metadata and how long signals are cut into windows do not count.
+        """
+        settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate}
+        settings |= changed_settings(self.config)
+        return content_fingerprint(type(self.network).__name__, settings, self.network.state_dict())
 
     def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
         """Write `model.safetensors`, `config.json` and a model card into `folder`; returns the folder.

@@ -1,4 +1,4 @@
-"""Reading checkpoints: what is checked of a file before a model is made of it."""
+"""What is checked of a checkpoint before a model is made of it, and what tells one model from another."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HASH_ROW = "sha256 of {}"  # of a card's table, with the name of the file
 BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
 LFS_POINTER = b"version https://git-lfs"
+# Settings that say how a long signal is cut for the network, not what its latents mean.
+CUTTING = ("window_frames", "context_frames", "norm_frames")
 
 
 def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
@@ -122,3 +126,50 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> 
     if found:
         raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
     module.load_state_dict(tensors)
+
+
+# ---------------------------------------------------------------- identity
+
+
+def content_fingerprint(kind: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 (hex) of what decides a model's latents: its kind, its settings and its weights.
+
+    `settings` is JSON-able. Weights count as float32, so the value is the same on every device and after
+    saving and loading in float32. The `fingerprint` method of every kind of model is this function.
+    """
+    digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
+    for key in sorted(tensors):
+        value = tensors[key].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def changed_settings(config: Any) -> dict[str, Any]:
+    """The fields of a config dataclass, as {"a.b": value}, that differ from its defaults and decide latents.
+
+    Settings at their default do not count, so that the fingerprint of a model stays the same in a later
+    version with more settings; nor does how long signals are cut into windows (`CUTTING`).
+    """
+    defaults = flat(plain(type(config)()))
+    changed = {}
+    for key, value in flat(plain(config)).items():
+        if key not in CUTTING and value != defaults.get(key):
+            changed[key] = value
+    return changed
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as it comes back from JSON, where a tuple is a list."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} becomes {"a.b": 1}."""
+    pairs = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            pairs |= flat(value, f"{prefix}{key}.")
+        else:
+            pairs[prefix + key] = value
+    return pairs

@@ -21,6 +21,9 @@ class AutoencoderLike(Protocol):
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
         """Latents (B, C, L) to audio (B, T), T = `length` where given; equal seeds, equal noise."""
 
+    def fingerprint(self) -> str:
+        """A sha256 (hex) that changes when anything changes that decides the model's latents."""
+
 
 def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
     """Return `audio` as it is, if it is a finite, non-empty, floating-point (B, T) tensor.

@@ -16,7 +16,6 @@ Axis legend: `B` batch (channels of a file), `T` samples, `C` latent channels, `
 
 import dataclasses
 import glob
-import hashlib
 import json
 import math
 import os
@@ -30,9 +29,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lincae.checkpoints import content_fingerprint
 from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
-from lincae.training.runs import flat
 
 VERSION = 1
 KEY = "lincae.latents"  # of the description in a shard's header
@@ -40,8 +39,6 @@ SUFFIX = ".safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CODES = {"float32": "F32", "float16": "F16"}  # of safetensors
 TENSOR_VALUES = 2**20  # of one tensor, at most: what is held in memory while a long file is encoded
-# Settings that say how a signal is cut for the network, not what its latents mean.
-CUTTING = ("window_frames", "context_frames", "norm_frames")
 
 
 class LatentFileError(ValueError):
@@ -52,28 +49,16 @@ class LatentFileError(ValueError):
 
 
 def fingerprint(model: AutoencoderLike) -> str:
-    """sha256 (hex) of what decides a model's latents: its weights, as float32, and its settings.
-
-    The same on every device and after saving and loading in float32. Settings at their default do not
-    count, so that a later version with more settings finds the same; nor do the name, the metadata, and how
-    long signals are cut into windows.
-    """
+    """sha256 (hex) of what decides a model's latents, as the model itself says it."""
+    if hasattr(model, "fingerprint"):
+        return model.fingerprint()
+    # Models of lincae.interop, until they say it themselves: a baseline is its name and its settings.
     traits = ("sample_rate", "latent_rate", "hop", "drive")
     settings = {key: getattr(model, key) for key in traits if hasattr(model, key)}
-    config = getattr(model, "config", None)
-    if dataclasses.is_dataclass(config):
-        # through JSON, where a tuple is a list
-        own, default = (flat(json.loads(json.dumps(dataclasses.asdict(c)))) for c in (config, type(config)()))
-        settings |= {k: v for k, v in own.items() if k not in CUTTING and v != default.get(k)}
-    network = getattr(model, "network", getattr(model, "vae", None))
-    kind = model.name if network is None else type(network).__name__  # a baseline is its name
-    digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
-    state = {} if network is None else network.state_dict()
-    for key in sorted(state):
-        value = state[key].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{key}{tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+    network = getattr(model, "vae", None)
+    if network is None:
+        return content_fingerprint(model.name, settings, {})
+    return content_fingerprint(type(network).__name__, settings, network.state_dict())
 
 
 def describe(model: AutoencoderLike) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from lincae.checkpoints import flat
 from lincae.files import atomic_write
 
 try:
@@ -275,14 +276,6 @@ def restore(state: dict, config: dict, processes: int, path: Path, regroup: bool
         if key != "meter" or key in stored:  # states of earlier versions hold none
             value.load_state_dict(stored[key])
     return stored["step"]
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    pairs = {}
-    for key, value in tree.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return pairs
 
 
 def assignment(text: str) -> tuple[str, Any]:
