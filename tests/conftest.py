@@ -12,3 +12,14 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(config, report):
+    """Captured logs may name files that are not UTF-8, which the workers of pytest-xdist cannot send."""
+    data = yield
+    if data and "sections" in data:
+        data["sections"] = [
+            (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in data["sections"]
+        ]
+    return data
