@@ -147,7 +147,7 @@ def test_other_folders_are_refused(corpora, folders, tmp_path):
     with pytest.raises(ValueError, match=r"is not empty and has no shards\.json"):
         write_shards(corpora, tmp_path)
     out = write_shards(corpora, tmp_path / "out")
-    with pytest.raises(ValueError, match="shards of other files, weights or rate"):
+    with pytest.raises(ValueError, match=r"has shards of corpora .*, not .*: use another folder"):
         write_shards(Corpora({folders / "a": 1}, RATE), out)
     with pytest.raises(ValueError, match="shards at 8000 Hz, wanted 16000"):
         Shards(out, 16000)

@@ -211,7 +211,7 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
 
 def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
     hold = "import pathlib, sys, time; from lincae.training.runs import alone\n"
-    hold += "file = alone(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    hold += "with alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     config = recipe("test", steps=1)
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"

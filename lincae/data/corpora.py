@@ -4,7 +4,6 @@ Axis legend: `B` batch, `T` samples.
 """
 
 import contextlib
-import csv
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from lincae.data.audio import AudioFileError, audio_header, read_audio
 from lincae.data.tracks import audio_files
-from lincae.files import atomic_write
+from lincae.files import add_skipped, atomic_write, read_skipped
 from lincae.machine import generator
 
 MIN_RMS = 1e-3  # quieter crops (-60 dBFS) are drawn again
@@ -122,17 +121,19 @@ class WeightedFiles:
     @property
     def skipped(self) -> dict[str, str]:
         """Name -> reason of all files that failed; with `share_skipped`, in any process of the run."""
-        return {**_read_rows(self._skip_list), **self._skipped}
+        shared = read_skipped(self._skip_list) if self._skip_list else {}
+        return {**shared, **self._skipped}
 
     def share_skipped(self, path: str | Path) -> None:
         """From now on keep what is skipped in a CSV (file, reason). To be called before data workers start:
         each of them, and the run when it is resumed, adds rows to the one file."""
-        self._skip_list, known = Path(path), _read_rows(path)
+        self._skip_list = Path(path)
+        known = read_skipped(path)
         with contextlib.suppress(FileExistsError), self._skip_list.open("x") as file:
             file.write("file,reason\n")
         for name, reason in self._skipped.items():
             if name not in known:
-                self._add_row(name, reason)
+                add_skipped(path, name, reason)
 
     def skip_report(self) -> str:
         """One line: how many files were skipped, the first with their reasons, where to find the rest."""
@@ -145,26 +146,13 @@ class WeightedFiles:
         if self._skipped.setdefault(name, reason) is reason:
             log.warning("skipped: %s", reason)
             if self._skip_list:
-                self._add_row(name, reason)
+                add_skipped(self._skip_list, name, reason)
         self._n_failed += 1
         if self._n_failed > MAX_FAILED * max(self._n_draws, FEW_DRAWS):
             limit = f"{MAX_FAILED:.0%} of {max(self._n_draws, FEW_DRAWS)}"
             fix = "repair or remove the files, then resume"
             message = f"{self._n_failed} of {self._n_draws} draws failed, more than {limit}: {fix}"
             raise AudioFileError(f"{message}; {self.skip_report()}")
-
-    def _add_row(self, name: str, reason: str) -> None:
-        # one short write at the end: rows of several processes do not mix
-        with self._skip_list.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerow((name, reason))
-
-
-def _read_rows(path: str | Path | None) -> dict[str, str]:
-    if path is None or not Path(path).exists():
-        return {}
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        # a crash may have cut a row short
-        return {row["file"]: row["reason"] for row in csv.DictReader(file) if None not in row.values()}
 
 
 class Corpora(WeightedFiles):

@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from lincae.data.audio import AudioFileError
 from lincae.data.corpora import MIN_RMS, Corpora, WeightedFiles
 from lincae.data.tracks import file_track
-from lincae.files import atomic_write
+from lincae.files import atomic_write, claim, write_json
 
 MANIFEST, INDEX = "shards.json", "index.safetensors"
 
@@ -114,15 +114,7 @@ def write_shards(corpora: Corpora, folder: str | Path, workers: int | None = Non
     files = corpora.files()
     plan = {"version": VERSION, "sample_rate": rate, "corpora": corpora.weights()}
     plan["files"] = hashlib.sha256(repr((files, SHARD_BYTES, BLOCK_S)).encode()).hexdigest()
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        found = {k: v for k, v in json.loads(manifest.read_bytes()).items() if k in plan}
-        if found != plan:
-            raise ValueError(f"{folder} has shards of other files, weights or rate: use an empty folder")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty and has no {MANIFEST}: use an empty or new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(manifest, plan)
+    claim(folder / MANIFEST, "shards", plan)
 
     groups, n_bytes = [[]], 0
     for file in files:
@@ -140,7 +132,7 @@ def write_shards(corpora: Corpora, folder: str | Path, workers: int | None = Non
         part["step"] += int(first_step)
     with atomic_write(folder / INDEX) as file:
         file.write(safetensors.torch.save({name: torch.cat([p[name] for p in parts]) for name in parts[0]}))
-    _write_json(manifest, {**plan, "skipped": skipped})
+    write_json(folder / MANIFEST, {**plan, "skipped": skipped})
     return folder
 
 
@@ -186,8 +178,3 @@ def _blocks(path: Path, rate: int) -> Iterator[tuple[np.ndarray, float]]:
         _, exponent = math.frexp(audio.abs().max().item() * 65536 / 65535)  # 32767.5 would round to 32768
         step = 2.0 ** (exponent - 15)
         yield (audio / step).round().to(torch.int16).numpy(), step
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())

@@ -21,13 +21,7 @@ import torch
 from torch import Tensor
 
 from lincae.checkpoints import flat
-from lincae.files import atomic_write
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
+from lincae.files import atomic_write, locked
 
 log = logging.getLogger(__name__)
 
@@ -117,19 +111,9 @@ class Meter:
 # ---------------------------------------------------------------- stopping
 
 
-def alone(folder: Path) -> IO[str]:
-    """Hold a run folder until the returned file is closed or this process ends, however it ends.
-
-    Raises BlockingIOError while another process holds it. Where there are no POSIX locks, nothing is held.
-    """
-    file = (folder / "lock").open("w")
-    if fcntl is not None:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.close()
-            raise BlockingIOError(f"another process trains in {folder}: wait for it, or stop it") from error
-    return file
+def alone(folder: Path) -> contextlib.AbstractContextManager[IO]:
+    """Hold a run folder while entered, as `files.locked`. Raises HeldError while another process has it."""
+    return locked(folder / "lock", f"another process trains in {folder}")
 
 
 class Interruption:
