@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lincae"
 BARE_MACHINE = {"torch", "numpy", "scipy", "lightning", "safetensors", "tqdm"}
 FILES = sorted(PACKAGE.rglob("*.py"))
-OUTSIDE_THE_TRAINING_PATH = ("interop", "latents", "evaluation", "reencoder", "listening", "commands")
+OUTSIDE_THE_TRAINING_PATH = (
+    "interop", "latents", "evaluation", "reencoder", "listening", "commands", "cli.py",
+)  # fmt: skip
 
 
 def named(path: Path) -> str:

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 
+from lincae.cli import main
 from lincae.data.audio import write_audio
 from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.latents.files import LatentFileError
@@ -214,8 +215,8 @@ def test_unknown_names():
 def test_command_line(tmp_path, capsys, monkeypatch):
     write_audio(tmp_path / "in" / "a.wav", noise(2), RATE)
     monkeypatch.setattr("lincae.interop.models.load", lambda name, device: model())
-    latent_pairs.main(["stereo", str(tmp_path / "in"), str(tmp_path / "out"), "--model", "stft"])
+    main(["reencoder", "pairs", "stereo", str(tmp_path / "in"), str(tmp_path / "out"), "--model", "stft"])
     assert "1 pairs" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "pairs.json").read_bytes())["task"] == "stereo"
     with pytest.raises(SystemExit, match=r"error: folder .* does not exist"):
-        latent_pairs.main(["stereo", str(tmp_path / "no"), str(tmp_path / "out"), "--model", "stft"])
+        main(["reencoder", "pairs", "stereo", str(tmp_path / "no"), str(tmp_path / "out"), "--model", "stft"])

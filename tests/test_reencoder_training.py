@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import lincae
+from lincae.cli import main
+from lincae.commands import reencoder as command
 from lincae.interop.references import TanhToy
 from lincae.latents.files import LatentFileError
 from lincae.reencoder import training as reencoder_training
@@ -289,15 +291,15 @@ def test_run_folder_of_another_configuration(pairs, tmp_path):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lincae.interop.models.load", lambda name, device: Levels())
-    monkeypatch.setattr(reencoder_training, "sources_of", lambda task, data, split, n: voices(1))
-    monkeypatch.setitem(reencoder_training.PRESETS, "test", small())
+    monkeypatch.setattr(command, "load", lambda name, device: Levels())
+    monkeypatch.setattr(command, "sources_of", lambda task, data, split, n: voices(1))
+    monkeypatch.setitem(command.PRESETS, "test", small())
     arguments = ["bandwidth", "--preset", "test", "--size", "desk-m", "--model", "levels", "--device", "cpu"]
     options = ["--out", "out/module.safetensors", "--set", "steps=3", "chunk_s=0.2"]
-    reencoder_training.main([*arguments, *options])
+    main(["reencoder", "train", *arguments, *options])
     assert capsys.readouterr().out.strip() == "out/module.safetensors"
     module = ReEncoder.load("out/module.safetensors", "cpu")
     assert (module.config.latent_channels, module.metadata["factor"]) == (8, 2)
     assert len(list(tmp_path.glob("runs/reencoder/levels-*/bandwidth-2-4x64-l1/state-*.ckpt"))) == 1
     with pytest.raises(SystemExit, match="error: --set takes FIELD=VALUE"):
-        reencoder_training.main([*arguments, "--set", "steps"])
+        main(["reencoder", "train", *arguments, "--set", "steps"])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lincae.autoencoder import Autoencoder
-from lincae.commands.train import main
+from lincae.cli import main
 from lincae.data.crops import StemBank
 from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import VARIANTS
@@ -292,13 +292,25 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         write_audio(corpus / f"{i}.wav", tone, 16000)
     monkeypatch.chdir(tmp_path)
     common = ["--preset", "test", "--device", "cpu", "--set", "steps=6", "linearity.gain_max=2"]
-    main(["--variant", "m2l", "--data", f"{corpus}=1", *common])
+    main(["train", "--variant", "m2l", "--data", f"{corpus}=1", *common])
     stored = Autoencoder.load(tmp_path / "runs" / "test-m2l", "cpu").metadata
     assert (stored["step"], stored["training"]["linearity"]["gain_max"]) == (6, 2)
-    assert stored["command"].startswith("python -m lincae.training --variant m2l --data ")
+    assert stored["command"].startswith("lincae train --variant m2l --data ")
     assert "thread" in stored["hardware"]
     assert [row["step"] for row in rows(tmp_path / "runs/test-m2l/validation.csv")] == [6]  # other crops
-    main(["--data", f"{corpus}=1", "--validation", f"{corpus}=1", "--run", "validated", *common, "steps=2"])
+    main(
+        [
+            "train",
+            "--data",
+            f"{corpus}=1",
+            "--validation",
+            f"{corpus}=1",
+            "--run",
+            "validated",
+            *common,
+            "steps=2",
+        ]
+    )
     assert Autoencoder.load(tmp_path / "validated" / "best", "cpu").metadata["step"] == 2
     (line,) = csv.DictReader((tmp_path / "runs/runs.csv").open())
     assert (line["run"], line["step"], line["outcome"]) == ("test-m2l", "5", "finished")
@@ -312,4 +324,4 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         (["--data", f"{corpus}=1", "--devices", "3"], "batch_size 4 cannot be shared by 3 processes"),
     ):
         with pytest.raises(SystemExit, match=message):
-            main([*common, *bad])
+            main(["train", *common, *bad])

@@ -10,7 +10,7 @@ import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from jobs import Noise
 
-from lincae.commands.train import main
+from lincae.cli import main
 from lincae.data.audio import write_audio
 from lincae.data.crops import StemBank
 from lincae.interop.recipes import objective_of, recipe
@@ -340,13 +340,13 @@ def test_command_line(tmp_path, monkeypatch):
         write_audio(corpus / f"{i}.wav", tone, 16000)
     monkeypatch.chdir(tmp_path)
     common = ["--preset", "test", "--device", "cpu", "--data", f"{corpus}=1", "--set", "steps=4"]
-    main(["--variant", "lin-vae", *common, "loss.kl=0.5"])
+    main(["train", "--variant", "lin-vae", *common, "loss.kl=0.5"])
     stored = SpectralVae.load(tmp_path / "runs" / "test-lin-vae", "cpu").metadata
     assert (stored["step"], stored["training"]["loss"]["kl"]) == (4, 0.5)
     with pytest.raises(SystemExit, match="unknown preset 'paper'; choose from full, desk, test"):
-        main(["--variant", "vae", "--preset", "paper"])
+        main(["train", "--variant", "vae", "--preset", "paper"])
     with pytest.raises(SystemExit, match="VaeLossConfig has no 'l1'"):
-        main(["--variant", "vae", *common, "loss.l1=1"])
+        main(["train", "--variant", "vae", *common, "loss.l1=1"])
 
 
 # ---------------------------------------------------------------- recipes

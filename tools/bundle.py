@@ -138,7 +138,7 @@ def training_command(path: Path, description: dict[str, Any]) -> str:
         words += ["--start", path.with_name(f"{task}-{size.removeprefix('desk-')}-l1.safetensors").as_posix()]
     if changed := changes[preset, size]:
         words += ["--set", *(f"{key}={json.dumps(recorded[key])}" for key in changed)]
-    return f"python -m lincae.commands.reencoder {shlex.join([*words, '--out', path.as_posix()])}"
+    return f"lincae reencoder train {shlex.join([*words, '--out', path.as_posix()])}"
 
 
 def main(arguments: list[str] | None = None) -> None:

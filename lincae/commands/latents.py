@@ -2,197 +2,211 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
+import click
 import torch
-from torch import Tensor
 
-from lincae.latents.algebra import LOUDEST_DB, mix
+from lincae.commands.options import Command, device, model
+from lincae.data.streams import write_blocks
+from lincae.interface import AutoencoderLike
+from lincae.interop.models import load
+from lincae.latents import algebra
+from lincae.latents.files import DTYPES, SUFFIX, check_same_model, check_suffix, describe, write_latents
+from lincae.latents.sets import CHANNELS, SKIPPED, LatentDataset, encode_corpus, encode_file, read_skipped
+from lincae.machine import keep_freed_memory, resolve_device
+from lincae.reencoder.module import ReEncoder
 
-# ---------------------------------------------------------------- command line
+SOME_SKIPPED = 3
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Exits with 1 and a message for an error; with 3, having done the rest, where files were skipped.
-
-    Under torchrun skipped files leave the status 0: another would end the other processes.
-    """
-    options = _parser().parse_args(arguments)
-    try:
-        sys.exit(COMMANDS[options.command](options))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))
-
-
-def _parser():
-    import argparse
-
-    from lincae.latents.files import DTYPES
-    from lincae.latents.sets import CHANNELS
-
-    parser = argparse.ArgumentParser(
-        "python -m lincae.commands.latents", description="Latents of audio files."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    models = argparse.ArgumentParser(add_help=False)
-    models.add_argument("--model", required=True, help="a name that lincae.load knows, or a checkpoint")
-    models.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    models.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is faster")
-    dtypes = argparse.ArgumentParser(add_help=False)
-    dtypes.add_argument("--dtype", default="float32", choices=DTYPES)
-
-    encode = commands.add_parser("encode", parents=[models, dtypes], help="audio to latents")
-    encode.add_argument("audio", nargs="+", help="folders (searched at any depth), or one file")
-    encode.add_argument("out", help="a folder, continued if it exists; for one file, its .safetensors")
-    encode.add_argument("--channels", default="mean", choices=CHANNELS, help="mean: mono; all: an item each")
-
-    decode = commands.add_parser("decode", parents=[models], help="latents to audio")
-    decode.add_argument("latents", help="a .safetensors file, or a folder")
-    decode.add_argument("out", help=".wav, .flac or .mp3")
-    decode.add_argument("--file", help="of several: its name, as `info` lists it")
-    decode.add_argument("--start-s", type=float, default=0.0)
-    decode.add_argument("--seconds", type=float, help="default: to the end")
-    decode.add_argument("--seed", type=int, default=0)
-    decode.add_argument("--steps", type=int, default=1)
-
-    mixing = commands.add_parser("mix", parents=[dtypes], help="add the latents of files")
-    mixing.add_argument("latents", nargs="+", help=".safetensors files of one model")
-    mixing.add_argument("out", help=".safetensors, a new file")
-    mixing.add_argument("--gains-db", nargs="+", type=float, help="one a file (default: 0)")
-    mixing.add_argument(
-        "--offsets-s", nargs="+", type=float, help="one a file (default: 0), rounded to frames"
-    )
-    mixing.add_argument("--exact", action="store_true", help="offsets between frames are errors")
-    mixing.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-
-    process = commands.add_parser("process", parents=[dtypes], help="latents through a Re-Encoder")
-    process.add_argument("latents", help=".safetensors of one file")
-    process.add_argument("out", help=".safetensors")
-    process.add_argument("--module", required=True, help="a .safetensors file of lincae.reencoder")
-    process.add_argument("--like", help="mono to stereo: stereo latents, whose image to take")
-    process.add_argument("--seed", type=int, default=0, help="mono to stereo: of an image from the prior")
-    process.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-
-    info = commands.add_parser("info", help="what a file or folder of latents holds")
-    info.add_argument("latents")
-    return parser
+precision = click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(("fp32", "bf16")),
+    help="bf16 is faster.",
+)
+dtype = click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(list(DTYPES)),
+    help="Of the stored latents.",
+)
 
 
-def _model(options, rank: int = 0):
-    from lincae.interop.models import load
-    from lincae.machine import keep_freed_memory, resolve_device
-
-    device = resolve_device(options.device)
-    if device.type == "cpu":
+def _loaded(name: str, device: str, precision: str, rank: int = 0) -> AutoencoderLike:
+    place = resolve_device(device)
+    if place.type == "cpu":
         keep_freed_memory()
-    if device.type != "cpu" and device.index is None:  # the processes of one machine share its devices
-        device = torch.device(device.type, rank % torch.accelerator.device_count())
-    model = load(options.model, str(device))
-    if options.precision != getattr(model, "precision", "fp32"):
-        if not hasattr(model, "precision"):
-            raise ValueError(f"{model.name} works in fp32 only, got --precision {options.precision}")
-        model.precision = options.precision
-    return model
+    elif place.index is None:  # the processes of one machine share its devices
+        place = torch.device(place.type, rank % torch.accelerator.device_count())
+
+    loaded = load(name, str(place))
+    if precision != getattr(loaded, "precision", "fp32"):
+        if not hasattr(loaded, "precision"):
+            raise ValueError(f"{loaded.name} works in fp32 only, got --precision {precision}")
+        loaded.precision = precision
+    return loaded
 
 
-def _encode(options) -> int:
-    from lincae.latents.files import SUFFIX, check_suffix, describe, write_latents
-    from lincae.latents.sets import SKIPPED, encode_corpus, encode_file
+@click.command(cls=Command)
+@click.argument("audio", nargs=-1, required=True)
+@click.argument("out")
+@model
+@click.option("--channels", default="mean", show_default=True, type=click.Choice(CHANNELS), help="all: each.")
+@dtype
+@precision
+@device
+def encode(audio, out, model, channels, dtype, precision, device) -> int:
+    """Encode folders of AUDIO, at any depth, into the folder OUT, which is continued if it exists.
 
-    out, source = Path(options.out), Path(options.audio[0])
-    if single := len(options.audio) == 1 and source.is_file():
-        check_suffix(out)
-    elif out.suffix == SUFFIX:
-        raise ValueError(f"{out} takes one audio file, got {' '.join(options.audio)}: give OUT as a folder")
-    model = _model(options, int(os.environ.get("LOCAL_RANK", 0)))
+    One audio file goes into one .safetensors file. Files that cannot be read are listed in OUT, and tried
+    again by the next call; the exit status is then 3 (under torchrun 0: another would end all processes).
+
+    \b
+        lincae encode data/jamendo data/moisesdb latents --model desk/lin-cae --dtype float16
+        lincae encode song.wav song.safetensors --model desk/lin-cae
+        torchrun --nproc-per-node 8 -m lincae encode data/jamendo latents --model desk/lin-cae
+    """
+    source, target = Path(audio[0]), Path(out)
+    single = len(audio) == 1 and source.is_file()
     if single:
-        n_samples, latents = encode_file(model, source, options.channels)
-        write_latents(out, describe(model), source.name, latents, n_samples, options.dtype)
+        check_suffix(target)
+    elif target.suffix == SUFFIX:
+        raise ValueError(f"{out} takes one audio file, got {' '.join(audio)}: give OUT as a folder")
+
+    autoencoder = _loaded(model, device, precision, int(os.environ.get("LOCAL_RANK", 0)))
+    if single:
+        n_samples, latents = encode_file(autoencoder, source, channels)
+        write_latents(target, describe(autoencoder), source.name, latents, n_samples, dtype)
         return 0
-    rank, world = (int(os.environ.get(key, default)) for key, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    done = encode_corpus(model, options.audio, out, options.dtype, options.channels, rank, world)
+
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    done = encode_corpus(autoencoder, audio, target, dtype, channels, rank, world)
     which = f"process {rank} of {world}: " if world > 1 else ""
-    where = f", see {out / SKIPPED}" if done.skipped else ""
+    where = f", see {target / SKIPPED}" if done.skipped else ""
     counts = f"{done.present} were encoded before, {len(done.skipped)} skipped{where}"
-    print(f"{which}{done.encoded} files encoded ({done.seconds / 3600:.2f} h), {counts}")
-    return 3 if done.skipped and world == 1 else 0
+    click.echo(f"{which}{done.encoded} files encoded ({done.seconds / 3600:.2f} h), {counts}")
+    return SOME_SKIPPED if done.skipped and world == 1 else 0
 
 
-def _decode(options) -> None:
-    from lincae.data.streams import write_blocks
-    from lincae.latents.sets import LatentDataset
+@click.command(cls=Command)
+@click.argument("latents")
+@click.argument("out")
+@model
+@click.option("--file", help="Which of several, named as `lincae info` lists it.")
+@click.option("--start-s", default=0.0, help="Where to begin, in seconds.")
+@click.option("--seconds", type=float, help="How much to decode; default: to the end.")
+@click.option("--seed", default=0, help="Seed of the decoder's noise.")
+@click.option("--steps", default=1, show_default=True, help="Steps of the decoder.")
+@precision
+@device
+def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, device) -> None:
+    """Decode LATENTS, a .safetensors file or a folder, into OUT, a .wav, .flac or .mp3.
 
-    dataset, model = LatentDataset(options.latents), _model(options)
-    file = options.file or dataset.only_file()
-    blocks = dataset.decode(model, file, options.start_s, options.seconds, options.seed, options.steps)
-    write_blocks(options.out, blocks, model.sample_rate, dataset.entry(file).n_samples)
+    \b
+        lincae decode song.safetensors song.wav --model desk/lin-cae --start-s 30 --seconds 10
+    """
+    dataset = LatentDataset(latents)
+    autoencoder = _loaded(model, device, precision)
+    file = file or dataset.only_file()
+    blocks = dataset.decode(autoencoder, file, start_s, seconds, seed, steps)
+    write_blocks(out, blocks, autoencoder.sample_rate, dataset.entry(file).n_samples)
 
 
-def _mix(options) -> None:
-    from lincae.latents.files import check_same_model, check_suffix, write_latents
-    from lincae.latents.sets import LatentDataset
+@click.command(cls=Command)
+@click.argument("latents", nargs=-1, required=True)
+@click.argument("out")
+@click.option(
+    "--gains-db", multiple=True, type=float, help="One for each file, -inf for silence; default: 0."
+)
+@click.option(
+    "--offsets-s", multiple=True, type=float, help="One for each file, rounded to frames; default: 0."
+)
+@click.option("--exact", is_flag=True, help="Refuse offsets between frames.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@dtype
+def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
+    """Add LATENTS, .safetensors files of one model, into OUT, a new one.
 
-    out = check_suffix(options.out)
-    if out.exists() and not options.overwrite:  # with OUT forgotten, the last input would be taken for it
+    \b
+        lincae mix vocals.safetensors drums.safetensors mix.safetensors --gains-db 0 -6 --offsets-s 0 1.5
+    """
+    target = check_suffix(out)
+    if target.exists() and not overwrite:  # with OUT forgotten, the last input would be taken for it
         raise ValueError(f"{out} exists: is OUT missing, the last argument? --overwrite replaces it")
-    for level in options.gains_db or []:
-        if not level <= LOUDEST_DB:
-            raise ValueError(f"--gains-db must be {LOUDEST_DB:g} dB at most, got {level:g}")
-    sets = [LatentDataset(path) for path in options.latents]
+    for level_db in gains_db:
+        if not level_db <= algebra.LOUDEST_DB:
+            raise ValueError(f"--gains-db must be {algebra.LOUDEST_DB:g} dB at most, got {level_db:g}")
+
+    sets = [LatentDataset(path) for path in latents]
+    model = sets[0].model
     for other in sets:
-        check_same_model(other.model, sets[0].model, other.source)
-    rate, sample_rate = sets[0].model["latent_rate"], sets[0].model["sample_rate"]
-    gains = [10 ** (level / 20) for level in options.gains_db or [0.0] * len(sets)]
-    latents = [dataset.frames(dataset.only_file()) for dataset in sets]
-    mixed, placed_s = mix(latents, rate, options.offsets_s, gains, options.exact)
-    n_samples = max(
-        round(start_s * sample_rate) + dataset.entry(dataset.only_file()).n_samples
-        for start_s, dataset in zip(placed_s, sets, strict=True)
-    )
-    write_latents(out, sets[0].model, out.stem, [mixed], n_samples, options.dtype)
-    print(f"{out}: {len(sets)} files from {', '.join(f'{start_s:.6f} s' for start_s in placed_s)} on")
+        check_same_model(other.model, model, other.source)
+    frames = [dataset.frames(dataset.only_file()) for dataset in sets]
+    gains = [10 ** (level_db / 20) for level_db in gains_db] or None
+    mixed, starts_s = algebra.mix(frames, model["latent_rate"], offsets_s or None, gains, exact)
+
+    ends = []
+    for dataset, start_s in zip(sets, starts_s, strict=True):
+        ends.append(round(start_s * model["sample_rate"]) + dataset.entry(dataset.only_file()).n_samples)
+    write_latents(target, model, target.stem, [mixed], max(ends), dtype)
+    click.echo(f"{out}: {len(sets)} files from {', '.join(f'{start_s:.6f} s' for start_s in starts_s)} on")
 
 
-def _process(options) -> None:
-    from lincae.latents.files import check_same_model, check_suffix, write_latents
-    from lincae.latents.sets import LatentDataset
-    from lincae.reencoder.module import ReEncoder
+@click.command(cls=Command)
+@click.argument("latents")
+@click.argument("out")
+@click.option("--module", required=True, help="A .safetensors file of `lincae reencoder train`.")
+@click.option("--like", help="Mono to stereo: stereo latents, whose image to take.")
+@click.option("--seed", default=0, help="Mono to stereo: seed of an image from the prior.")
+@dtype
+@device
+def process(latents, out, module, like, seed, dtype, device) -> None:
+    """Send LATENTS, the .safetensors of one file, through a Re-Encoder into OUT.
 
-    out = check_suffix(options.out)
-    module = ReEncoder.load(options.module, options.device)
+    \b
+        lincae process mono.safetensors stereo.safetensors --module stereo-left_right.safetensors
+    """
+    target = check_suffix(out)
+    reencoder = ReEncoder.load(module, device)
 
-    def latents(path: str) -> tuple[Tensor, int]:
+    def opened(path: str) -> tuple[torch.Tensor, int]:
         dataset = LatentDataset(path)
-        check_same_model(dataset.model, module.autoencoder, path)
-        return dataset.frames(dataset.only_file()), dataset.entry(dataset.only_file()).n_samples
+        check_same_model(dataset.model, reencoder.autoencoder, path)
+        file = dataset.only_file()
+        return dataset.frames(file), dataset.entry(file).n_samples
 
-    z, n_samples = latents(options.latents)
-    if module.stereo and len(z) != 1:
-        raise ValueError(f"{options.latents} has {len(z)} channels, mono to stereo takes one")
-    condition = module.oracle(latents(options.like)[0][None]) if options.like else None
-    processed = module.process(z, condition, options.seed)
-    whole = [processed[0] if module.stereo else processed]
-    write_latents(out, module.autoencoder, out.stem, whole, n_samples, options.dtype)
+    z, n_samples = opened(latents)
+    if reencoder.stereo and len(z) != 1:
+        raise ValueError(f"{latents} has {len(z)} channels, mono to stereo takes one")
+    condition = reencoder.oracle(opened(like)[0][None]) if like else None
+    processed = reencoder.process(z, condition, seed)
+    if reencoder.stereo:
+        processed = processed[0]
+    write_latents(target, reencoder.autoencoder, target.stem, [processed], n_samples, dtype)
 
 
-def _info(options) -> None:
-    from lincae.latents.sets import LatentDataset, read_skipped
+@click.command(cls=Command)
+@click.argument("latents")
+def info(latents) -> None:
+    """Show what LATENTS, a file or folder, holds: the model, then length, shape and name of each file.
 
-    dataset = LatentDataset(options.latents)
+    \b
+        lincae info latents
+    """
+    dataset = LatentDataset(latents)
+    sample_rate = dataset.model["sample_rate"]
     entries = [dataset.entry(file) for file in dataset.files]
-    seconds = sum(entry.n_samples for entry in entries) / dataset.model["sample_rate"]
-    facts = {"model": dataset.model, "dtype": dataset.dtype, "files": len(entries), "hours": seconds / 3600}
-    facts |= {"skipped": len(read_skipped(options.latents))} if dataset.source.is_dir() else {}
-    print(json.dumps(facts, indent=2))
+    hours = sum(entry.n_samples for entry in entries) / sample_rate / 3600
+    facts = {"model": dataset.model, "dtype": dataset.dtype, "files": len(entries), "hours": hours}
+    if dataset.source.is_dir():
+        facts["skipped"] = len(read_skipped(latents))
+    click.echo(json.dumps(facts, indent=2))
+
     for entry in entries:
         shape = f"({entry.channels}, {entry.latent_channels}, {entry.n_frames})"
         name = entry.file.encode(errors="backslashreplace").decode()  # names need not be UTF-8
-        print(f"{entry.n_samples / dataset.model['sample_rate']:10.3f} s  {shape:>16}  {name}")
-
-
-COMMANDS = {"encode": _encode, "decode": _decode, "mix": _mix, "process": _process, "info": _info}
-
-
-if __name__ == "__main__":
-    main()
+        click.echo(f"{entry.n_samples / sample_rate:10.3f} s  {shape:>16}  {name}")

@@ -1,31 +1,30 @@
-"""`lincae shards`: write corpora as few large files."""
+"""`lincae shards`."""
 
-import sys
+import click
 
+from lincae.commands.options import Command
 from lincae.data.corpora import Corpora, weighted_folders
 from lincae.data.shards import Shards, write_shards
 
 
-def main(arguments: list[str] | None = None) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        "python -m lincae.commands.shards", description="Write corpora as shards."
-    )
-    parser.add_argument("command", choices=["write"])
-    parser.add_argument("corpora", nargs="+", metavar="FOLDER=WEIGHT")
-    parser.add_argument("out", help="folder of the shards; an interrupted writing is continued")
-    parser.add_argument("--sample-rate", type=int, default=44100, help="of the model to be trained")
-    parser.add_argument("--workers", type=int, help="threads (default: one a core)")
-    options = parser.parse_args(arguments)
-    try:
-        corpora = Corpora(weighted_folders(options.corpora), options.sample_rate)
-        write_shards(corpora, options.out, options.workers)
-        written = Shards(options.out, options.sample_rate)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{options.out}: {written.description}")
+@click.group()
+def shards() -> None:
+    """Write corpora as few large files, for disks and networks that are slow with many small ones."""
 
 
-if __name__ == "__main__":
-    main()
+@shards.command(cls=Command)
+@click.argument("corpora", nargs=-1, required=True, metavar="FOLDER=WEIGHT...")
+@click.argument("out")
+@click.option(
+    "--sample-rate", default=44100, show_default=True, help="That of the model to be trained, in Hz."
+)
+@click.option("--workers", type=int, help="Threads; default: one a core.")
+def write(corpora: tuple[str, ...], out: str, sample_rate: int, workers: int | None) -> None:
+    """Write shards of all files of CORPORA into the folder OUT; an interrupted writing is continued.
+
+    \b
+        lincae shards write data/jamendo=60 data/moisesdb=20 /mnt/shards
+        lincae train --preset paper --data shards:/mnt/shards
+    """
+    write_shards(Corpora(weighted_folders(corpora), sample_rate), out, workers)
+    click.echo(f"{out}: {Shards(out, sample_rate).description}")

@@ -1,6 +1,8 @@
 """`python -m lincae.training` is `lincae train`, as the cards of released checkpoints say it."""
 
-from lincae.commands.train import main
+import sys
+
+from lincae.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["train", *sys.argv[1:]])
