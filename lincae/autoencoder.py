@@ -35,7 +35,7 @@ from lincae.checkpoints import (
 )
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.files import atomic_write
-from lincae.interface import check_audio
+from lincae.interface import check_audio, check_latents
 from lincae.machine import generator, resolve_device
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
 from lincae.streaming import (
@@ -356,13 +356,7 @@ class FramewiseAutoencoder(nn.Module):
             yield audio
 
     def _check_latents(self, latents: Tensor, name: str) -> Tensor:
-        channels = self.config.network.latent_channels
-        if latents.dim() != 3 or latents.shape[1] != channels or 0 in latents.shape:
-            raise ValueError(f"{name} of {self.name} must be (B, {channels}, L), got {tuple(latents.shape)}")
-        if not torch.isfinite(latents).all():
-            item, channel, frame = (~torch.isfinite(latents)).nonzero()[0].tolist()
-            raise ValueError(f"{name} not finite, first at item {item}, channel {channel}, frame {frame}")
-        return latents
+        return check_latents(latents, self.config.network.latent_channels, name=f"{name} of {self.name}")
 
     # -------- checkpoints
 

@@ -1,5 +1,14 @@
-"""What the parts of this package know of each other: an autoencoder, and audio that may be given to one."""
+"""What the parts of this package know of each other: an autoencoder, and the tensors that it takes and gives.
 
+Axis legend of the whole package: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L` latent
+frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)`, mono, floating point with full scale 1,
+at the model's `sample_rate`; stems are `(S, T)`, latents `(B, C, L)`, spectrograms `(B, 2, F, N)` with real
+and imaginary part on the second axis. Stereo is two items of a batch, never a guess from a shape.
+
+Audio is never clamped and never peak-normalised inside the package: gain is the experiment.
+"""
+
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,8 +44,8 @@ def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
             f"{name} must be a torch.Tensor, got {type(audio).__name__}: use torch.as_tensor({name})"
         )
     if audio.ndim != 2:
-        fix = {1: f"{name}[None]", 3: f"{name}.flatten(0, 1) (a channel is a batch item) or {name}.mean(1)"}
-        hint = f": use {fix[audio.ndim]}" if audio.ndim in fix else ""
+        fixes = {1: f"{name}[None]", 3: f"{name}.flatten(0, 1) (a channel is a batch item) or {name}.mean(1)"}
+        hint = f": use {fixes[audio.ndim]}" if audio.ndim in fixes else ""
         raise ValueError(f"{name} must have shape (B, T), got {tuple(audio.shape)}{hint}")
     if not audio.is_floating_point():
         raise TypeError(
@@ -44,11 +53,49 @@ def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
         )
     if audio.numel() == 0:
         raise ValueError(f"{name} is empty: shape {tuple(audio.shape)}")
-    # a sum shows in constant memory that all is finite; what overflows it is looked at sample by sample
-    if not torch.isfinite(audio.sum()) and (bad := ~torch.isfinite(audio)).any():
-        item, sample = bad.nonzero()[0].tolist()
-        value = audio[item, sample].item()
-        raise ValueError(
-            f"{name} has {int(bad.sum())} non-finite samples, first {value} at item {item}, sample {sample}"
-        )
+
+    first = first_non_finite(audio)
+    if first is not None:
+        count = int((~torch.isfinite(audio)).sum())
+        place = f"item {first[0]}, sample {first[1]}"
+        raise ValueError(f"{name} has {count} non-finite samples, first {audio[first].item()} at {place}")
     return audio
+
+
+def check_latents(
+    latents: Tensor, channels: int | None = None, *, items: int | None = None, name: str = "latents"
+) -> Tensor:
+    """Return `latents` as they are, if they are a finite, non-empty, floating-point (B, C, L) tensor.
+
+    `channels` and `items` are the C and the B that they must have, any by default. Raises TypeError for
+    another type or dtype, ValueError for another shape and for NaN or inf.
+    """
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(latents).__name__}: use torch.as_tensor")
+    if not latents.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {latents.dtype}")
+
+    fits = latents.ndim == 3 and latents.numel() > 0
+    fits = fits and channels in (None, latents.shape[1]) and items in (None, latents.shape[0])
+    if not fits:
+        raise ValueError(f"{name} must be ({items or 'B'}, {channels or 'C'}, L), got {tuple(latents.shape)}")
+    return check_finite(latents, name, ("item", "channel", "frame"))
+
+
+def check_finite(values: Tensor, name: str, axes: Sequence[str]) -> Tensor:
+    """Return `values` as they are, if all are finite. Otherwise a ValueError says where the first is that is
+    not, on axes of these names."""
+    first = first_non_finite(values)
+    if first is not None:
+        place = ", ".join(f"{axis} {index}" for axis, index in zip(axes, first, strict=True))
+        raise ValueError(f"values of {name} are not finite, first at {place} ({values[first].item()})")
+    return values
+
+
+def first_non_finite(values: Tensor) -> tuple[int, ...] | None:
+    """The index of the first value that is NaN or infinite, or None where all are finite."""
+    # A finite sum shows it in constant memory; a sum that overflows is looked at value by value.
+    if torch.isfinite(values.sum()):
+        return None
+    bad = (~torch.isfinite(values)).nonzero()
+    return tuple(bad[0].tolist()) if len(bad) else None

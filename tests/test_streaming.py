@@ -274,7 +274,7 @@ def test_encode_stream_refuses(model, blocks, message):
         ([torch.zeros(1, 8, 0)], {}, r"block 0 of toy must be \(B, 8, L\), got \(1, 8, 0\)"),
         ([torch.zeros(1, 8, 2), torch.zeros(1, 9, 2)], {}, r"block 1 of toy must be \(B, 8, L\)"),
         ([torch.zeros(1, 8, 2), torch.zeros(3, 8, 2)], {}, "block 1 has 3 items"),
-        ([torch.full((1, 8, 2), float("inf"))], {}, "block 0 not finite, first at item 0"),
+        ([torch.full((1, 8, 2), float("inf"))], {}, "block 0 of toy are not finite, first at item 0"),
         ([torch.zeros(1, 8, 4)], {"length": 10_000}, r"10000 samples were wanted, .* held \d+"),
         ([torch.zeros(1, 8, 1)], {}, "1 samples were wanted, but the stream held 0"),
         ([torch.zeros(1, 8, 4)], {"length": 0}, "length must be at least 1, got 0"),
