@@ -14,6 +14,7 @@ from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
 from lincae.checkpoints import check_hash
 from lincae.interop import models as pretrained
 from lincae.interop.codecs import HUB
+from lincae.interop.linear import EXAMPLES
 from lincae.interop.models import (
     export_official,
     key_map,
@@ -151,7 +152,8 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
     model = Autoencoder(MODEL_PRESETS["test"], "mine", {"step": 3})
     model.save(tmp_path / "desk" / "lin-cae")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
-    assert names() == ["lin-cae", "lin-cae-2", "m2l", "music2latent", *BASELINES, *HUB, "desk/lin-cae"]
+    released = ["lin-cae", "lin-cae-2", "m2l", "music2latent"]
+    assert names() == [*released, *BASELINES, *EXAMPLES, *HUB, "desk/lin-cae"]
     assert listed("bundled") == ["desk/lin-cae"]
     assert listed(["stft", "bundled"]) == ["stft", "desk/lin-cae"]
     for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):

@@ -1,4 +1,4 @@
-"""Models by name: own checkpoints, released weights of Lin-CAE and Music2Latent, baselines.
+"""Models by name: own checkpoints, released Lin-CAE and Music2Latent, baselines, linear references.
 
     model = load("desk/lin-cae")       # bundled with the repository
     model = load("runs/desk-lin-cae")  # a folder of `Autoencoder.save`, or of the official training script
@@ -26,6 +26,7 @@ from lincae.consistency import NoiseConfig
 from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
 from lincae.interop.codecs import HUB, codec_kind, load_codec
+from lincae.interop.linear import EXAMPLES, is_linear_reference, load_linear_reference
 from lincae.interop.pickles import read_pickle
 from lincae.interop.references import BASELINES, load_baseline
 from lincae.machine import resolve_device
@@ -42,8 +43,9 @@ KINDS = ("frontend", "generator", "diffusion")  # of official constructor argume
 
 
 def names() -> list[str]:
-    """What `load` knows by name: released models, baselines, codecs, then the repository's checkpoints."""
-    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *HUB, *listed("bundled")]
+    """What `load` knows by name: released models, baselines, linear references (at the rate of the study;
+    others have another number), codecs, then the repository's checkpoints."""
+    return [*LIN_CAE, MUSIC2LATENT, *BASELINES, *EXAMPLES, *HUB, *listed("bundled")]
 
 
 def listed(models: str | Sequence[str]) -> list[str]:
@@ -65,7 +67,8 @@ def load(
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
     `Autoencoder` or, where the checkpoint says so, a `SpectralVae`; "stable-audio-vae", "stft" and "tanh" are
-    what `lincae.interop.references` describes, EnCodec and DAC ("encodec-24khz", "dac-44khz", ...) what
+    what `lincae.interop.references` describes, "resample-32x", "resample+noise-32x" and "pca-32x", at this or
+    another rate, what `lincae.interop.linear` does, EnCodec and DAC ("encodec-24khz", "dac-44khz", ...) what
     `lincae.interop.codecs` does.
 
     Folders: what `save` of either wrote; what diffusers or transformers saved (AutoencoderOobleck,
@@ -93,6 +96,9 @@ def load(
         model = _foreign(name, f"hub: {MUSIC2LATENT_HUB}", files, latent_scale)
     elif name in BASELINES and latent_scale is None:
         return load_baseline(name, device)
+    elif is_linear_reference(name) and latent_scale is None:
+        resolve_device(device)
+        return load_linear_reference(name)
     elif name in HUB or (path.is_dir() and codec_kind(path)):
         if latent_scale is not None:
             raise ValueError(f"latents of {name} have no scale; the argument is for official files")
