@@ -106,7 +106,7 @@ bundle: $(READY)
 reencoder: $(READY)
 	for variant in $(REENCODED); do \
 	  out=data/checkpoints/reencoder/$$variant; \
-	  run() { $(BIN)/python -m lincae.commands.reencoder "$$@" --model desk/$$variant --songs $(SONGS) \
+	  run() { $(BIN)/python -m lincae reencoder train "$$@" --model desk/$$variant --songs $(SONGS) \
 	    $(if $(DEVICE),--device $(DEVICE)) && \
 	    $(BIN)/python tools/bundle.py --reencoder $$out --fact "licence=Apache-2.0, as the code" \
 	      "data=$(SONGS) synthetic train songs of 20 s, seed 0" $(if $(HARDWARE),"hardware=$(HARDWARE)"); }; \
@@ -128,7 +128,7 @@ train: $(READY)
 	for variant in $(VARIANTS); do for seed in $(SEEDS); do \
 	  if [ $$seed = 0 ]; then seeded=; else \
 	    seeded="--set seed=$$seed --run-folder runs/$(PRESET)-$$variant-seed$$seed"; fi; \
-	  $(BIN)/python -m lincae.training --preset $(PRESET) --variant $$variant $(if $(DEVICE),--device $(DEVICE)) \
+	  $(BIN)/python -m lincae train --preset $(PRESET) --variant $$variant $(if $(DEVICE),--device $(DEVICE)) \
 	    $$seeded || exit; \
 	done; done
 

@@ -24,7 +24,7 @@ COMMANDS = {
     "process": ("latents:process", "Send latents through a Re-Encoder."),
     "reencoder": ("reencoder:reencoder", "Train Re-Encoders, which work on latents."),
     "report": ("evaluation:report", "Report how linear models are, as one page."),
-    "shards": ("shards:shards", "Write corpora as few large files."),
+    "shards": ("data:shards", "Write corpora as few large files."),
     "train": ("train:train", "Train a consistency autoencoder, or a spectral VAE."),
 }
 

@@ -291,7 +291,7 @@ def test_run_folder_of_another_configuration(pairs, tmp_path):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "load", lambda name, device: Levels())
+    monkeypatch.setattr(command, "loaded", lambda name, device: Levels())
     monkeypatch.setattr(command, "sources_of", lambda task, data, split, n: voices(1))
     monkeypatch.setitem(command.PRESETS, "test", small())
     arguments = ["bandwidth", "--preset", "test", "--size", "desk-m", "--model", "levels", "--device", "cpu"]

@@ -159,7 +159,7 @@ def test_other_folders_are_refused(corpora, folders, tmp_path):
 
 def test_command_line(folders, tmp_path, capsys):
     words = [f"{folders}/a=2", f"{folders}/b=1", str(tmp_path / "out"), "--sample-rate", str(RATE)]
-    main(["shards", "write", *words])
+    main(["shards", *words])
     assert capsys.readouterr().out == f"{tmp_path}/out: a=2 (6 files), b=1 (4 files)\n"
     for arguments, words in (
         ([f"{folders}/a", str(tmp_path)], "corpora are FOLDER=WEIGHT"),
@@ -167,7 +167,7 @@ def test_command_line(folders, tmp_path, capsys):
         ([f"{folders}/absent=1", str(tmp_path)], "does not exist"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{words}"):
-            main(["shards", "write", *arguments])
+            main(["shards", *arguments])
 
 
 def test_training_on_shards_needs_no_audio_library(corpora, tmp_path):

@@ -1,8 +1,10 @@
-"""`lincae data`."""
+"""`lincae data` and `lincae shards`: music to work with."""
 
 import click
 
-from lincae.commands.options import Command
+from lincae.commands.options import Command, option
+from lincae.data.corpora import Corpora, weighted_folders
+from lincae.data.shards import Shards, write_shards
 from lincae.data.tracks import N_SONGS, SONG_S, write_synthetic
 
 
@@ -13,11 +15,11 @@ def data() -> None:
 
 @data.command(cls=Command)
 @click.argument("out")
-@click.option("--train", "n_train", default=N_SONGS["train"], show_default=True, help="Songs to train on.")
-@click.option("--test", "n_test", default=N_SONGS["test"], show_default=True, help="Songs to test on.")
-@click.option("--seconds", default=SONG_S, show_default=True, help="Length of a song.")
-@click.option("--sample-rate", default=44100, show_default=True, help="In Hz.")
-@click.option("--seed", default=0, show_default=True)
+@option("--train", "n_train", default=N_SONGS["train"], help="Songs to train on.")
+@option("--test", "n_test", default=N_SONGS["test"], help="Songs to test on.")
+@option("--seconds", default=SONG_S, help="Length of a song.")
+@option("--sample-rate", default=44100, help="In Hz.")
+@option("--seed", default=0)
 def synthetic(out, **settings) -> None:
     """Render synthetic songs with their stems into OUT, shaped as MUSDB18-HQ.
 
@@ -25,3 +27,19 @@ def synthetic(out, **settings) -> None:
         lincae data synthetic songs --train 0 --test 2
     """
     click.echo(write_synthetic(out, **settings))
+
+
+@click.command(cls=Command)
+@click.argument("corpora", nargs=-1, required=True, metavar="FOLDER=WEIGHT...")
+@click.argument("out")
+@option("--sample-rate", default=44100, help="In Hz: that of the model to be trained.")
+@option("--workers", type=int, help="Threads; default: one a core.")
+def shards(corpora, out, sample_rate, workers) -> None:
+    """Write all files of some corpora as few large ones into OUT; an interrupted writing is continued.
+
+    \b
+        lincae shards data/jamendo=60 data/moisesdb=20 /mnt/shards
+        lincae train --preset paper --data shards:/mnt/shards
+    """
+    write_shards(Corpora(weighted_folders(corpora), sample_rate), out, workers)
+    click.echo(f"{out}: {Shards(out, sample_rate).description}")

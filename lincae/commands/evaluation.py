@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from lincae.commands.options import Command, dataset, device, n_tracks
+from lincae.commands.options import Command, dataset, device, models, n_tracks, option
 from lincae.data.tracks import tracks
 from lincae.evaluation import report as reports
 from lincae.evaluation import tables
@@ -13,10 +13,9 @@ from lincae.evaluation.evaluate import evaluate as measured
 from lincae.evaluation.protocols import EvaluationConfig
 from lincae.interop.models import listed, load
 
-models = click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-seconds = click.option("--seconds", type=float, help="Take so many seconds of each track; default: all.")
-seed = click.option("--seed", default=0, help="Seed of gains and noise.")
-out = click.option("--out", required=True, help="A folder; what it holds already is not measured again.")
+seconds = option("--seconds", type=float, help="Take so many seconds of each track; default: all.")
+seed = option("--seed", default=0, help="Seed of gains and noise.")
+out = option("--out", required=True, help="A folder; what it holds already is not measured again.")
 
 
 @click.command(cls=Command)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import torch
 
-from lincae.commands.options import Command, device, model
+from lincae.commands.options import Command, choice, device, model, option, several
 from lincae.data.streams import write_blocks
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
@@ -19,42 +19,31 @@ from lincae.reencoder.module import ReEncoder
 
 SOME_SKIPPED = 3
 
-precision = click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(("fp32", "bf16")),
-    help="bf16 is faster.",
-)
-dtype = click.option(
-    "--dtype",
-    default="float32",
-    show_default=True,
-    type=click.Choice(list(DTYPES)),
-    help="Of the stored latents.",
-)
+precision = choice("--precision", ("fp32", "bf16"), default="fp32", help="bf16 is faster.")
+dtype = choice("--dtype", DTYPES, default="float32", help="What latents are stored as.")
 
 
-def _loaded(name: str, device: str, precision: str, rank: int = 0) -> AutoencoderLike:
+def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0) -> AutoencoderLike:
+    """A model for the whole of this process, which is the `rank`-th of those that share a machine."""
     place = resolve_device(device)
     if place.type == "cpu":
         keep_freed_memory()
     elif place.index is None:  # the processes of one machine share its devices
         place = torch.device(place.type, rank % torch.accelerator.device_count())
 
-    loaded = load(name, str(place))
-    if precision != getattr(loaded, "precision", "fp32"):
-        if not hasattr(loaded, "precision"):
-            raise ValueError(f"{loaded.name} works in fp32 only, got --precision {precision}")
-        loaded.precision = precision
-    return loaded
+    model = load(name, str(place))
+    if precision != getattr(model, "precision", "fp32"):
+        if not hasattr(model, "precision"):
+            raise ValueError(f"{model.name} works in fp32 only, got --precision {precision}")
+        model.precision = precision
+    return model
 
 
 @click.command(cls=Command)
 @click.argument("audio", nargs=-1, required=True)
 @click.argument("out")
 @model
-@click.option("--channels", default="mean", show_default=True, type=click.Choice(CHANNELS), help="all: each.")
+@choice("--channels", CHANNELS, default="mean", help="mean: of the channels; all: each of them.")
 @dtype
 @precision
 @device
@@ -76,7 +65,7 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
     elif target.suffix == SUFFIX:
         raise ValueError(f"{out} takes one audio file, got {' '.join(audio)}: give OUT as a folder")
 
-    autoencoder = _loaded(model, device, precision, int(os.environ.get("LOCAL_RANK", 0)))
+    autoencoder = loaded(model, device, precision, int(os.environ.get("LOCAL_RANK", 0)))
     if single:
         n_samples, latents = encode_file(autoencoder, source, channels)
         write_latents(target, describe(autoencoder), source.name, latents, n_samples, dtype)
@@ -96,11 +85,11 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
 @click.argument("latents")
 @click.argument("out")
 @model
-@click.option("--file", help="Which of several, named as `lincae info` lists it.")
-@click.option("--start-s", default=0.0, help="Where to begin, in seconds.")
-@click.option("--seconds", type=float, help="How much to decode; default: to the end.")
-@click.option("--seed", default=0, help="Seed of the decoder's noise.")
-@click.option("--steps", default=1, show_default=True, help="Steps of the decoder.")
+@option("--file", help="Which of several, named as `lincae info` lists it.")
+@option("--start-s", default=0.0, help="Where to begin, in seconds.")
+@option("--seconds", type=float, help="How much to decode; default: to the end.")
+@option("--seed", default=0, help="Seed of the decoder's noise.")
+@option("--steps", default=1, help="Steps of the decoder.")
 @precision
 @device
 def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, device) -> None:
@@ -110,7 +99,7 @@ def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, 
         lincae decode song.safetensors song.wav --model desk/lin-cae --start-s 30 --seconds 10
     """
     dataset = LatentDataset(latents)
-    autoencoder = _loaded(model, device, precision)
+    autoencoder = loaded(model, device, precision)
     file = file or dataset.only_file()
     blocks = dataset.decode(autoencoder, file, start_s, seconds, seed, steps)
     write_blocks(out, blocks, autoencoder.sample_rate, dataset.entry(file).n_samples)
@@ -119,14 +108,10 @@ def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, 
 @click.command(cls=Command)
 @click.argument("latents", nargs=-1, required=True)
 @click.argument("out")
-@click.option(
-    "--gains-db", multiple=True, type=float, help="One for each file, -inf for silence; default: 0."
-)
-@click.option(
-    "--offsets-s", multiple=True, type=float, help="One for each file, rounded to frames; default: 0."
-)
-@click.option("--exact", is_flag=True, help="Refuse offsets between frames.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@several("--gains-db", type=float, help="One for each file, -inf: silence; default: 0.")
+@several("--offsets-s", type=float, help="One for each file, rounded to frames; default: 0.")
+@option("--exact", is_flag=True, help="Refuse offsets between frames.")
+@option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @dtype
 def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
     """Add LATENTS, .safetensors files of one model, into OUT, a new one.
@@ -159,9 +144,9 @@ def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
 @click.command(cls=Command)
 @click.argument("latents")
 @click.argument("out")
-@click.option("--module", required=True, help="A .safetensors file of `lincae reencoder train`.")
-@click.option("--like", help="Mono to stereo: stereo latents, whose image to take.")
-@click.option("--seed", default=0, help="Mono to stereo: seed of an image from the prior.")
+@option("--module", required=True, help="A .safetensors file of `lincae reencoder train`.")
+@option("--like", help="Mono to stereo: stereo latents, whose image to take.")
+@option("--seed", default=0, help="Mono to stereo: seed of an image from the prior.")
 @dtype
 @device
 def process(latents, out, module, like, seed, dtype, device) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 import click
 import nbformat
 
-from lincae.commands.options import Command, dataset, device, n_tracks
+from lincae.commands.options import Command, dataset, device, models, n_tracks, option
 from lincae.data.tracks import tracks
 from lincae.interop.models import listed, load
 from lincae.listening.demo import write_demo
 
-models = click.argument("models", nargs=-1, metavar="MODEL...")
-seconds = click.option("--seconds", default=6.0, show_default=True, help="How much of each track is heard.")
+seconds = option("--seconds", default=6.0, help="How much of each track is heard.")
 DESK = """\
 import os
 
@@ -33,7 +32,7 @@ Desk({models!r}, tracks({dataset!r}, n_tracks={n_tracks!r}), seconds={seconds!r}
 @n_tracks
 @seconds
 @device
-@click.option("--out", required=True, help="A folder for index.html and demo.csv, its numbers.")
+@option("--out", required=True, help="A folder for index.html and demo.csv, its numbers.")
 def demo(models, dataset, n_tracks, seconds, device, out) -> None:
     """Write a page on which the sums, differences and multiples of latents of each MODEL are heard.
 
@@ -52,8 +51,8 @@ def demo(models, dataset, n_tracks, seconds, device, out) -> None:
 @n_tracks
 @seconds
 @device
-@click.option("--port", default=8866, show_default=True)
-@click.option("--browser/--no-browser", default=True, help="Open the page in a browser.")
+@option("--port", default=8866)
+@option("--browser/--no-browser", default=True, help="Open the page in a browser.")
 def desk(models, dataset, n_tracks, seconds, device, port, browser) -> int:
     """Serve the latent mixing desk, with each MODEL to choose from, as a page on this machine, by Voila.
 

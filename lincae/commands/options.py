@@ -1,6 +1,7 @@
 """What several subcommands share: options that take many values, and the same names for the same things."""
 
 import itertools
+from functools import partial
 
 import click
 
@@ -11,7 +12,7 @@ class Command(click.Command):
     """A command whose repeatable options also take their values in a row: `--gains-db 0 -6 -inf`.
 
     Texts of such an option end with the next option, numbers with the next word that is none. The words of
-    the command line stay in the context's `meta[WORDS]`, for logs and cards.
+    the command line stay in the context's `meta[WORDS]`, for cards.
     """
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -46,13 +47,20 @@ def _is_value(word: str, kind: click.ParamType) -> bool:
     return True
 
 
-model = click.option("--model", required=True, help="A name that `lincae models` lists, or a checkpoint.")
-device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
-dataset = click.option(
-    "--data",
-    "dataset",
-    default="embedded",
-    show_default=True,
-    help="embedded (a real clip, then synthetic songs), clip, synthetic, musdb, or a folder.",
-)
-n_tracks = click.option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only.")
+option = partial(click.option, show_default=True)
+several = partial(option, multiple=True)
+
+
+def choice(name: str, allowed, **settings):
+    """An option with one of the `allowed` values."""
+    return option(name, type=click.Choice(list(allowed)), **settings)
+
+
+model = option("--model", required=True, help="A name that `lincae models` lists, or a checkpoint.")
+models = click.argument("models", nargs=-1, metavar="MODEL...")
+device = option("--device", default="auto", help="auto, cpu, cuda or mps.")
+dataset = option("--data", "dataset", default="embedded", help="embedded, clip, synthetic, musdb, a folder.")
+n_tracks = option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only.")
+changes = several("--set", "changes", metavar="FIELD=VALUE", help="Settings to change, e.g. steps=1000.")
+# torchrun on Python 3.11 takes --run for an abbreviation of its own --run-path.
+run_folder = option("--run-folder", "--run", "run", help="Continued if it exists. Under torchrun: long name.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from lincae.commands.options import WORDS, Command, device
+from lincae.commands.options import WORDS, Command, changes, choice, device, option, run_folder, several
 from lincae.data.crops import training_data
 from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import VARIANTS
@@ -16,48 +16,22 @@ from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS
 
 
 @click.command(cls=Command)
-@click.option("--preset", default="desk", show_default=True, type=click.Choice(list(PRESETS | VAE_PRESETS)))
-@click.option(
-    "--variant",
-    default="lin-cae",
-    show_default=True,
-    type=click.Choice(list(VARIANTS | OWN_VARIANTS | VAE_VARIANTS)),
-)
-@click.option(
-    "--data",
-    "sources",
-    multiple=True,
-    default=["synthetic"],
-    show_default=True,
-    help="synthetic, FOLDER=WEIGHT ... or shards:FOLDER.",
-)
-@click.option(
-    "--validation",
-    multiple=True,
-    metavar="FOLDER=WEIGHT",
-    help="What to validate on; default: synthetic test songs, or other crops of --data.",
-)
-# torchrun on Python 3.11 takes --run for an abbreviation of its own --run-path.
-@click.option(
-    "--run-folder",
-    "--run",
-    "run",
-    metavar="FOLDER",
-    help="Continued if it exists; default: runs/PRESET-VARIANT. Under torchrun use the long name.",
-)
+@choice("--preset", PRESETS | VAE_PRESETS, default="desk")
+@choice("--variant", VARIANTS | OWN_VARIANTS | VAE_VARIANTS, default="lin-cae")
+@several("--data", "sources", default=["synthetic"], help="synthetic, FOLDER=WEIGHT ... or shards:FOLDER.")
+@several("--validation", metavar="FOLDER=WEIGHT", help="Default: synthetic test songs, or crops of --data.")
+@run_folder
 @device
-@click.option("--devices", type=int, help="Processes per node; default: those of torchrun or SLURM, or 1.")
-@click.option("--nodes", type=int, help="Machines that share the run folder; default: likewise.")
-@click.option("--workers", default=0, show_default=True, help="Processes that load data, for each device.")
-@click.option("--keep", default=2, show_default=True, help="Training states to keep.")
-@click.option("--regroup", is_flag=True, help="Continue a run of another number of devices x nodes.")
-@click.option("--compiler", metavar="BACKEND", help="Compile the network with torch, e.g. inductor.")
-@click.option(
-    "--set", "changes", multiple=True, metavar="FIELD=VALUE", help="E.g. steps=1000 linearity.gain_max=2."
-)
+@option("--devices", type=int, help="Processes per node; default: those of torchrun or SLURM, or 1.")
+@option("--nodes", type=int, help="Machines that share the run folder; default: likewise.")
+@option("--workers", default=0, help="Processes that load data, for each device.")
+@option("--keep", default=2, help="Training states to keep.")
+@option("--regroup", is_flag=True, help="Continue a run of another number of devices x nodes.")
+@option("--compiler", metavar="BACKEND", help="Compile the network with torch, e.g. inductor.")
+@changes
 @click.pass_context
 def train(context, preset, variant, sources, validation, run, changes, **settings) -> None:
-    """Train a consistency autoencoder, or a spectral VAE, in a folder that is continued if it exists.
+    """Train an autoencoder in a folder, by default runs/PRESET-VARIANT, that is continued if it exists.
 
     \b
         lincae train --preset desk --variant lin-cae
