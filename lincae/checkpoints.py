@@ -18,7 +18,13 @@ FORMAT_VERSION = 1
 FIRST_KIND = "consistency"  # of files that do not say
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 HASH_ROW = "sha256 of {}"  # of a card's table, with the name of the file
-BUNDLED = Path(__file__).resolve().parent.parent / "data" / "checkpoints"
+PACKAGE = Path(__file__).resolve().parent
+REPOSITORY_DATA = PACKAGE.parent / "data"
+"""The data folder of a clone. An installed package has none."""
+BUNDLED = REPOSITORY_DATA / "checkpoints"
+"""The checkpoints that ship: in a clone they lie with the other data, in an installed package within it."""
+if not BUNDLED.is_dir():
+    BUNDLED = PACKAGE / "bundled"
 LFS_POINTER = b"version https://git-lfs"
 # Settings that say how a long signal is cut for the network, not what its latents mean.
 CUTTING = ("window_frames", "context_frames", "norm_frames")
@@ -64,6 +70,15 @@ def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
             yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def require_bundled() -> None:
+    """Raises FileNotFoundError where this package was installed without the checkpoints that ship with it."""
+    if not BUNDLED.is_dir():
+        raise FileNotFoundError(
+            f"this lincae has no bundled checkpoints: {BUNDLED} does not exist; reinstall it or run from a "
+            "clone of its repository"
+        )
 
 
 def refuse_pointer(path: Path) -> None:

@@ -27,6 +27,7 @@ from scipy.io import wavfile
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
 from lincae.data.synth import STEMS, render_song
 from lincae.files import atomic_write
@@ -45,7 +46,6 @@ MANIFEST = "synthetic.json"
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 MARGIN_S = 0.05  # longer than the resampler's kernel down to rates of some kHz
 
-REPOSITORY_DATA = Path(__file__).resolve().parents[2] / "data"
 
 log = logging.getLogger(__name__)
 _warn_once = functools.cache(log.warning)

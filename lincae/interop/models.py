@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lincae.autoencoder import Autoencoder, AutoencoderConfig
-from lincae.checkpoints import BUNDLED, WEIGHTS, check_hash, kind_of, load_strictly
+from lincae.checkpoints import BUNDLED, WEIGHTS, check_hash, kind_of, load_strictly, require_bundled
 from lincae.consistency import NoiseConfig
 from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
@@ -115,6 +115,7 @@ def load(
     elif path.is_dir():
         model = _foreign(path.name, str(path), _files_in(path, checkpoint), latent_scale)
     else:
+        require_bundled()
         raise ValueError(
             f"unknown model {name!r}: choose from {', '.join(names())}, or give the path of a checkpoint"
             " (Autoencoder.load takes the ids of hub repositories)"

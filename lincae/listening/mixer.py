@@ -32,9 +32,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lincae.checkpoints import BUNDLED
 from lincae.data.audio import read_audio, resample
 from lincae.data.stereo import constant_power
-from lincae.data.tracks import REPOSITORY_DATA, Track, audio_files
+from lincae.data.tracks import Track, audio_files
 from lincae.interface import AutoencoderLike, check_audio
 from lincae.latents.algebra import mix
 from lincae.listening.loudness import amplitude
@@ -43,7 +44,7 @@ from lincae.reencoder.module import ReEncoder, module_files
 
 MAX_STEMS = 8
 MAX_CACHED = 64  # decoded mixes, and latents and sounds of placed stems, kept by a mixer
-MODULES = REPOSITORY_DATA / "checkpoints" / "reencoder"
+MODULES = BUNDLED / "reencoder"
 
 
 @dataclass(frozen=True)

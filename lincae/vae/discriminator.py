@@ -20,6 +20,16 @@ BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the bins, each band with c
 SLOPE = 0.1
 
 
+def adversarial_loss(fake_scores: Tensor) -> Tensor:
+    """What a generator minimises of the scores that its outputs are given: their distance from 1."""
+    return (1 - fake_scores).square().mean()
+
+
+def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What a discriminator minimises: real scores are to be 1, those of a generator (cut off from it) 0."""
+    return (1 - real_scores).square().mean() + fake_scores.square().mean()
+
+
 class AdversarialTerms(NamedTuple):
     """Scalars. `adversarial` and `feature_matching` have gradients for the generator alone, `discriminator`
     for the discriminator alone."""
@@ -59,14 +69,14 @@ class MultiBandDiscriminator(nn.Module):
         with torch.no_grad():
             wanted = functional_call(self, fixed, (target,))
         seen = functional_call(self, fixed, (audio,))
-        adversarial = [(1 - maps[-1]).square().mean() for maps in seen]
+        adversarial = [adversarial_loss(maps[-1]) for maps in seen]
         matching = [
             F.l1_loss(ours, theirs)
             for maps, references in zip(seen, wanted, strict=True)
             for ours, theirs in zip(maps[:-1], references[:-1], strict=True)
         ]
         own = [
-            maps[-1].square().mean() + (1 - references[-1]).square().mean()
+            discriminator_loss(references[-1], maps[-1])
             for maps, references in zip(self(audio.detach()), self(target), strict=True)
         ]
         return AdversarialTerms(*(torch.stack(values).mean() for values in (adversarial, matching, own)))

@@ -118,13 +118,17 @@ def zero_biases(*layers: nn.Module) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def sampled(mean: Tensor, log_variance: Tensor, generator: torch.Generator) -> Tensor:
-    """A draw `(B, C, L)` from the normal posterior (Kingma & Welling, 2014, section 2.4)."""
-    noise = torch.randn(mean.shape, generator=generator, device=generator.device)
-    return mean + torch.exp(0.5 * log_variance) * noise.to(mean)
+# ---------------------------------------------------------------- posteriors
+
+
+def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """A draw from the normal posterior, mu + sigma eps, any shape (Kingma & Welling, 2014, section 2.4)."""
+    return mean + torch.exp(0.5 * log_variance) * noise
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL of the normal posterior from the standard normal, in nats per latent number, a scalar:
-    mean of (mu^2 + sigma^2 - 1 - ln sigma^2) / 2 (Kingma & Welling, 2014, appendix B)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    """The divergence of the normal posterior from the standard normal, in nats for every number of `mean`.
+
+    (mu^2 + sigma^2 - 1 - ln sigma^2) / 2 (Kingma & Welling, 2014, appendix B), of any shape.
+    """
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

@@ -16,7 +16,7 @@ from lincae.training.objective import TrainingObjective
 from lincae.transform import OVERLAP
 from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
 from lincae.vae.discriminator import MultiBandDiscriminator
-from lincae.vae.model import SpectralVae, kl_divergence, sampled
+from lincae.vae.model import SpectralVae, kl_divergence, reparameterised
 
 
 class VaeObjective(TrainingObjective):
@@ -43,7 +43,9 @@ class VaeObjective(TrainingObjective):
 
         def encode(audio: Tensor) -> Tensor:
             posteriors.append(self.model.network.encoder(self.spectrogram(audio)))
-            return sampled(*posteriors[-1], generator)
+            mean, log_variance = posteriors[-1]
+            noise = torch.randn(mean.shape, generator=generator, device=generator.device)
+            return reparameterised(mean, log_variance, noise.to(mean))
 
         z = implicit_conditioning(encode, batch, self.config.linearity)
         frames, weights = self.model.network.decoder(z), self.config.loss
@@ -51,7 +53,7 @@ class VaeObjective(TrainingObjective):
             decoded = self.model.transform.inverse(frames.float())
             decoded, target = self.covered(decoded), self.covered(batch.target())
             loss = sum(self.reconstruction(decoded, target).values())
-            loss = loss + weights.kl * torch.stack([kl_divergence(*p) for p in posteriors]).mean()
+            loss = loss + weights.kl * torch.stack([kl_divergence(*p).mean() for p in posteriors]).mean()
         if self.discriminator is not None:
             terms = self.discriminator.terms(decoded, target)
             loss = loss + weights.adversarial * terms.adversarial + terms.discriminator
@@ -72,7 +74,7 @@ class VaeObjective(TrainingObjective):
             mean, log_variance = model.network.encoder(spectrogram)
             decoded = model.transform.inverse(model.network.decoder(mean))
             terms = self.reconstruction(self.covered(decoded), self.covered(audio))
-            terms["kl"] = kl_divergence(mean, log_variance)
+            terms["kl"] = kl_divergence(mean, log_variance).mean()
         return row | {name: term.item() for name, term in terms.items()}
 
 
