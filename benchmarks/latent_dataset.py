@@ -2,7 +2,7 @@
 
     python benchmarks/latent_dataset.py  # 5 minutes -> latent_dataset.csv
 
-Stereo files at 44.1 kHz (WAV, FLAC, MP3; synthetic songs) go through `lincae.latents.sets.encode_corpus`:
+Stereo files at 44.1 kHz (WAV, FLAC, MP3; synthetic songs) go through `lincae.latents.store.encode_corpus`:
 decoding, the mean of the channels, resampling to the model's rate, encoding, and shards in half precision.
 
 `dataset`: hours of audio an hour. Ours: all of that; peer: the model's `encode` alone, of the same audio in
@@ -29,7 +29,7 @@ import lincae
 from lincae.data.audio import read_audio
 from lincae.data.synth import render_song
 from lincae.data.tracks import audio_files
-from lincae.latents.sets import encode_corpus
+from lincae.latents.store import encode_corpus
 from lincae.machine import keep_freed_memory, resolve_device
 
 FORMATS, RATE = ("wav", "flac", "mp3"), 44100

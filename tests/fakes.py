@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lincae.interop.references import StftAutoencoder
-from lincae.latents.files import describe
+from lincae.latents.store import describe
 from lincae.machine import generator
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 
-from lincae.latents import files as latent_files
-from lincae.latents import sets as latent_sets
-from lincae.latents.sets import encode_corpus
+from lincae.latents import store
+from lincae.latents.store import encode_corpus
 from tests.fakes import Streams
 
 N_KILLS = 15
@@ -68,5 +67,5 @@ def main(corpus: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    latent_sets.SHARD_BYTES, latent_files.TENSOR_VALUES = 6 * 10**5, 2**15
+    store.SHARD_BYTES, store.TENSOR_VALUES = 6 * 10**5, 2**15
     main(sys.argv[1], Path(sys.argv[2]))

@@ -18,7 +18,7 @@ from browser import DESKTOP, PHONE, Watched, browser
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
 from lincae.data.tracks import Track
-from lincae.latents.files import LatentFileError
+from lincae.latents.store import LatentFileError
 from lincae.listening.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
 from lincae.listening.demo import Sound as DemoSound
 from lincae.listening.loudness import rms_dbfs, true_peak_dbtp

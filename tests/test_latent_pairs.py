@@ -9,7 +9,8 @@ import torch
 from lincae.cli import main
 from lincae.data.audio import write_audio
 from lincae.interop.references import StftAutoencoder, TanhToy
-from lincae.latents.files import LatentFileError
+from lincae.latents import store
+from lincae.latents.store import LatentFileError
 from lincae.reencoder import pairs as latent_pairs
 from lincae.reencoder.pairs import (
     LatentPairs,
@@ -137,7 +138,7 @@ def test_stereo_crops_keep_the_mean_and_are_exchanged_half_of_the_time(tmp_path)
 
 
 def test_a_killed_writing_continues(tmp_path, monkeypatch):
-    monkeypatch.setattr(latent_pairs, "SHARD_PAIRS", 2)
+    monkeypatch.setattr(store, "SHARD_FILES", 2)
     counting, made = model(), []
     encode = counting.encode
     counting.encode = lambda audio: made.append(1) or encode(audio)

@@ -18,7 +18,6 @@ from lincae.data.audio import read_audio
 from lincae.interop.references import StftAutoencoder
 from lincae.latents.algebra import (
     automation,
-    check_latents,
     fade,
     frame_of,
     gain,
@@ -27,8 +26,7 @@ from lincae.latents.algebra import (
     mix,
     pan,
 )
-from lincae.latents.files import Shard, describe
-from lincae.latents.sets import LatentDataset
+from lincae.latents.store import LatentDataset, Shard, describe
 from lincae.machine import generator
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
@@ -127,9 +125,7 @@ def test_offsets_are_rounded_to_frames():
     mixed, placed = mix(latents, 100.0, [0.0, 0.0349])
     assert placed == [0.0, 0.03]
     assert mixed[0, 0].tolist() == [1, 1, 1, 2, 2, 1, 1, 1]
-    with pytest.raises(
-        ValueError, match=r"0\.0349 s lies between latent frames, those at 0\.030000 s and 0\.04"
-    ):
+    with pytest.raises(ValueError, match=r"0\.0349 s lies between latent frames, those at 0\.03.* and 0\.04"):
         mix(latents, 100.0, [0.0, 0.0349], exact=True)
     assert frame_of(1.1, 10.0, exact=True) == 11  # 11.000000000000002
     assert all(abs(frame_of(k / 977, 43.07) / 43.07 - k / 977) <= 0.5 / 43.07 + 1e-12 for k in range(977))
@@ -178,8 +174,8 @@ def test_mid_and_side():
     [
         (lambda z: gain(z, torch.ones(3)), r"\(3,\) for \(2, 4, 5\)"),
         (lambda z: gain(z, math.nan), "a gain must be finite"),
-        (lambda z: gain(z[0], 1.0), r"must have shape \(B, C, L\), got \(4, 5\)"),
-        (lambda z: gain(z[..., :0], 1.0), "must have shape"),
+        (lambda z: gain(z[0], 1.0), r"latents must be \(B, C, L\), got \(4, 5\)"),
+        (lambda z: gain(z[..., :0], 1.0), r"latents must be .*, got \(2, 4, 0\)"),
         (lambda z: automation([], 5, 10.0), "points are"),
         (lambda z: automation([(0, 0), (0, 1)], 5, 10.0), "times that increase"),
         (lambda z: automation([(0, -math.inf)], 5, 10.0), "finite"),
@@ -189,21 +185,16 @@ def test_mid_and_side():
         (lambda z: mix([z], 10.0, [0.0, 1.0]), "1 latents, 2 offsets and 1 gains"),
         (lambda z: mix([z, z[:1]], 10.0), r"\(B, C\), got \[\(1, 4\), \(2, 4\)\]"),
         (lambda z: mix([z, z[:, :3]], 10.0), r"\(B, C\), got \[\(2, 3\), \(2, 4\)\]"),
-        (lambda z: mix([z], 10.0, [-0.1]), r"finite and >= 0 s, got -0\.1"),
-        (lambda z: mix([z], 10.0, [math.nan]), "finite and >= 0 s, got nan"),
-        (lambda z: mix([z], 10.0, [math.inf]), "finite and >= 0 s, got inf"),
-        (lambda z: mix([z], 10.0, [1e308]), r"got 1e\+308 \(at most 1e\+09 s\)"),
-        (
-            lambda z: mix([z], 10.0, [1e8]),
-            r"at most 2147483648 values \(8 GiB in float32\), got \(2, 4, 1000000005\) with offsets",
-        ),
+        (lambda z: mix([z], 10.0, [-0.1]), r"an offset must be .*, got -0\.1"),
+        (lambda z: mix([z], 10.0, [math.nan]), "an offset must be .*, got nan"),
+        (lambda z: mix([z], 10.0, [1e308]), r"an offset must be .*, got 1e\+308"),
+        (lambda z: mix([z], 10.0, [1e8]), r"at most 2147483648 values .*, got \(2, 4, 1000000005\)"),
         (lambda z: mix([z, z / 0], 10.0), "latents 1 are not finite, first at item 0, channel 0, frame 0"),
-        (lambda z: pan(z), r"to pan must have shape \(1, C, L\), got \(2, 4, 5\)"),
+        (lambda z: pan(z), r"to pan must be \(1, C, L\), got \(2, 4, 5\)"),
         (lambda z: pan(z[:1], 1.5), r"between -1 \(left\) and 1"),
         (lambda z: pan(z[:1], math.nan), r"between -1 \(left\) and 1"),
-        (lambda z: mid_side(z[:1]), r"must have shape \(2, C, L\), got \(1, 4, 5\)"),
-        (lambda z: left_right(z[:1]), r"must have shape \(2, C, L\)"),
-        (lambda z: check_latents(z * math.nan), "not finite"),
+        (lambda z: mid_side(z[:1]), r"left and right must be \(2, C, L\), got \(1, 4, 5\)"),
+        (lambda z: left_right(z[:1]), r"mid and side must be \(2, C, L\), got \(1, 4, 5\)"),
     ],
 )
 def test_bad_input_is_named(call, words):
@@ -285,75 +276,63 @@ def test_an_autoencoder_by_its_checkpoint(tmp_path, checkpoint):
     )
 
 
-def test_errors_of_the_command_line(tmp_path, checkpoint):
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, checkpoint):
+    """A folder with latents of two models, and files that are none."""
+    folder = tmp_path_factory.mktemp("bench")
     for name in ("a", "b"):
-        soundfile.write(tmp_path / f"{name}.wav", noise(2000)[0], RATE)
-    ours, theirs, out = (tmp_path / f"{name}.safetensors" for name in ("ours", "theirs", "out"))
-    run("encode", tmp_path / "a.wav", ours, "--model", "stft")
-    run("encode", tmp_path / "a.wav", theirs, "--model", "tanh")
-    (tmp_path / "text.safetensors").write_text("text")
-    (tmp_path / "text.wav").write_text("text")
-    two = [tmp_path / "a.wav", tmp_path / "b.wav"]
-    for arguments, words in (
-        (["decode", ours, tmp_path / "x.wav", "--model", "tanh"], "latents of another model: stft (hash "),
-        (["decode", ours, tmp_path / "x.wav", "--model", "tanh"], "not of tanh (hash "),
-        (["decode", ours, tmp_path / "x.ogg", "--model", "stft"], "x.ogg: extension must be one of"),
-        (["decode", ours, tmp_path / "x.wav", "--model", "stft", "--file", "z"], "has 1 files (a.wav"),
+        soundfile.write(folder / f"{name}.wav", noise(2000)[0], RATE)
+    run("encode", folder / "a.wav", folder / "ours.safetensors", "--model", "stft")
+    run("encode", folder / "a.wav", folder / "theirs.safetensors", "--model", "tanh")
+    (folder / "text.safetensors").write_text("text")
+    (folder / "text.wav").write_text("text")
+    os.symlink(f"{checkpoint}/model.safetensors", folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("decode ours x.wav --model tanh", "latents of another model: stft (hash "),
+        ("decode ours x.ogg --model stft", "x.ogg: extension must be one of"),
+        ("decode ours x.wav --model stft --file z", "has 1 files (a.wav"),
+        ("decode ours x.wav --model stft --start-s 9", "frames 0..13, wanted all from 775 on"),
         (
-            ["decode", ours, tmp_path / "x.wav", "--model", "stft", "--start-s", "9"],
-            "frames 0..13, wanted all from 775 on",
+            "decode ours x.wav --model stft --start-s inf",
+            "start_s must be finite and within the file, got inf",
         ),
-        (["decode", ours, tmp_path / "x.wav", "--model", "stft", "--seconds", "-1"], "a.wav has frames"),
-        (["decode", tmp_path / "no.safetensors", "x.wav", "--model", "stft"], "no such file of latents"),
-        (
-            ["decode", tmp_path / "text.safetensors", "x.wav", "--model", "stft"],
-            "not a whole safetensors file",
-        ),
-        (["info", f"{checkpoint}/model.safetensors"], "a safetensors file, but not one of latents"),
-        (["info", tmp_path], "holds no latents"),
-        (["mix", ours, theirs, out], "latents of another model: tanh (hash "),
-        (["mix", ours, out, "--offsets-s", "-1"], "finite and >= 0 s"),
-        (["mix", ours, out, "--offsets-s", "0", "1"], "2 offsets"),
-        (
-            ["mix", ours, ours, out, "--offsets-s", "1e12", "0"],
-            "finite and >= 0 s, got 1000000000000.0 (at most",
-        ),
-        (["mix", ours, ours, out, "--offsets-s", "1e8", "0"], "with offsets up to 1e+08 s"),
-        (["mix", ours, ours, out, "--gains-db", "1e9", "0"], "--gains-db must be 200 dB at most, got 1e+09"),
-        (["mix", ours, out, "--gains-db", "nan"], "--gains-db must be 200 dB at most, got nan"),
-        (["mix", ours, ours.with_suffix(".jsonl")], "ours.jsonl: a file of latents must end in .safetensors"),
-        (["mix", ours, ours.with_suffix(".data")], "ours.data: a file of latents must end in .safetensors"),
-        (
-            ["process", ours, tmp_path / "out.data", "--module", "no"],
-            "out.data: a file of latents must end in",
-        ),
-        (
-            ["encode", tmp_path / "a.wav", tmp_path / "out.data", "--model", "stft"],
-            "out.data: a file of latents",
-        ),
-        *(
-            (
-                ["decode", ours, tmp_path / "x.wav", "--model", "stft", option, value],
-                f"{words}, got {value} s",
-            )
-            for option, words in (
-                ("--start-s", "start_s must be finite and within the file"),
-                ("--seconds", "seconds must be finite and within the file"),
-            )
-            for value in ("inf", "nan", "1e+308")
-        ),
-        (["mix", ours, ours, out, "--offsets-s", "0", "0.001", "--exact"], "lies between latent frames"),
-        (["encode", *two, out, "--model", "stft"], "takes one audio file"),
-        (["encode", tmp_path / "text.wav", out, "--model", "stft"], "text.wav: cannot be read as audio"),
-        (["encode", tmp_path / "no", tmp_path / "set", "--model", "stft"], "does not exist"),
-        (["encode", tmp_path, tmp_path / "set", "--model", "no"], "unknown model 'no'"),
-        (["encode", tmp_path / "a.wav", out, "--model", "stft", "--precision", "bf16"], "in fp32 only"),
-    ):
-        message = run(*arguments)
-        assert str(message).startswith("error: "), message
-        assert words in message
-    assert not out.exists()
-    assert not list(tmp_path.glob("out.*"))
+        ("decode ours x.wav --model stft --seconds -1", "a.wav has frames"),
+        ("decode ours x.wav --model stft --seconds 1e308", "seconds must be finite and within the file"),
+        ("decode no x.wav --model stft", "no such file of latents"),
+        ("decode text x.wav --model stft", "not a whole safetensors file"),
+        ("info model", "a safetensors file, but not one of latents"),
+        ("info .", "holds no latents"),
+        ("mix ours theirs out", "latents of another model: tanh (hash "),
+        ("mix ours out --offsets-s -1", "finite and >= 0 s"),
+        ("mix ours out --offsets-s 0 1", "2 offsets"),
+        ("mix ours ours out --offsets-s 1e12 0", "finite and >= 0 s, got 1000000000000.0"),
+        ("mix ours ours out --offsets-s 1e8 0", "with offsets up to 1e+08 s"),
+        ("mix ours ours out --gains-db 1e9 0", "--gains-db must be 200 dB at most, got 1e+09"),
+        ("mix ours out --gains-db nan", "--gains-db must be 200 dB at most, got nan"),
+        ("mix ours ours.jsonl", "ours.jsonl: a file of latents must end in .safetensors"),
+        ("mix ours ours out --offsets-s 0 0.001 --exact", "lies between latent frames"),
+        ("process ours out.data --module no", "out.data: a file of latents must end in"),
+        ("encode a.wav out.data --model stft", "out.data: a file of latents must end in"),
+        ("encode a.wav b.wav out --model stft", "takes one audio file"),
+        ("encode text.wav out --model stft", "text.wav: cannot be read as audio"),
+        ("encode no set.d --model stft", "does not exist"),
+        ("encode . set.d --model no", "unknown model 'no'"),
+        ("encode a.wav out --model stft --precision bf16", "in fp32 only"),
+    ],
+)
+def test_errors_of_the_command_line(bench, monkeypatch, words, message):
+    monkeypatch.chdir(bench)
+    arguments = [f"{w}.safetensors" if w in ("ours", "theirs", "text", "model", "out", "no") else w
+                 for w in words.replace("--model ", "--model=").split()]  # fmt: skip
+    error = str(run(*arguments))
+    assert error.startswith("error: ")
+    assert message in error
+    assert not list(bench.glob("out*"))
 
 
 def commands_to_write(folder):

@@ -7,7 +7,7 @@ from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
 from lincae.data.audio import AudioFileError
 from lincae.interop.models import BUNDLED
-from lincae.latents.files import LatentFileError
+from lincae.latents.store import LatentFileError
 from lincae.listening import mixer as mixing
 from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
 from lincae.machine import generator

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 import lincae
 from lincae.data.tracks import write_synthetic
 from lincae.evaluation import tables
-from lincae.latents.files import describe
+from lincae.latents.store import describe
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
 ROOT = Path(__file__).parent.parent

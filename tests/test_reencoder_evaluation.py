@@ -9,7 +9,7 @@ import torch
 
 import lincae
 from lincae.interop.references import StftAutoencoder, TanhToy
-from lincae.latents.files import LatentFileError, describe
+from lincae.latents.store import LatentFileError, describe
 from lincae.reencoder import evaluation as evaluation
 from lincae.reencoder.module import SIZES, ReEncoder, ReEncoderConfig
 from lincae.reencoder.pairs import Source, band_limited

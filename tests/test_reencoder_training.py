@@ -11,7 +11,7 @@ import lincae
 from lincae.cli import main
 from lincae.commands import reencoder as command
 from lincae.interop.references import TanhToy
-from lincae.latents.files import LatentFileError
+from lincae.latents.store import LatentFileError
 from lincae.reencoder import training as reencoder_training
 from lincae.reencoder.config import learning_rate, recipe
 from lincae.reencoder.module import ReEncoder

@@ -12,8 +12,20 @@ from lincae.data.streams import write_blocks
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
 from lincae.latents import algebra
-from lincae.latents.files import DTYPES, SUFFIX, check_same_model, check_suffix, describe, write_latents
-from lincae.latents.sets import CHANNELS, SKIPPED, LatentDataset, encode_corpus, encode_file, read_skipped
+from lincae.latents.store import (
+    CHANNELS,
+    DTYPES,
+    SKIPPED,
+    SUFFIX,
+    LatentDataset,
+    check_same_model,
+    check_suffix,
+    describe,
+    encode_corpus,
+    encode_file,
+    read_skipped,
+    write_latents,
+)
 from lincae.machine import keep_freed_memory, resolve_device
 from lincae.reencoder.module import ReEncoder
 
@@ -188,7 +200,7 @@ def info(latents) -> None:
     hours = sum(entry.n_samples for entry in entries) / sample_rate / 3600
     facts = {"model": dataset.model, "dtype": dataset.dtype, "files": len(entries), "hours": hours}
     if dataset.source.is_dir():
-        facts["skipped"] = len(read_skipped(latents))
+        facts["skipped"] = len(read_skipped(dataset.source / SKIPPED))
     click.echo(json.dumps(facts, indent=2))
 
     for entry in entries:

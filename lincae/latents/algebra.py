@@ -4,13 +4,6 @@
     z, placed_s = mix([vocals, fade(band, rate, in_s=2.0)], rate, offsets_s=[0.0, 1.5])
     stereo = model.decode(pan(z, -0.3))  # (2, T)
 
-    python -m lincae.latents encode FOLDER ... OUT --model MODEL     a corpus, continued where it was killed
-    python -m lincae.latents encode SONG.wav SONG.safetensors --model MODEL
-    python -m lincae.latents mix A.safetensors B.safetensors MIX.safetensors --gains-db 0 -6 --offsets-s 0 1.5
-    python -m lincae.latents decode MIX.safetensors MIX.wav --model MODEL
-    python -m lincae.latents process MONO.safetensors STEREO.safetensors --module MODULE.safetensors
-    python -m lincae.latents info OUT
-
 Each function names the waveform operation that it stands for. For an exactly linear autoencoder both agree,
 for others up to their linearity error. A decoder blends neighbouring frames, so a gain that changes is
 smoothed: what sounds at a time t has a weighted mean of the gains of the frames whose windows hold t. Where
@@ -24,28 +17,16 @@ Axis legend: `B` batch, `C` latent channels, `L` latent frames, `T` samples. Lat
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lincae.data.stereo import constant_power
+from lincae.interface import check_latents
 
-LOUDEST_DB = 200.0  # of a gain on the command line
-
-
-LONGEST_S = 1e9  # of an offset
-
-
-MIX_VALUES = 2**31  # of a mix, 8 GiB in float32
-
-
-def check_latents(z: Tensor, name: str = "latents", items: int | None = None) -> Tensor:
-    """Return `z` if it is finite, not empty and (B, C, L), B being `items` where given; else ValueError."""
-    if z.ndim != 3 or z.numel() == 0 or items not in (None, len(z)):
-        raise ValueError(f"{name} must have shape ({items or 'B'}, C, L), got {tuple(z.shape)}")
-    if not torch.isfinite(z).all():
-        item, channel, frame = (~torch.isfinite(z)).nonzero()[0].tolist()
-        raise ValueError(f"{name} are not finite, first at item {item}, channel {channel}, frame {frame}")
-    return z
+LOUDEST_DB = 200.0  # a gain on the command line is no more
+LONGEST_S = 1e9  # nor an offset
+MIX_VALUES = 2**31  # in a mix at most: 8 GiB in float32
 
 
 def gain(z: Tensor, amplitude: float | Tensor) -> Tensor:
@@ -68,14 +49,12 @@ def automation(points: Sequence[tuple[float, float]], n_frames: int, latent_rate
     Raises ValueError for no points, times that do not increase, and values that are not finite (-inf dB has
     no slope: `fade` reaches silence).
     """
-    times, levels_db = torch.tensor([*points], dtype=torch.float64).reshape(-1, 2).T.contiguous()
-    if (
-        len(times) == 0
-        or not torch.isfinite(torch.cat([times, levels_db])).all()
-        or (times.diff() <= 0).any()
-    ):
+    times, levels_db = np.array([*points], dtype=np.float64).reshape(-1, 2).T
+    finite = np.isfinite(times).all() and np.isfinite(levels_db).all()
+    if len(times) == 0 or not finite or (np.diff(times) <= 0).any():
         raise ValueError(f"points are (seconds, dB), finite, with times that increase, got {list(points)}")
-    return 10 ** (_interpolated(times, levels_db, n_frames, latent_rate) / 20)
+    level_db = np.interp(np.arange(n_frames) / latent_rate, times, levels_db)
+    return torch.from_numpy(10 ** (level_db / 20))
 
 
 def fade(
@@ -88,7 +67,7 @@ def fade(
     ValueError for fades that are negative or longer than the signal together.
     """
     length_s = z.shape[-1] / latent_rate if length_s is None else length_s
-    if min(in_s, out_s) < 0 or not in_s + out_s <= length_s:
+    if min(in_s, out_s) < 0 or not in_s + out_s <= length_s:  # `not` catches NaN as well
         raise ValueError(f"fades must be >= 0 and fit into {length_s:g} s, got {in_s} s and {out_s} s")
     curve = torch.ones(z.shape[-1], dtype=torch.float64)
     t = torch.arange(z.shape[-1], dtype=torch.float64) / latent_rate
@@ -119,7 +98,8 @@ def mix(
     if not len(latents) == len(offsets_s) == len(gains) or not latents:
         counts = f"{len(latents)} latents, {len(offsets_s)} offsets and {len(gains)} gains"
         raise ValueError(f"need at least one latent, and an offset and a gain for each, got {counts}")
-    if len(shapes := {tuple(z.shape[:2]) for z in latents}) > 1:
+    shapes = {tuple(z.shape[:2]) for z in latents}
+    if len(shapes) > 1:
         raise ValueError(f"latents to mix must agree in items and channels (B, C), got {sorted(shapes)}")
     frames = [frame_of(offset, latent_rate, exact) for offset in offsets_s]
     total = max(frame + z.shape[-1] for frame, z in zip(frames, latents, strict=True))
@@ -129,7 +109,7 @@ def mix(
         raise ValueError(f"a mix can have {limit}, got {size} with offsets up to {max(offsets_s):g} s")
     mixed = latents[0].new_zeros(size)
     for k, (z, frame, amplitude) in enumerate(zip(latents, frames, gains, strict=True)):
-        mixed[..., frame : frame + z.shape[-1]] += gain(check_latents(z, f"latents {k}"), amplitude)
+        mixed[..., frame : frame + z.shape[-1]] += gain(check_latents(z, name=f"latents {k}"), amplitude)
     return mixed, [frame / latent_rate for frame in frames]
 
 
@@ -158,28 +138,18 @@ def pan(z: Tensor, position: float | Tensor = 0.0) -> Tensor:
     position = torch.as_tensor(position, dtype=z.dtype, device=z.device)
     if not (position.abs() <= 1).all():
         raise ValueError("a position must lie between -1 (left) and 1 (right)")
-    check_latents(z, "latents to pan", items=1)
+    check_latents(z, items=1, name="latents to pan")
     left, right = constant_power(position)
     return torch.cat([gain(z, left), gain(z, right)])
 
 
 def mid_side(z: Tensor) -> Tensor:
     """Left and right (2, C, L) to mid and side: (l + r) / 2 and (l - r) / 2. ValueError for another shape."""
-    left, right = check_latents(z, "latents of left and right", items=2)
+    left, right = check_latents(z, items=2, name="latents of left and right")
     return torch.stack([left + right, left - right]) / 2
 
 
 def left_right(z: Tensor) -> Tensor:
     """Mid and side (2, C, L) to left and right: m + s and m - s. ValueError for another shape."""
-    mid, side = check_latents(z, "latents of mid and side", items=2)
+    mid, side = check_latents(z, items=2, name="latents of mid and side")
     return torch.stack([mid + side, mid - side])
-
-
-def _interpolated(times: Tensor, values: Tensor, n_frames: int, latent_rate: float) -> Tensor:
-    """Piecewise linear `values` (n,) at `times` (n,) in seconds, at each latent frame."""
-    t = torch.arange(n_frames, dtype=torch.float64) / latent_rate
-    right = torch.searchsorted(times, t).clamp(1, max(len(times) - 1, 1))
-    if len(times) == 1:
-        return values.expand(n_frames)
-    weight = (t - times[right - 1]) / (times[right] - times[right - 1])
-    return torch.lerp(values[right - 1], values[right], weight.clamp(0, 1))

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from lincae.checkpoints import BUNDLED, FORMAT_VERSION, check_hash, from_dict, load_strictly, read_checkpoint
 from lincae.files import atomic_write
-from lincae.interface import AutoencoderLike
-from lincae.latents.files import check_same_model, describe
+from lincae.interface import AutoencoderLike, check_finite, check_latents
+from lincae.latents.store import check_same_model, describe
 from lincae.machine import generator, resolve_device
 from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock
 
@@ -42,6 +42,13 @@ TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
 START_LOG_VARIANCE = -2.0  # of the condition
 START_GAIN = 0.2  # standard deviation of AdaLN's weights
+
+
+def check_task(task: str) -> str:
+    """Return `task` as it is. Raises ValueError for an unknown one."""
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
+    return task
 
 
 @dataclass(frozen=True)
@@ -68,9 +75,9 @@ class ReEncoderConfig:
 
     def __post_init__(self):
         """Raises ValueError for unknown names and sizes out of range."""
-        for name, value, allowed in (("task", self.task, TASKS), ("layout", self.layout, LAYOUTS)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        check_task(self.task)
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
         sizes = ("latent_channels", "hidden", "blocks", "expansion", "condition", "condition_blocks")
         if any(getattr(self, name) < 1 for name in sizes):
             raise ValueError(f"{', '.join(sizes)} must be at least 1, got {self}")
@@ -165,8 +172,8 @@ class ConditionEncoder(nn.Module):
 class ReEncoder(nn.Module):
     """Latents in, latents out; see the module docstring.
 
-    `autoencoder`: what `latent_files.describe` says of the autoencoder whose latents these are. `latent_std`:
-    of the training targets. `metadata`: a JSON-able dict that travels in the file.
+    `autoencoder` describes the autoencoder whose latents these are (`store.describe`), `latent_std` is the
+    standard deviation of the training targets, `metadata` a JSON-able dict that travels in the file.
     """
 
     def __init__(
@@ -177,13 +184,17 @@ class ReEncoder(nn.Module):
         metadata: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self.config, self.autoencoder, self.metadata = config, autoencoder, metadata or {}
+        self.config = config
+        self.autoencoder = autoencoder
         self.latent_std = latent_std
-        channels, stereo = config.latent_channels, config.task == "stereo"
-        copies = 1 if not stereo else 0 if config.layout == "mid_side" else 2
-        outputs = channels if copies < 2 else 2 * channels
+        self.metadata = metadata or {}
+        stereo = config.task == "stereo"
+        copies = 1  # that the output holds of the input, before training
+        if stereo:
+            copies = 0 if config.layout == "mid_side" else 2
+        outputs = max(1, copies) * config.latent_channels
         condition = config.condition if stereo else None
-        self.trunk = Trunk(channels, outputs, config, config.blocks, condition)
+        self.trunk = Trunk(config.latent_channels, outputs, config, config.blocks, condition)
         self.trunk.start_as_copies(copies)
         self.condition_encoder = ConditionEncoder(config) if stereo else None
         self.gains = nn.Linear(config.condition, outputs) if stereo else None
@@ -260,8 +271,9 @@ class ReEncoder(nn.Module):
     def oracle(self, z: Tensor) -> Tensor:
         """The condition `(B, H)` of stereo latents `(B, 2, C, L)`: the mean of its posterior. Raises as
         `posterior`, and ValueError for latents that are not finite."""
-        _check_finite(z, "stereo latents")
-        return self.posterior(z.to(self.device, torch.float32))[0]
+        mean, _ = self.posterior(z.to(self.device, torch.float32))
+        check_finite(z, "stereo latents", ("item", "side", "channel", "frame"))
+        return mean
 
     @torch.no_grad()
     def process(self, z: Tensor, condition: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -270,12 +282,12 @@ class ReEncoder(nn.Module):
         Without a condition mono-to-stereo draws one for each item from the prior, by `seed`. No waveform is
         made or read. Raises as `forward`, and ValueError for latents and conditions that are not finite.
         """
-        _check_finite(z, "latents")
-        if condition is not None:
-            _check_finite(condition, "numbers of the condition")
+        check_latents(z, self.config.latent_channels)
         if self.stereo and condition is None:
             condition = self.prior(len(z), seed)
-        condition = None if condition is None else condition.to(self.device, torch.float32)
+        if condition is not None:
+            check_finite(condition.flatten(), "the condition", ("number",))
+            condition = condition.to(self.device, torch.float32)
         return self(z.to(self.device, torch.float32), condition)
 
     def check_model(self, model: AutoencoderLike) -> None:
@@ -317,12 +329,6 @@ class ReEncoder(nn.Module):
         return module.eval().to(resolve_device(device))
 
 
-def _check_finite(values: Tensor, name: str) -> None:
-    if not torch.isfinite(values).all():
-        first = (~torch.isfinite(values)).nonzero()[0].tolist()
-        raise ValueError(f"{name} are not finite, first at {first}")
-
-
 def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str, ReEncoder]:
     """The modules of a task in a folder, by name: `bandwidth-m-gan.safetensors` is "m-gan".
 
@@ -336,7 +342,5 @@ def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str,
 
 def module_files(folder: str | Path, task: str) -> dict[str, Path]:
     """The files of `modules_in`, none where there are none. Raises ValueError for an unknown task."""
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
-    paths = sorted(Path(folder).glob(f"{task}-*.safetensors"))
+    paths = sorted(Path(folder).glob(f"{check_task(task)}-*.safetensors"))
     return {path.stem.removeprefix(f"{task}-"): path for path in paths}

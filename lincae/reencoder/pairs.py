@@ -1,13 +1,11 @@
 """Pairs of latents to train a Re-Encoder on: inputs and targets, encoded once and read at random.
 
-    python -m lincae.commands.pairs stereo data/musdb18hq/train runs/pairs --model desk/lin-cae
+    lincae reencoder pairs stereo data/musdb18hq/train runs/pairs --model desk/lin-cae
 
 The target of bandwidth extension is a signal, its input the same signal resampled to half the rate and back
 with a sinc kernel; the target of mono-to-stereo is left and right, its input their mean. A folder has
-`pairs.json` (written first: task, model, factor) and shards of `lincae.latents.files` in `input/` and
+`pairs.json` (written first: task, model, factor) and shards of `lincae.latents.store` in `input/` and
 `target/`, where items of one name belong together.
-
-Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames.
 """
 
 import logging
@@ -23,33 +21,24 @@ from lincae.data.audio import audio_header, read_audio, resample
 from lincae.data.stereo import upmix
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, audio_files, song_seed
+from lincae.files import json_object, locked
 from lincae.interface import AutoencoderLike
-from lincae.latents.files import (
-    SUFFIX,
+from lincae.latents.store import (
+    LatentDataset,
     LatentFileError,
-    Shard,
+    Shards,
+    check_description,
     check_same_model,
-    claim,
+    claim_for_model,
     describe,
-    read_manifest,
 )
-from lincae.latents.sets import LatentDataset
 from lincae.machine import generator
-
-TASKS = ("bandwidth", "stereo")
-
+from lincae.reencoder.module import check_task
 
 MANIFEST = "pairs.json"
-
-
+HALVES = ("input", "target")
 SEGMENT_S = 30.0  # files are encoded in stretches of so long, each a pair
-
-
-SHARD_PAIRS = 256
-
-
-FULL_BAND_DB = -50.0  # energy above the band, of the whole, from which a signal counts as full-band
-
+FULL_BAND_DB = -50.0  # energy above the band, relative to the whole, from which a signal counts as full-band
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +59,7 @@ def synthetic_sources(
 
     Raises ValueError for an unknown task or split.
     """
-    _check_task(task)
+    check_task(task)
     if split not in SPLITS["synthetic"]:
         raise ValueError(f"dataset 'synthetic' has no split {split!r}: use one of {SPLITS['synthetic']}")
 
@@ -91,7 +80,7 @@ def track_sources(task: str, tracks: Sequence[Track], seconds: float | None = No
 
     `seconds`: at most so much from the middle of each.
     """
-    _check_task(task)
+    check_task(task)
 
     def source(index: int, track: Track) -> Source:
         length_s = min(track.duration_s, seconds or track.duration_s)
@@ -112,12 +101,12 @@ def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
     Bandwidth extension takes the mean of a file's channels. Raises FileNotFoundError as `audio_files`;
     ValueError, when read, for a file that is not stereo where that is asked for.
     """
-    _check_task(task)
+    check_task(task)
     found = []
     for folder in map(Path, folders):
         for path in audio_files(folder):
-            rate, n_samples = audio_header(path)
             name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
+            rate, n_samples = audio_header(path)
             for part in range(max(1, round(n_samples / rate / SEGMENT_S))):
                 found.append(Source(f"{name}@{part}", _file_reader(path, task, part * SEGMENT_S)))
     return found
@@ -156,7 +145,7 @@ def band_limited(audio: Tensor, sample_rate: int, factor: int = 2) -> Tensor:
 def task_input(target: Tensor, task: str, sample_rate: int, factor: int = 2) -> Tensor:
     """What a module of `task` is given for a target: band-limited, (B, T) for (B, T); or for left and right
     (2, T) their mean (1, T)."""
-    if _check_task(task) == "stereo":
+    if check_task(task) == "stereo":
         return check_stereo(target, "target").mean(0, keepdim=True)
     return band_limited(target, sample_rate, factor)
 
@@ -184,12 +173,6 @@ def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: st
     return share_db > FULL_BAND_DB
 
 
-def _check_task(task: str) -> str:
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {TASKS}, got {task!r}")
-    return task
-
-
 # ---------------------------------------------------------------- writing and reading
 
 
@@ -211,29 +194,23 @@ def write_pairs(
     something else, and as `Source.read`; OSError: what was encoded before stays.
     """
     out = Path(out)
-    factor = factor if _check_task(task) == "bandwidth" else 1
-    wanted = {"task": task, "factor": factor, "dtype": dtype, "model": describe(model)}
-    claim(out / MANIFEST, "pairs", wanted)
-    mine = sources[rank::world]
-    with tqdm(total=len(mine), desc=f"{task} pairs", unit="item", disable=not progress or rank > 0) as bar:
-        for number, first in enumerate(range(0, len(mine), SHARD_PAIRS)):
-            part, name = mine[first : first + SHARD_PAIRS], f"{rank:05d}-{number:06d}{SUFFIX}"
-            paths = {kind: out / kind / name for kind in ("input", "target")}
-            if all(path.exists() for path in paths.values()):
-                bar.update(len(part))
+    rate = model.sample_rate
+    factor = factor if check_task(task) == "bandwidth" else 1
+    described = describe(model)
+    claim_for_model(out / MANIFEST, "pairs", {"task": task, "factor": factor, "dtype": dtype}, described)
+    with locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
+        halves = {half: Shards(out / half, described, dtype, rank, world) for half in HALVES}
+        mine = sources[rank::world]
+        for source in tqdm(mine, f"{task} pairs", unit="item", disable=not progress or rank > 0):
+            missing = [half for half, shards in halves.items() if source.name not in shards.done]
+            if not missing:
                 continue
-            shards = {kind: Shard(path, wanted["model"], dtype) for kind, path in paths.items()}
-            done = [{entry.file for entry in shard.entries} for shard in shards.values()]
-            for source in part:
-                if any(source.name not in names for names in done):
-                    target = source.read(model.sample_rate)
-                    audio = {"input": task_input(target, task, model.sample_rate, factor), "target": target}
-                    for (kind, shard), names in zip(shards.items(), done, strict=True):
-                        if source.name not in names:
-                            shard.add(source.name, [model.encode(audio[kind])], target.shape[-1])
-                bar.update()
-            for shard in shards.values():
-                shard.finish()
+            target = source.read(rate)
+            audio = {"input": task_input(target, task, rate, factor), "target": target}
+            for half in missing:
+                halves[half].add(source.name, [model.encode(audio[half])], target.shape[-1])
+        for shards in halves.values():
+            shards.finish()
     return out
 
 
@@ -247,10 +224,13 @@ class LatentPairs:
         """Raises FileNotFoundError where there are none, LatentFileError for damaged or unequal halves."""
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"{folder} holds no pairs (python -m lincae.commands.pairs writes them)")
-        manifest = read_manifest(self.folder / MANIFEST)
-        self.task, self.factor, self.model = manifest["task"], manifest["factor"], manifest["model"]
-        self.inputs, self.targets = (LatentDataset(self.folder / kind) for kind in ("input", "target"))
+            raise FileNotFoundError(f"{folder} holds no pairs (`lincae reencoder pairs` writes them)")
+        manifest = json_object((self.folder / MANIFEST).read_bytes(), self.folder / MANIFEST, LatentFileError)
+        check_description(manifest.get("model"), self.folder / MANIFEST)
+        self.model = manifest["model"]
+        self.task = check_task(manifest.get("task"))
+        self.factor = manifest.get("factor")
+        self.inputs, self.targets = (LatentDataset(self.folder / half) for half in HALVES)
         for half in (self.inputs, self.targets):
             check_same_model(half.model, self.model, half.source)
         self._long: dict[int, list[str]] = {}
@@ -277,11 +257,12 @@ class LatentPairs:
         """
         if n_frames not in self._long:
             self._long[n_frames] = [n for n in self.names if self.inputs.entry(n).n_frames >= n_frames]
-        if not (long := self._long[n_frames]):
+        long = self._long[n_frames]
+        if not long:
             longest = max(self.inputs.entry(name).n_frames for name in self.names)
-            raise ValueError(
-                f"{self.folder}: no pair has {n_frames} latent frames, the longest has {longest}"
-            )
+            has = f"no pair has {n_frames} latent frames, the longest has {longest}"
+            raise ValueError(f"{self.folder}: {has}")
+
         pairs = [self._crop(long, n_frames, generator(seed, i)) for i in indices]
         inputs, targets = (torch.stack(half) for half in zip(*pairs, strict=True))
         return inputs.squeeze(1), targets if self.task == "stereo" else targets.squeeze(1)
@@ -290,8 +271,9 @@ class LatentPairs:
         u_name, u_start, u_swap = torch.rand(3, generator=draw, dtype=torch.float64).tolist()
         name = names[int(u_name * len(names))]
         start = int(u_start * (self.inputs.entry(name).n_frames - n_frames + 1))
-        z_in, z_target = (half.frames(name, start, n_frames) for half in (self.inputs, self.targets))
-        return z_in, z_target.flip(0) if u_swap < 0.5 else z_target  # of one channel, flip changes nothing
+        z_in = self.inputs.frames(name, start, n_frames)
+        z_target = self.targets.frames(name, start, n_frames)
+        return z_in, z_target.flip(0) if u_swap < 0.5 else z_target  # a single channel stays as it is
 
     def latent_std(self, n_frames: int, seed: int, items: int = 64) -> float:
         """Standard deviation of the targets, over some crops."""

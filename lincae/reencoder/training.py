@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lincae.interface import AutoencoderLike
-from lincae.latents.files import check_same_model, describe
+from lincae.latents.store import check_same_model, describe
 from lincae.machine import commit, generator, resolve_device
 from lincae.reencoder.config import ReEncoderTraining, learning_rate
 from lincae.reencoder.module import ReEncoder

@@ -1,0 +1,580 @@
+"""Latents on disk: whole after kills, shared by processes, read back by file and time."""
+
+import dataclasses
+import errno
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+
+from lincae.cli import main
+from lincae.data.audio import read_audio
+from lincae.files import read_skipped
+from lincae.interop.references import StftAutoencoder, TanhToy
+from lincae.latents import store
+from lincae.latents.store import (
+    KEY,
+    LatentDataset,
+    LatentFileError,
+    Shard,
+    describe,
+    encode_corpus,
+    in_parts,
+    named_files,
+    read_header,
+)
+from lincae.machine import generator
+from tests.fakes import RATE, Linear, Streams
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(path, n_samples, rate=RATE, channels=1, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, (n_samples, channels))
+    soundfile.write(os.fsencode(path), samples, rate, format=path.suffix[1:])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("files") / "corpus"
+    write(root / "a.wav", 3 * RATE)
+    write(root / "deep" / "er" / "b.flac", 96000, 192000, channels=2, seed=1)
+    write(root / "deep" / "c.ogg", 20000, 8000, seed=2)
+    write(root / "one.wav", 1, 8000, seed=3)
+    write(root / "two.mp3", RATE, seed=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("latents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SHARD_BYTES", 10**6)
+        patch.setattr(store, "TENSOR_VALUES", 2**15)  # several parts a file
+        summary = encoded(corpus, out, channels="all")
+    assert (summary.encoded, summary.present, summary.skipped) == (5, 0, {})
+    assert summary.seconds == pytest.approx(3 + 0.5 + 2.5 + 1 / 8000 + 1, rel=1e-4)
+    return out
+
+
+def encoded(folder, out, model=None, **options):
+    return encode_corpus(model or Streams(), [folder], out, progress=False, **options)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+# ---------------------------------------------------------------- writing and reading
+
+
+def test_latents_are_those_of_the_files(corpus, written):
+    dataset, model = LatentDataset(written), Linear()
+    assert len(list(written.glob("00000-*.safetensors"))) > 1
+    assert max(len(dataset.entry(file).parts) for file in dataset.files) > 2
+    assert sorted(dataset.files) == sorted(named_files([corpus]))
+    for file, path in named_files([corpus]).items():
+        audio, _ = read_audio(path, RATE, channels="all")
+        entry, z = dataset.entry(file), dataset.frames(file)
+        assert entry.n_samples == audio.shape[1]
+        assert entry.channels == len(audio) == len(z)
+        torch.testing.assert_close(z, model.encode(audio), atol=1e-4, rtol=0)
+        for first, n_frames in ((0, 1), (1, None), (entry.n_frames // 3, entry.n_frames // 2)):
+            stretch = dataset.frames(file, first, max(n_frames, 1) if n_frames else None)
+            assert torch.equal(stretch, z[..., first:][..., : stretch.shape[-1]])
+
+
+def test_random_access_by_time(corpus, written):
+    dataset, (audio, _) = LatentDataset(written), read_audio(corpus / "a.wav")
+    z = dataset.frames("corpus/a.wav")
+    assert torch.equal(dataset.seconds("corpus/a.wav", 1.0, 0.5), z[..., 125:188])  # 187.5
+    assert torch.equal(dataset.seconds("corpus/a.wav", 2.0), z[..., 250:])
+    stretch = torch.cat(list(dataset.decode(Streams(), "corpus/a.wav", 1.0, 0.5)), 1)
+    assert stretch.shape == (1, 60 * 128)  # three frames fewer, as this model decodes
+    inside = stretch[0, 3 * 128 :]
+    torch.testing.assert_close(inside, audio[128 * 128 :][: len(inside)], atol=1e-5, rtol=0)
+
+
+def test_items_are_channels_and_crops_a_function_of_seed_epoch_and_index(written):
+    whole = LatentDataset(written)
+    assert len(whole) == 6  # one file has two channels
+    shapes = sorted(tuple(z.shape) for z in whole)
+    assert (shapes[0], shapes[-1]) == ((514, 4), (514, 378))
+    crops = LatentDataset(written, crop_frames=50, seed=1)
+    assert len(crops) == 5  # without the file of one sample
+    batches = list(DataLoader(pickle.loads(pickle.dumps(crops)), batch_size=2))
+    first = torch.stack([crops[i] for i in range(5)])
+    assert torch.equal(torch.cat(batches), first)
+    crops.set_epoch(1)
+    assert not torch.equal(torch.stack(list(crops)), first)
+    crops.set_epoch(0)
+    assert torch.equal(torch.stack(list(crops)), first)
+    assert torch.equal(crops[-1], crops[4])
+    z = whole.frames("corpus/a.wav")[0]  # every crop is a stretch of its file
+    assert any(torch.equal(first[0], z[:, k : k + 50]) for k in range(z.shape[-1]))
+    with pytest.raises(IndexError):
+        crops[5]
+
+
+def test_half_precision(corpus, tmp_path):
+    encoded(corpus, tmp_path, dtype="float16")
+    dataset = LatentDataset(tmp_path)
+    z = dataset.frames("corpus/a.wav")
+    assert z.dtype == torch.float32
+    audio, _ = read_audio(corpus / "a.wav")
+    torch.testing.assert_close(z, Linear().encode(audio[None]), atol=1e-3, rtol=1e-3)
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert size < 2.1 * sum(dataset.entry(file).n_values for file in dataset.files)
+
+
+def test_parts_do_not_depend_on_the_blocks(monkeypatch):
+    monkeypatch.setattr(store, "TENSOR_VALUES", 2 * 3 * 10)
+    z = torch.randn(2, 3, 47, generator=generator(0))
+    for size in (1, 7, 10, 33, 47):
+        parts = list(in_parts(z.split(size, -1)))
+        assert [part.shape[-1] for part in parts] == [10, 10, 10, 10, 7]
+        assert torch.equal(torch.cat(parts, -1), z)
+
+
+def test_decoding_passes_on_seed_steps_and_place(written):
+    asked = []
+
+    class Decoder(Streams):
+        def decode_stream(self, latents, length=None, seed=0, steps=1, first_frame=0):
+            asked.append((length, seed, steps, first_frame))
+            return super().decode_stream(latents, length)
+
+    blocks = LatentDataset(written).decode(Decoder(), "corpus/a.wav", 1.0, seed=5, steps=2)
+    assert sum(block.shape[1] for block in blocks) == 2 * RATE
+    assert asked == [(2 * RATE, 5, 2, 125)]
+
+
+# ---------------------------------------------------------------- kills, processes, disks
+
+
+class Begun(Streams):
+    """Notes in a file when a file is begun."""
+
+    def __init__(self, notes):
+        super().__init__()
+        self.notes = notes
+
+    def encode_stream(self, blocks):
+        with self.notes.open("a") as file:
+            file.write("x")
+        return super().encode_stream(blocks)
+
+
+def killed(folder, out, at):
+    """Encode in a process that is killed before its write to the disk number `at`; whether it was."""
+    pid = os.fork()
+    if pid == 0:
+        count = iter(range(10**6))
+
+        def deadly(call):
+            def wrapped(*arguments, **options):
+                if next(count) == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return call(*arguments, **options)
+
+            return wrapped
+
+        for name in ("fsync", "replace", "unlink", "truncate"):
+            setattr(os, name, deadly(getattr(os, name)))
+        try:
+            encoded(folder, out, Begun(out.with_suffix(".begun")))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) or status == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.slow
+def test_kills_lose_and_repeat_nothing(tmp_path, monkeypatch):
+    """Killed at each of its writes: at most the file that was being encoded is begun again."""
+    monkeypatch.setattr(store, "SHARD_BYTES", 2 * 10**5)
+    monkeypatch.setattr(store, "TENSOR_VALUES", 2**15)
+    for k in range(5):
+        write(tmp_path / "corpus" / f"{k}.wav", 3000 + 5000 * k, seed=k)
+    assert not killed(tmp_path / "corpus", tmp_path / "alone", at=None)
+    alone = contents(tmp_path / "alone")
+    assert len(alone) > 2
+    at = 0
+    while killed(tmp_path / "corpus", tmp_path / f"{at}", at):
+        out = tmp_path / f"{at}"
+        assert not killed(tmp_path / "corpus", out, at=None)
+        assert contents(out) == alone
+        assert 5 <= len(out.with_suffix(".begun").read_text()) <= 6
+        left = {path.name for path in out.iterdir() if not path.name.startswith(".latents.json")}
+        assert left - set(alone) == {"latents.json", ".00000.lock", ".skipped.csv.lock"}
+        at += 1
+    assert at > 24
+
+
+@pytest.mark.slow
+def test_processes_share_the_files(corpus, tmp_path):
+    """Under torchrun; then one process finds nothing left to do, and less when there was more to do."""
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lincae", "encode"]
+    command += [str(corpus), str(tmp_path / "out"), "--model", "stft"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "process 0 of 2: 3 files encoded" in done.stdout
+    assert "process 1 of 2: 2 files encoded" in done.stdout
+    assert sorted(contents(tmp_path / "out")) == ["00000-000000.safetensors", "00001-000000.safetensors"]
+    assert sorted(LatentDataset(tmp_path / "out").files) == sorted(named_files([corpus]))
+    summary = encoded(corpus, tmp_path / "out", StftAutoencoder())
+    assert (summary.encoded, summary.present) == (0, 5)
+
+
+def interrupted(corpus, out, after, **options):
+    """Like a kill while file number `after` is encoded, within one process."""
+    count = iter(range(100))
+
+    class Stops(Streams):
+        def encode_stream(self, blocks):
+            if next(count) == after:
+                raise KeyboardInterrupt
+            return super().encode_stream(blocks)
+
+    with pytest.raises(KeyboardInterrupt):
+        encoded(corpus, out, Stops(), **options)
+
+
+def test_another_number_of_processes_continues(corpus, tmp_path):
+    for rank in range(3):
+        interrupted(corpus, tmp_path, 1 if rank < 2 else 0, rank=rank, world=3)
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    counts = [encoded(corpus, tmp_path, rank=rank, world=2) for rank in (0, 1)]
+    assert sum(count.encoded for count in counts) == 3
+    assert sum(count.present for count in counts) == 2
+    assert not [*tmp_path.glob("*.jsonl"), *tmp_path.glob("*.data")]
+    assert len(LatentDataset(tmp_path).files) == 5
+
+
+def test_moments_within_a_write(corpus, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    encoded(corpus, whole)
+    interrupted(corpus, out, 3)
+    data, journal = out / "00000-000000.data", out / "00000-000000.jsonl"
+    # within the line of a file; a line whose data did not reach the disk; a temporary shard
+    journal.write_bytes(journal.read_bytes() + b'{"file": "corpus/one')
+    os.truncate(data, data.stat().st_size - 1)
+    (out / ".00000-000000.safetensors.123.tmp").touch()
+    kept = data.read_bytes(), journal.read_bytes()
+    assert encoded(corpus, out).encoded == 3
+    assert contents(out) == contents(whole)
+    # between the shard and the removal of what it was made from
+    data.write_bytes(kept[0])
+    journal.write_bytes(kept[1])
+    assert encoded(corpus, out).present == 5
+    assert contents(out) == contents(whole)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+def test_unfinished_sets_are_told(corpus, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store, "SHARD_BYTES", 7 * 10**5)
+    interrupted(corpus, tmp_path, 2)
+    assert LatentDataset(tmp_path).files == ["corpus/a.wav"]  # the next is not in a shard yet
+    assert "encoding goes on or was killed; 1 shards are missing" in caplog.text
+
+
+def test_file_systems_without_locks(corpus, tmp_path, monkeypatch, caplog):
+    def unsupported(file, flags):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    assert encoded(corpus, tmp_path).encoded == 5
+    assert ".00000.lock cannot be locked: start no second run" in caplog.text
+
+
+def test_shards_hold_so_many_files_at_most(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_FILES", 2)
+    encoded(corpus, tmp_path)
+    assert [len(read_header(path)[1]) for path in sorted(tmp_path.glob("0*.safetensors"))] == [2, 2, 1]
+
+
+def test_a_rank_belongs_to_one_process(corpus, tmp_path):
+    hold = "import sys, time; from lincae.files import locked\n"
+    hold += "with locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-c", hold, str(tmp_path / "out" / ".00000.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="process 0 of another run encodes into"):
+            encoded(corpus, tmp_path / "out")
+        other.kill()
+    assert encoded(corpus, tmp_path / "out").encoded == 5
+
+
+@pytest.mark.parametrize("stage", ["data", "shard"])
+def test_a_full_disk_loses_no_file(corpus, tmp_path, monkeypatch, stage):
+    out, fsync = tmp_path / "out", os.fsync
+
+    def full(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        fills = {
+            "data": len(list(out.glob("*.jsonl"))) and name.endswith(".data"),
+            "shard": name.endswith(".tmp"),
+        }
+        if fills[stage] and "latents.json" not in name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            encoded(corpus, out)
+    assert "What was encoded until then stays" in caught.value.__notes__[0]
+    summary = encoded(corpus, out)
+    assert (summary.encoded, summary.present) == {"data": (4, 1), "shard": (0, 5)}[stage]
+    encoded(corpus, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------- files that fail
+
+
+def test_files_that_fail_are_listed_and_tried_again(tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for name in ("bad.wav", "good.wav", "sub/worse.flac"):
+        write(folder / name, 4000)
+    (folder / "bad.wav").write_bytes((folder / "bad.wav").read_bytes()[:5000])
+    (folder / "sub" / "worse.flac").write_bytes(b"no audio")
+    (folder / "empty.wav").touch()
+    with pytest.raises(SystemExit, match="3"):
+        main(["encode", str(folder), str(out), "--model", "stft"])
+    counts = f"1 files encoded (0.00 h), 0 were encoded before, 3 skipped, see {out}/skipped.csv"
+    assert counts in capsys.readouterr().out
+    skipped = read_skipped(out / "skipped.csv")
+    assert list(skipped) == ["in/bad.wav", "in/empty.wav", "in/sub/worse.flac"]
+    assert "truncated" in skipped["in/bad.wav"]
+    assert LatentDataset(out).files == ["in/good.wav"]
+    write(folder / "bad.wav", 4000)
+    assert encoded(folder, out, StftAutoencoder(), rank=0, world=2).encoded == 1
+    assert list(read_skipped(out / "skipped.csv")) == ["in/empty.wav", "in/sub/worse.flac"]  # of rank 1 too
+    (folder / "empty.wav").unlink()
+    (folder / "sub" / "worse.flac").unlink()
+    encoded(folder, out, StftAutoencoder())
+    assert read_skipped(out / "skipped.csv") == {}
+
+
+def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_path):
+    class Broken(Streams):
+        def encode_stream(self, blocks):
+            return (z / 0 for z in super().encode_stream(blocks))
+
+    summary = encoded(corpus, tmp_path / "broken", Broken())
+    assert summary.encoded == 0
+    assert all("latents from frame 0 on are not finite" in reason for reason in summary.skipped.values())
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "loud.wav", np.full(5000, 1000.0), RATE, "FLOAT")
+    summary = encoded(tmp_path / "in", tmp_path / "out", dtype="float16")
+    assert "in/loud.wav: latents from frame 0 on exceed float16: use float32" in str(summary.skipped)
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9")
+    write(tmp_path / "in" / f"{name}.wav", 2000)
+    (tmp_path / "in" / f"{name}2.wav").touch()
+    encoded(tmp_path / "in", tmp_path / "out")
+    assert LatentDataset(tmp_path / "out").files == [f"in/{name}.wav"]
+    assert list(read_skipped(tmp_path / "out" / "skipped.csv")) == [f"in/{name}2.wav"]
+    main(["info", str(tmp_path / "out")])
+    assert r"in/caf\udce9.wav" in capsys.readouterr().out
+
+
+def test_the_users_files_beside_the_shards_stay(corpus, tmp_path, caplog):
+    interrupted(corpus, tmp_path, 2)
+    for name in ("notes.data", "notes.jsonl"):
+        (tmp_path / name).write_text("of the user")
+    assert encoded(corpus, tmp_path).encoded == 3
+    assert [(tmp_path / f"notes.{kind}").read_text() for kind in ("data", "jsonl")] == 2 * ["of the user"]
+    assert len(LatentDataset(tmp_path).files) == 5
+    assert not caplog.text
+
+
+# ---------------------------------------------------------------- folders and files that do not fit
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (TanhToy(RATE), {}, r"another model: stft \(hash \w{16}\), not of tanh \(hash \w{16}\)"),
+        (Streams(), {"dtype": "float16"}, "has latents of dtype float32, not float16"),
+        (Streams(), {"channels": "mean"}, "has latents of channels all, not mean"),
+        (Streams(), {"channels": "left"}, "channels must be one of .*, got 'left'"),
+        (Streams(), {"dtype": "int8"}, "dtype must be one of .*, got 'int8'"),
+        (Streams(), {"rank": 2, "world": 2}, r"rank must lie in 0\.\.1, got 2"),
+    ],
+)
+def test_other_folders_are_refused(corpus, written, model, options, words):
+    with pytest.raises(ValueError, match=words):
+        encoded(corpus, written, model, **{"channels": "all", **options})
+
+
+def test_folders_that_cannot_be_encoded(corpus, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"is not empty and has no latents\.json"):
+        encoded(corpus, tmp_path)
+    with pytest.raises(ValueError, match="must differ in their names"):
+        named_files([corpus, corpus / ".." / "corpus"])
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        encoded(tmp_path / "absent", tmp_path / "new")
+    (tmp_path / "latents.json").write_text('{"version": 1, "dty')
+    with pytest.raises(ValueError, match=r"latents\.json is damaged"):
+        encoded(corpus, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda d: d.frames("b"), r"has 5 files \(.*, \.\.\.\), no 'b'"),
+        (lambda d: d.frames("corpus/a.wav", 378), r"corpus/a\.wav has frames 0\.\.377, wanted all from 378"),
+        (lambda d: d.frames("corpus/a.wav", 370, 9), "wanted 9 from 370"),
+        (lambda d: d.frames("corpus/a.wav", -1, 2), "wanted 2 from -1"),
+        (lambda d: d.frames("corpus/a.wav", 5, 0), "wanted 0 from 5"),
+        (lambda d: d.seconds("corpus/a.wav", 1.0, -0.5), "wanted -63 from 125"),
+        (lambda d: d.seconds("corpus/a.wav", float("inf")), "start_s must be finite .*, got inf s"),
+        (lambda d: d.seconds("corpus/a.wav", 0.0, float("nan")), "^seconds must be finite .*, got nan s"),
+        (lambda d: d.decode(Streams(), "corpus/a.wav", 1e308), r"start_s must be .*, got 1e\+308 s"),
+        (lambda d: d.only_file(), "has 5 files, name one: "),
+        (lambda d: d.check_model(TanhToy(RATE)), r"another model: stft \(hash \w{16}\), not of tanh"),
+        (lambda d: d.decode(TanhToy(RATE), "corpus/a.wav"), "holds latents of another model"),
+        (lambda d: LatentDataset(d.source, crop_frames=379), r"in 1\.\.378, the longest file, got 379"),
+        (lambda d: LatentDataset(d.source, crop_frames=0), "got 0"),
+    ],
+)
+def test_reading_what_is_not_there(written, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(LatentDataset(written))
+
+
+def test_latents_that_are_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no latents"):
+        LatentDataset(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file of latents"):
+        LatentDataset(tmp_path / "absent.safetensors")
+
+
+def single(path, z=None, n_samples=2000):
+    """One file of latents, those of Linear."""
+    shard = Shard(path, describe(Linear()))
+    shard.add("a.wav", [torch.zeros(2, 4, 17) if z is None else z], n_samples)
+    shard.finish()
+    return path
+
+
+def rewritten(path, text):
+    """The same tensors under another header."""
+    save_file(load_file(path), path, {KEY: text})
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = single(tmp_path / "a.safetensors")
+    whole = path.read_bytes()
+    for damaged in ("{", "[1]", "{}"):
+        rewritten(path, damaged)
+        with pytest.raises(LatentFileError, match=r"a\.safetensors"):
+            LatentDataset(path)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(LatentFileError, match=r"a\.safetensors is not a whole safetensors file"):
+        LatentDataset(path)
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    tensors["0.0"][0, 3, 7] = torch.nan
+    header, entries = read_header(path)
+    header["entries"] = [dataclasses.asdict(entry) for entry in entries]
+    save_file(tensors, path, {KEY: json.dumps(header)})
+    with pytest.raises(LatentFileError, match=r"a\.wav are not finite, .* channel 0, .* channel 3, frame 7"):
+        LatentDataset(path).frames("a.wav", 5)
+
+
+MODEL = describe(Linear())
+HEADERS = [
+    ({"version": 9}, "latents of version 9, this lincae reads 1"),
+    ({"entries": []}, r"entries must be a list of one or more, got \[\]"),
+    ({"entries": [3]}, "entry 0 must be an object of file, .*, got 3"),
+    ({"dtype": "int8"}, r"dtype must be one of .*, got 'int8'"),
+    ({"dtype": []}, r"dtype must be one of .*, got \[\]"),
+    ({"model": None}, "name of the model must be text, got None"),
+    ({"model": {**MODEL, "fingerprint": 5}}, "fingerprint of the model must be text, got 5"),
+    ({"model": {**MODEL, "sample_rate": 0}}, "sample_rate of the model must be a number > 0"),
+    ({"model": {**MODEL, "latent_rate": None}}, "latent_rate of the model must be a number > 0, got None"),
+    ({"model": {**MODEL, "latent_rate": float("inf")}}, "latent_rate .* must be a number > 0, got inf"),
+]
+ENTRIES = [
+    ({"n_samples": -5}, r"\(a\.wav\): n_samples must be a whole number >= 1, got -5"),
+    ({"n_samples": None}, "n_samples must be .*, got None"),
+    ({"n_samples": 1.5}, r"n_samples must be .*, got 1\.5"),
+    ({"n_samples": True}, "n_samples must be .*, got True"),
+    ({"channels": 0}, "channels must be a whole number >= 1, got 0"),
+    ({"channels": 3}, r"states \(3, 4, 10\) for part 0, the tensor is \(2, 4, 10\)"),
+    ({"latent_channels": "4"}, "latent_channels must be a whole number >= 1, got '4'"),
+    ({"parts": [[0, 10], [10, 99]]}, r"states \(2, 4, 99\) for part 1, the tensor is \(2, 4, 7\)"),
+    ({"parts": [[0, 10], [10, 7], [17, 1]]}, r"states \(2, 4, 1\) for part 2, there is no such tensor"),
+    ({"parts": [[0, 10], [11, 7]]}, r"next of parts must be \[10, .*\], got \[11, 7\]"),
+    ({"parts": [[0, 0]]}, r"next of parts must be \[0, .*\], got \[0, 0\]"),
+    ({"parts": [[0.0, 10], [10, 7]]}, r"next of parts must be .*, got \[0\.0, 10\]"),
+    ({"parts": [7]}, "next of parts must be .*, got 7"),
+    ({"parts": None}, "parts must be a list of one or more, got None"),
+    ({"file": None}, "must be an object of file, n_samples, channels, latent_channels, parts, got {"),
+    ({"more": 1}, "must be an object of file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "entry", "words"),
+    [(changes, {}, words) for changes, words in HEADERS] + [({}, entry, words) for entry, words in ENTRIES],
+)
+def test_headers_that_cannot_be_are_named(tmp_path, monkeypatch, changes, entry, words):
+    monkeypatch.setattr(store, "TENSOR_VALUES", 2 * 4 * 10)
+    path = single(tmp_path / "a.safetensors")
+    header, (known,) = read_header(path)
+    header["entries"] = [{**dataclasses.asdict(known), **entry}]
+    rewritten(path, json.dumps({**header, **changes}))
+    with pytest.raises(LatentFileError, match=rf"a\.safetensors: .*{words}"):
+        LatentDataset(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda line: line[:20], "is damaged, this is no JSON"),
+        (lambda line: line.replace('"channels": 1', '"channels": 0'), ".*channels must be a whole number"),
+    ],
+)
+def test_a_damaged_journal_is_named(corpus, tmp_path, damage, words):
+    interrupted(corpus, tmp_path, 2)
+    journal = tmp_path / "00000-000000.jsonl"
+    first, second = journal.read_text().splitlines()
+    journal.write_text(f"{first}\n{damage(second)}\n")
+    with pytest.raises(LatentFileError, match=rf"00000-000000\.jsonl: line 2 {words}"):
+        encoded(corpus, tmp_path)
+
+
+def test_wrong_latents_are_refused_by_the_decoder(tmp_path):
+    """A file that states this model, with other channels."""
+    path = single(tmp_path / "a.safetensors", torch.zeros(1, 7, 20))
+    with pytest.raises(ValueError, match=r"\(B, 514, L\), got \(1, 7, 20\)"):
+        list(LatentDataset(path).decode(Linear(), "a.wav"))
+    with pytest.raises(LatentFileError, match="a: no latents"):
+        Shard(tmp_path / "b.safetensors", MODEL).add("a", [], 2000)
