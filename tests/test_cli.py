@@ -15,7 +15,7 @@ import torch
 
 import lincae
 from lincae import cli
-from lincae.latents.sets import LatentDataset
+from lincae.latents.store import LatentDataset
 
 ROOT = Path(__file__).parent.parent
 
