@@ -27,7 +27,7 @@ from lincae.interop.references import check_latents, checked_length
 from lincae.machine import generator
 
 SAMPLE_RATE = 16000
-FITTED = BUNDLED.parent / "linear_references.safetensors"
+FITTED = BUNDLED / "linear_references.safetensors"
 """What `tools/fit_references.py` fitted: `basis` (BLOCK, n) and `noise_spectrum` (NOISE_FFT // 2 + 1,)."""
 
 MDCT_BINS = 256
