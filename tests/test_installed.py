@@ -94,9 +94,9 @@ def test_an_installed_package_without_its_data_says_so(installed, tmp_path):
     """Last, since it takes the data away."""
     programs, package = installed
     shutil.rmtree(package / "bundled")
-    done = run(
-        programs / "lincae", "encode", "a.wav", "a.safetensors", "--model", "desk/lin-cae", cwd=tmp_path
-    )
+    soundfile.write(tmp_path / "a.wav", torch.zeros(999), 16000)
+    command = [programs / "lincae", "encode", "a.wav", "a.safetensors", "--model", "desk/lin-cae"]
+    done = run(*command, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert "bundled" in done.stderr
+    assert "has no bundled checkpoints" in done.stderr

@@ -3,8 +3,8 @@
     python tools/fit_references.py FOLDER=WEIGHT ...       # the training folders of free-music
 
 Writes `data/checkpoints/linear_references.safetensors` in half precision: the first principal components of
-blocks of two MDCT frames (Karhunen-Loeve transform), and the mean log spectrum of music, the level of the noise
-of "resample+noise". No sound can be had back from either.
+blocks of two MDCT frames (Karhunen-Loeve transform), and the mean log spectrum of music, the level of the
+noise of "resample+noise". No sound can be had back from either.
 """
 
 import sys

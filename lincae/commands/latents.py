@@ -72,6 +72,8 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
     """
     source, target = Path(audio[0]), Path(out)
     single = len(audio) == 1 and source.is_file()
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
     if single:
         check_suffix(target)
     elif target.suffix == SUFFIX:
