@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
+from lincae.checkpoints import read_checkpoint
 from lincae.cli import main
 from lincae.commands import reencoder as command
 from lincae.interop import models as pretrained
@@ -16,9 +18,11 @@ from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.latents.store import LatentDataset, LatentFileError, Shard, describe
 from lincae.reencoder import module as reencoder
 from lincae.reencoder.config import recipe
-from lincae.reencoder.module import SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
+from lincae.reencoder.module import KIND, SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
 from tools.bundle import main as bundle_main
-from tools.bundle import reencoder_card
+from tools.bundle import reencoder_card, training_command
+
+ROOT = Path(__file__).parent.parent
 
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": 44100, "latent_rate": 44100 / 1024}
 
@@ -303,7 +307,7 @@ def finished(task="bandwidth", size="desk-s", preset="desk", step=None, factor=1
 
 
 @pytest.mark.parametrize("folder", sorted((BUNDLED / "reencoder").iterdir()), ids=lambda folder: folder.name)
-def test_cards_name_every_bundled_module(folder):
+def test_cards_name_every_bundled_module(folder, monkeypatch):
     card = (folder / "README.md").read_text()
     names = {path.name for path in folder.glob("*.safetensors")}
     assert set(re.findall(r"^## (.+)$", card, re.MULTILINE)) == names
@@ -311,9 +315,15 @@ def test_cards_name_every_bundled_module(folder):
     assert hashes == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     for row in ("task", "objective", "parameters", "autoencoder", "step", "data", "hardware", "command"):
         assert len(re.findall(rf"^\| {row} \| .+ \|$", card, re.MULTILINE)) == len(names), row
+    for name in names:
+        path = folder.relative_to(ROOT) / name
+        description, _ = read_checkpoint(ROOT / path, KIND)
+        assert f"| command | `{training_command(path, description)}` |" in card
     owner = pretrained.load(f"desk/{folder.name}", "cpu")
     said = f"| {owner.name}, {describe(owner)['fingerprint']} ("
     assert card.count(said) == len(names), "trained on the autoencoder that ships"
+    monkeypatch.chdir(ROOT)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
 
 
 def test_a_bundled_module_is_the_one_of_its_card(tmp_path, monkeypatch):
