@@ -29,6 +29,7 @@ from lincae.checkpoints import (
     WEIGHTS,
     changed_settings,
     content_fingerprint,
+    fetching,
     from_dict,
     load_strictly,
     read_checkpoint,
@@ -409,7 +410,9 @@ class FramewiseAutoencoder(nn.Module):
         if not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/")):
             from huggingface_hub import snapshot_download
 
-            folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=[WEIGHTS, CONFIG]))
+            with fetching(source):
+                files = [WEIGHTS, CONFIG]
+                folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=files))
         path = folder / WEIGHTS
         description, tensors = read_checkpoint(path, cls.kind)
         config = from_dict(cls.config_class, description["autoencoder"], f"{path}: autoencoder")

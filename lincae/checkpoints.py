@@ -81,6 +81,28 @@ def require_bundled() -> None:
         )
 
 
+@contextlib.contextmanager
+def fetching(repository: str | Path) -> Iterator[None]:
+    """Around what reads a hub repository, or a folder as libraries of the hub save it.
+
+    Raises FileNotFoundError for a repository that is not in the cache while HF_HUB_OFFLINE forbids to fetch
+    it, where the libraries speak of a missing file or connection; ValueError, naming it, for a damaged file.
+    """
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{repository} holds no whole safetensors file: {error}") from error
+    except OSError as error:
+        if not constants.HF_HUB_OFFLINE or Path(repository).exists():
+            raise
+        fix = "unset it, or load a local folder"
+        raise FileNotFoundError(
+            f"{repository} is not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it: {fix}"
+        ) from error
+
+
 def refuse_pointer(path: Path) -> None:
     """Raises ValueError for what git leaves of a large file that git-lfs has not fetched."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lincae.autoencoder import Autoencoder, AutoencoderConfig
-from lincae.interop.models import from_official
+from lincae.interop.official import from_official
 from lincae.network import FREQUENCY
 
 pytest.importorskip("linear_cae", reason="needs pip install --no-deps linear-cae==0.1.4")

@@ -1,5 +1,9 @@
 """Any object with encode and decode as a model: what is taken, and what is refused, with the reason."""
 
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -303,9 +307,7 @@ def test_models_that_change_the_length():
             encode=module.encode, decode=lambda z: module.decode(z)[..., :-10], sample_rate=RATE, channels=1,
             device="cpu",
         )  # fmt: skip
-    with pytest.raises(
-        ValueError, match=r"length must lie in 1\.\.320, what 10 latent frames of Plain hold, got 321"
-    ):
+    with pytest.raises(ValueError, match=r"length must lie in 1\.\.320, what 10 latent frames hold, got 321"):
         plain().decode(z, 321)
 
 
@@ -377,6 +379,117 @@ def test_models_without_gradients_are_not_trained():
         check_trainable(module.encode, lambda z: module.decode(z.detach()), audio)
     with pytest.raises(ValueError, match="decode passes no gradient on"):
         check_trainable(module.encode, lambda z: module.decode(z).detach(), audio)
+
+
+# ---------------------------------------------------------------- whose latents
+
+
+SCALE = 1.0
+HELPED = {"by": 1.0}
+
+
+def scaled(z):
+    return SCALE * z
+
+
+def adapted(encode=None, decode=None, module=None, **kwargs):
+    module = module or Plain()
+    encode = encode or module.encode
+    decode = decode or module.decode
+    return adapt(encode=encode, decode=decode, sample_rate=RATE, channels=1, device="cpu", **kwargs)
+
+
+def limited(module, limit, offset=0.0):
+    def decode(z, gain=1.0, *, bias=offset):
+        return (gain * module.decode(z) + bias).clamp(-limit, limit)
+
+    return decode
+
+
+def weighted(module, weights):
+    return lambda audio: module.encode(audio) * weights.sum()
+
+
+def test_equal_models_have_one_fingerprint():
+    """Names, devices, modes and gradients decide no latents."""
+    same = plain().fingerprint()
+    trained = Plain().train().requires_grad_(False)
+    other = adapt(trained, RATE, channels=1, name="other", device="cpu")
+    other.encode(noise(1, 100))
+    assert other.fingerprint() == same == plain().fingerprint()
+    function = [adapted(decode=limited(Plain(), 1.0)).fingerprint() for _ in range(2)]
+    assert function[0] == function[1] != same
+
+
+def test_whatever_decides_latents_or_sound_changes_the_fingerprint(monkeypatch):
+    module = Plain()
+    louder = Plain()
+    louder.up.weight.data *= 2
+    attribute = Plain()
+    attribute.dim = 3
+    prints = {
+        "plain": plain(),
+        "callables": adapted(),
+        "weights": adapt(louder, RATE, channels=1, device="cpu"),
+        "attribute": adapt(attribute, RATE, channels=1, device="cpu"),
+        "multiple": plain(multiple=64),
+        "version": plain(version="1"),
+        "other version": plain(version="2"),
+        "limit": adapted(decode=limited(module, 1e9)),
+        "other limit": adapted(decode=limited(module, 0.3)),
+        "default": adapted(decode=limited(module, 1e9, offset=1e-3)),
+        "weights of a closure": adapted(decode=limited(louder, 1e9)),
+        "partial": adapted(decode=partial(limited(module, 1e9), gain=0.5)),
+        "other partial": adapted(decode=partial(limited(module, 1e9), gain=0.25)),
+        "array": adapted(encode=weighted(module, np.ones(3))),
+        "other array": adapted(encode=weighted(module, np.full(3, 2.0))),
+        "code": adapted(encode=lambda x: module.encode(x) * 2.0),
+        "other code": adapted(encode=lambda x: module.encode(x) / 2.0),
+        "global": adapted(encode=lambda x: scaled(module.encode(x))),
+        "compiled": adapted(encode=torch.no_grad()(lambda x: 3.0 * module.encode(x))),
+        "other compiled": adapted(encode=torch.no_grad()(lambda x: 4.0 * module.encode(x))),
+        "mean": adapt(Posterior(), RATE, channels=1, latent="mean", device="cpu"),
+        "sample": adapt(Posterior(), RATE, channels=1, latent="sample", device="cpu"),
+    }
+    found = {name: model.fingerprint() for name, model in prints.items()}
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    found["other global"] = prints["global"].fingerprint()
+    module.down.weight.data += 1e-3
+    found["trained on"] = prints["limit"].fingerprint()
+    assert len(set(found.values())) == len(found), found
+
+
+def test_a_fingerprint_is_the_same_in_another_process(tmp_path):
+    code = """
+import sys
+sys.path[:0] = [{tests!r}]
+from test_adapters import RATE, Plain, adapted, limited, plain
+print(plain().fingerprint(), adapted(decode=limited(Plain(), 0.3)).fingerprint())
+"""
+    code = code.replace("{tests!r}", repr(str(Path(__file__).parent)))
+    options = {"capture_output": True, "text": True, "timeout": 300, "check": True}
+    runs = [subprocess.run([sys.executable, "-c", code], **options).stdout for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(runs[0].split()) == 2
+
+
+def test_models_of_our_own_within_functions_say_who_they_are():
+    first, second = (adapt(encode=m.encode, decode=m.decode, sample_rate=RATE) for m in (Linear(), Linear()))
+    first.encode(noise(1, 1000))
+    assert first.fingerprint() == second.fingerprint()
+
+
+def test_content_that_cannot_be_told_is_of_this_process_alone(caplog):
+    module, hidden = Plain(), iter([1])
+
+    def encode(audio):
+        return module.encode(audio) if hidden else audio
+
+    one, two = adapted(encode=encode), adapted(encode=encode)
+    assert one.fingerprint() == one.fingerprint() != two.fingerprint()
+    assert caplog.text.count("list_iterator has no content that can be told; pass version=") == 2
+    stated = [adapted(encode=encode, version=version).fingerprint() for version in ("1", "1", "2")]
+    assert stated[0] == stated[1] != stated[2]
 
 
 # ---------------------------------------------------------------- other bad input

@@ -13,7 +13,8 @@ from official import arguments, decode, max_error, pair, randn, relative_error, 
 
 from lincae.autoencoder import PAPER, AutoencoderConfig
 from lincae.consistency import precondition
-from lincae.interop.models import key_map, load
+from lincae.interop.models import load
+from lincae.interop.official import key_map
 from lincae.interop.recipes import recipe
 from lincae.linearity import VARIANTS, augment
 from lincae.network import BOTH, FREQUENCY, NetworkConfig

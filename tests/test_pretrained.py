@@ -1,7 +1,10 @@
 """Names and layouts of released checkpoints, made here with random weights; see also test_parity."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +18,9 @@ from lincae.checkpoints import check_hash
 from lincae.interop import models as pretrained
 from lincae.interop.codecs import HUB
 from lincae.interop.linear import EXAMPLES
-from lincae.interop.models import (
-    export_official,
-    key_map,
-    listed,
-    load,
-    names,
-    network_config,
-    official_files,
-)
-from lincae.interop.references import BASELINES, Oobleck, StftAutoencoder, TanhToy
+from lincae.interop.models import listed, load, names
+from lincae.interop.official import export_official, key_map, network_config, official_files
+from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.transform import TransformConfig
 from tools.bundle import bundle, main
@@ -153,7 +149,7 @@ def test_own_checkpoints_by_path_and_bundled_name(tmp_path, monkeypatch):
     model.save(tmp_path / "desk" / "lin-cae")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path)
     released = ["lin-cae", "lin-cae-2", "m2l", "music2latent"]
-    assert names() == [*released, *BASELINES, *EXAMPLES, *HUB, "desk/lin-cae"]
+    assert names() == [*released, "stable-audio-vae", "stft", "tanh", *EXAMPLES, *HUB, "desk/lin-cae"]
     assert listed("bundled") == ["desk/lin-cae"]
     assert listed(["stft", "bundled"]) == ["stft", "desk/lin-cae"]
     for source in ("desk/lin-cae", tmp_path / "desk" / "lin-cae"):
@@ -213,14 +209,31 @@ def test_bundle(tmp_path):
         main([str(tmp_path / "nowhere"), "desk/x"])
 
 
-def test_baselines_by_name(monkeypatch):
-    assert names()[4:7] == ["stable-audio-vae", "stft", "tanh"]
+def test_references_by_name():
     assert isinstance(load("stft", "cpu"), StftAutoencoder)
     assert isinstance(load("tanh"), TanhToy)
-    monkeypatch.setattr(Oobleck, "load", lambda device: ("the VAE", device))
-    assert load("stable-audio-vae", "cpu") == ("the VAE", torch.device("cpu"))
-    with pytest.raises(ValueError, match="stft holds its own latent scale"):
+    with pytest.raises(ValueError, match="stft has no latent scale"):
         load("stft", "cpu", latent_scale=2.0)
+    with pytest.raises(ValueError, match="unknown device"):
+        load("stft", "abacus")
+
+
+@pytest.mark.parametrize("name", ["lin-cae", "dac-16khz", "stable-audio-vae", "someone/model"])
+def test_what_is_not_cached_is_said_offline(tmp_path, name):
+    code = f"""
+import lincae
+try:
+    lincae.load({name!r}, "cpu") if {name!r} != "someone/model" else lincae.Autoencoder.load({name!r})
+except FileNotFoundError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "is not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it" in done.stdout, (
+        done.stderr
+    )
 
 
 # ---------------------------------------------------------------- both ways

@@ -4,9 +4,9 @@ import click
 
 from lincae.checkpoints import BUNDLED
 from lincae.interop import models as known
-from lincae.interop.codecs import HUB
+from lincae.interop.codecs import HUB, STABLE_AUDIO, STABLE_AUDIO_HUB
 from lincae.interop.linear import EXAMPLES
-from lincae.interop.references import BASELINES
+from lincae.interop.references import REFERENCES
 
 
 @click.command()
@@ -23,7 +23,7 @@ def models() -> None:
     places = dict.fromkeys(known.LIN_CAE, f"https://huggingface.co/{known.LIN_CAE_HUB}")
     places[known.MUSIC2LATENT] = f"https://huggingface.co/{known.MUSIC2LATENT_HUB}"
     places |= {name: f"https://huggingface.co/{repository}" for name, repository in HUB.items()}
-    places |= dict.fromkeys((*BASELINES, *EXAMPLES), "computed, not trained")
-    places["stable-audio-vae"] = "https://huggingface.co/stabilityai/stable-audio-open-1.0"
+    places |= dict.fromkeys((*REFERENCES, *EXAMPLES), "computed, not trained")
+    places[STABLE_AUDIO] = f"https://huggingface.co/{STABLE_AUDIO_HUB}"
     for name in known.names():
         click.echo(f"{name:24} {places.get(name, BUNDLED / name)}")

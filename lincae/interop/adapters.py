@@ -11,7 +11,10 @@ Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames. Aud
 """
 
 import contextlib
+import dataclasses
+import logging
 import math
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,13 +23,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lincae.checkpoints import content_fingerprint
 from lincae.data.audio import resample
 from lincae.interface import check_audio
+from lincae.interop.identity import UnknownContentError, content_hash
+from lincae.interop.references import held_length
 from lincae.machine import generator, resolve_device
 
 LATENTS = ("deterministic", "mean", "sample")
-PROBE_S = (0.5, 1.0)  # lengths of the noise that a new adapter is tried with
+PROBE_S = (0.5, 1.0)
+"""Lengths of the noise that a new adapter is tried with."""
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+DISCRETE = (
+    "indices cannot be added or scaled; hand over what the encoder gives to the quantiser"
+    " (lincae.interop.codecs does so for EnCodec and DAC)"
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """What the user of `adapt` says of a model, as described there."""
+
+    sample_rate: int
+    output_rate: int
+    channels: int | None
+    latent: str
+    join: bool
+    multiple: int | None
+
+    def __post_init__(self):
+        if self.sample_rate <= 0 or self.output_rate <= 0:
+            rates = f"{self.sample_rate}, {self.output_rate}"
+            raise ValueError(f"rates are positive numbers of samples a second, got {rates}")
+        if self.latent not in LATENTS:
+            raise ValueError(f"latent must be one of {LATENTS}, got {self.latent!r}")
+        if self.channels is not None and self.channels < 1:
+            allowed = "None, for audio (B, T), or at least 1"
+            raise ValueError(f"channels must be {allowed}, got {self.channels}")
 
 
 def adapt(
@@ -41,6 +76,7 @@ def adapt(
     join: bool = False,
     multiple: int | None = None,
     output_rate: int | None = None,
+    version: str | None = None,
     device: str | torch.device = "auto",
 ) -> "Adapted":
     """An `AutoencoderLike` of anything with `encode` and `decode`: an nn.Module (moved to `device`, used in
@@ -54,7 +90,9 @@ def adapt(
     - `join`: latents of several tensors (B, C_i, L) become one, (B, sum C_i, L), and are parted for `decode`.
       Not for (mean, log-variance): there `encode=lambda x: model.encode(x)[0]` is meant.
     - `multiple`: audio is padded with silence at its end to a multiple of so many samples; default: the hop.
-    - `output_rate`: of a model whose output has another rate: it is resampled to `sample_rate`.
+    - `output_rate`: the rate of a model's output where it is another: it is resampled to `sample_rate`.
+    - `version`: text that stands for what `encode` and `decode` do, where their content cannot be told
+      (`Adapted.fingerprint`): another text for everything that computes something else.
 
     Latents (B, C, F, L) are taken as (B, C F, L). Output longer than asked for is cut at its end.
 
@@ -63,36 +101,46 @@ def adapt(
     complex latents, several tensors, posteriors and stochastic encoders or decoders that are not stated, for
     latents without a time axis or with a hop that is none, and for output of another length or rate.
     """
-    return Adapted(
-        model, sample_rate, encode, decode, name, channels, latent, join, multiple, output_rate, device
-    )
+    encode = encode or getattr(model, "encode", None)
+    decode = decode or getattr(model, "decode", None)
+    lacking = [what for what, function in (("encode", encode), ("decode", decode)) if not callable(function)]
+    if lacking:
+        lacks = " and ".join(lacking)
+        raise TypeError(f"{type(model).__name__} has no {lacks}: pass encode=... and decode=...")
+    stated = Stated(sample_rate, output_rate or sample_rate, channels, latent, join, multiple)
+    name = name or getattr(model, "name", "") or type(model).__name__
+    module = model if isinstance(model, nn.Module) else None
+    return Adapted(name, encode, decode, stated, module, version, device)
 
 
 class Adapted:
     """What `adapt` returns. `hop`: samples a latent frame, `latent_rate` frames a second."""
 
     def __init__(
-        self, model, sample_rate, encode, decode, name, channels, latent, join, multiple, output_rate, device
+        self,
+        name: str,
+        encode: Callable[[Tensor], Any],
+        decode: Callable[[Any], Any],
+        stated: Stated,
+        module: nn.Module | None = None,
+        version: str | None = None,
+        device: str | torch.device = "auto",
     ):
-        encode, decode = encode or getattr(model, "encode", None), decode or getattr(model, "decode", None)
-        self.name = name or getattr(model, "name", "") or type(model).__name__
-        if not callable(encode) or not callable(decode):
-            lacks = " and ".join(n for n, f in (("encode", encode), ("decode", decode)) if not callable(f))
-            raise TypeError(f"{type(model).__name__} has no {lacks}: pass encode=... and decode=...")
-        if sample_rate <= 0 or (output_rate is not None and output_rate <= 0):
-            raise ValueError(
-                f"rates are positive numbers of samples a second, got {sample_rate}, {output_rate}"
-            )
-        if latent not in LATENTS:
-            raise ValueError(f"latent must be one of {LATENTS}, got {latent!r}")
-        if channels is not None and channels < 1:
-            raise ValueError(f"channels must be None, for audio (B, T), or at least 1, got {channels}")
+        """`module` is moved to `device` and put into eval mode where it is used. Raises as `adapt`."""
+        self.name = name
+        self.stated = stated
+        self.sample_rate = stated.sample_rate
         self.device = resolve_device(device)
-        self.module = model.to(self.device) if isinstance(model, nn.Module) else None
-        self.sample_rate, self.output_rate = sample_rate, output_rate or sample_rate
-        self._encode, self._decode, self.channels, self.latent = encode, decode, channels, latent
-        self.join, self._multiple, self._parts, self._inner = join, multiple or 1, None, None
-        self._try(multiple)
+        self.module = None if module is None else module.to(self.device)
+        self.version = version
+        self._encode = encode
+        self._decode = decode
+        self._unknown: str | None = None
+        # Shapes (C, ...) of a latent without batch and time: of each tensor, where the model returns several.
+        self._parts: list[tuple[int, ...]] | None = None
+        self._inner: tuple[int, ...] | None = None
+        self._multiple = stated.multiple or 1
+        self._try()
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio (B, T) to latents (B, C, L) on the model's device. Raises as `check_audio`."""
@@ -104,18 +152,38 @@ class Adapted:
         hold."""
         if z.ndim != 3 or z.shape[1] != self._n_latents or z.numel() == 0:
             raise ValueError(f"latents of {self.name} are (B, {self._n_latents}, L), got {tuple(z.shape)}")
-        audio = resample(self._native(z, seed), self.output_rate, self.sample_rate)
-        length = audio.shape[1] if length is None else length
-        if not 1 <= length <= audio.shape[1]:
-            held = f"1..{audio.shape[1]}, what {z.shape[2]} latent frames of {self.name} hold"
-            raise ValueError(f"length must lie in {held}, got {length}")
-        return audio[:, :length]
+        audio = resample(self._native(z, seed), self.stated.output_rate, self.sample_rate)
+        return audio[:, : held_length(length, audio.shape[1], z)]
+
+    def fingerprint(self) -> str:
+        """A sha256 (hex) of what is stated, of the weights of a module that was passed, and of `version`, or
+        without one of the content of `encode` and `decode` (`lincae.interop.identity`).
+
+        Where that content cannot be told, it is another one for every adapter, also of the same functions: a
+        store or a folder of latents will not be continued by a later process. A warning says so once.
+        """
+        settings = dataclasses.asdict(self.stated) | {"hop": self.hop, "version": self.version}
+        if self.version is None:
+            settings["content"] = self._content()
+        state = {} if self.module is None else self.module.state_dict()
+        return content_fingerprint("adapted", settings, state)
+
+    def _content(self) -> str:
+        if self._unknown is None:
+            try:
+                return content_hash([self._encode, self._decode, self.module])
+            except UnknownContentError as error:
+                self._unknown = uuid.uuid4().hex
+                log.warning("%s is known in this process only: %s; pass version=...", self.name, error)
+        return self._unknown
 
     # ------------------------------------------------------------ in and out of the model
 
     def _padded(self, audio: Tensor) -> Tensor:
         audio = F.pad(audio.float().to(self.device), (0, -audio.shape[1] % self._multiple))
-        return audio if self.channels is None else audio[:, None].expand(-1, self.channels, -1).contiguous()
+        if self.stated.channels is None:
+            return audio
+        return audio[:, None].expand(-1, self.stated.channels, -1).contiguous()
 
     def _run(self, what: str, given: Any, seed: int, then: Callable[[Any], Tensor]) -> Tensor:
         """`then` of what the model returns in eval mode, without gradients; random numbers of torch are those
@@ -144,38 +212,48 @@ class Adapted:
     def _as_latents(self, output: Any) -> Tensor:
         output = getattr(output, "latent_dist", output)
         if hasattr(output, "sample") and callable(output.sample):
-            output = self._of_posterior(output)
-        codes = [key for key in ("audio_codes", "codes", "indices") if getattr(output, key, None) is not None]
-        if codes and not isinstance(output, (Tensor, np.ndarray, tuple, list)):
+            output = self._from_posterior(output)
+        several = isinstance(output, (tuple, list))
+        if not several and not isinstance(output, (Tensor, np.ndarray)):
+            self._refuse_codes(output)
+        tensors = [self._checked_latent(part) for part in (output if several else [output])]
+
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if len(tensors) > 1 and not self.stated.join:
             self._refuse(
-                f"encode returns {type(output).__name__} with {codes[0]}, which are discrete", DISCRETE
-            )
-        parts = list(output) if isinstance(output, (tuple, list)) else [output]
-        parts = [torch.as_tensor(p) if isinstance(p, (Tensor, np.ndarray)) else p for p in parts]
-        if strange := [type(part).__name__ for part in parts if not isinstance(part, Tensor)]:
-            self._refuse(f"encode returns {strange[0]}", "encode=... has to return a tensor, or a posterior")
-        if kinds := {part.dtype for part in parts if not part.is_floating_point()}:
-            kind = str(kinds.pop()).removeprefix("torch.")
-            reason = "real and imaginary parts as channels are a latent" if "complex" in kind else DISCRETE
-            self._refuse(f"latents are {kind}", reason)
-        shapes = [tuple(part.shape) for part in parts]
-        if len(parts) > 1 and not self.join:
-            self._refuse(
-                f"encode returns {len(parts)} tensors {shapes}",
+                f"encode returns {len(tensors)} tensors {shapes}",
                 "join=True makes one latent of those of one length; for (mean, log-variance)"
                 " pass encode=lambda x: model.encode(x)[0]",
             )
-        if any(part.ndim < 3 for part in parts) or len({(s[0], s[-1]) for s in shapes}) > 1:
+        if any(len(shape) < 3 for shape in shapes) or len({(s[0], s[-1]) for s in shapes}) > 1:
             self._refuse(f"latents are {shapes}", "they have to be (B, C, L), time last, and of one length")
-        self._parts = [shape[1:-1] for shape in shapes] if isinstance(output, (tuple, list)) else None
+        self._parts = [shape[1:-1] for shape in shapes] if several else None
         self._inner = shapes[0][1:-1]
-        return torch.cat([part.to(self.device).float().flatten(1, -2) for part in parts], 1)
+        return torch.cat([tensor.to(self.device).float().flatten(1, -2) for tensor in tensors], 1)
 
-    def _of_posterior(self, posterior: Any) -> Tensor:
-        if self.latent == "deterministic":
+    def _refuse_codes(self, output: Any) -> None:
+        for key in ("audio_codes", "codes", "indices"):
+            if getattr(output, key, None) is not None:
+                found = f"encode returns {type(output).__name__} with {key}, which are discrete"
+                self._refuse(found, DISCRETE)
+
+    def _checked_latent(self, part: Any) -> Tensor:
+        tensor = torch.as_tensor(part) if isinstance(part, np.ndarray) else part
+        if not isinstance(tensor, Tensor):
+            found = f"encode returns {type(tensor).__name__}"
+            self._refuse(found, "encode=... has to return a tensor, or a posterior")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.is_complex():
+            self._refuse(f"latents are {kind}", "real and imaginary parts as channels are a latent")
+        if not tensor.is_floating_point():
+            self._refuse(f"latents are {kind}", DISCRETE)
+        return tensor
+
+    def _from_posterior(self, posterior: Any) -> Tensor:
+        if self.stated.latent == "deterministic":
             reason = 'state latent="mean", or latent="sample" for a seeded draw'
             self._refuse(f"encode returns a distribution ({type(posterior).__name__})", reason)
-        if self.latent == "sample":
+        if self.stated.latent == "sample":
             return posterior.sample()
         centre = getattr(posterior, "mode", None) if hasattr(posterior, "mode") else posterior.mean
         return centre() if callable(centre) else centre
@@ -192,63 +270,66 @@ class Adapted:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             kind = output.dtype if isinstance(output, Tensor) else type(output).__name__
             self._refuse(f"decode returns {kind}", "it has to return floating-point audio")
-        expected = "(B, T)" if self.channels is None else "(B, channels, T)"
-        if output.ndim != (2 if self.channels is None else 3):
-            self._refuse(
-                f"decode returns {tuple(output.shape)}", f"with channels={self.channels}: {expected}"
-            )
-        return output.float() if self.channels is None else output.float().mean(1)
+
+        channels = self.stated.channels
+        if output.ndim != (2 if channels is None else 3):
+            expected = "(B, T)" if channels is None else "(B, channels, T)"
+            self._refuse(f"decode returns {tuple(output.shape)}", f"with channels={channels}: {expected}")
+        return output.float() if channels is None else output.float().mean(1)
 
     def _refuse(self, found: str, reason: str) -> None:
         raise ValueError(f"{self.name}: {found}: {reason}")
 
     # ------------------------------------------------------------ what a model is, found by trying
 
-    def _try(self, multiple: int | None) -> None:
+    def _try(self) -> None:
         """Sets hop, latent rate, padding and number of latent channels."""
-        step = multiple or 1
-        lengths = [max(step, round(s * self.sample_rate) // step * step) for s in PROBE_S]
-        lengths[1] = max(lengths[1], lengths[0] + step)
-        noise = 0.1 * torch.randn(1, lengths[1], generator=generator(0))
-        short, z = (self.encode(noise[:, :n]) for n in lengths)
-        if z.shape[-1] <= short.shape[-1]:
-            frames = f"{short.shape[-1]} and {z.shape[-1]} frames for {lengths[0]} and {lengths[1]} samples"
+        step = self._multiple
+        short, long = (max(step, round(s * self.sample_rate) // step * step) for s in PROBE_S)
+        long = max(long, short + step)
+        noise = 0.1 * torch.randn(1, long, generator=generator(0))
+        self._find_hop(noise, short)
+        self._multiple = self.stated.multiple or max(1, round(self.hop))
+        self._check_repeats(noise)
+
+        held = self.decode(self.encode(noise)).shape[1]
+        if held < long or held > long + 2 * max(self._multiple, self.hop):
+            rate = round(held / long * self.stated.output_rate)
+            reason = f"a model that changes the rate needs output_rate (here {rate}?);"
+            reason += " one that cuts its ends has to be padded in encode=..."
+            self._refuse(f"decodes {held} of {long} samples", reason)
+
+    def _find_hop(self, noise: Tensor, n_short: int) -> None:
+        short = self.encode(noise[:, :n_short])
+        z = self.encode(noise)
+        more_frames = z.shape[-1] - short.shape[-1]
+        if more_frames <= 0:
+            frames = f"{short.shape[-1]} and {z.shape[-1]} frames for {n_short} and {noise.shape[1]} samples"
             self._refuse(f"latents have {frames}", "a latent needs a time axis, the last one")
         self._n_latents = z.shape[1]
-        # whole frames hide the hop of the encoder; what a frame more decodes to shows it
+        # Whole frames hide the hop of the encoder; what a frame more decodes to shows it.
         longer = self._native(z).shape[1] - self._native(short).shape[1]
-        hop = longer / (z.shape[-1] - short.shape[-1]) * self.sample_rate / self.output_rate
+        hop = longer / more_frames * self.sample_rate / self.stated.output_rate
         if hop < 1:
-            self._refuse(
-                f"a latent frame decodes to {hop:g} samples", "latents have to be (B, C, L), time last"
-            )
+            found = f"a latent frame decodes to {hop:g} samples"
+            self._refuse(found, "latents have to be (B, C, L), time last")
         self.hop = round(hop) if hop == round(hop) else hop
-        self._multiple = multiple or max(1, round(self.hop))
         self.latent_rate = self.sample_rate / self.hop
-        again = self._run("encode", self._padded(noise), 1, self._as_latents)
+
+    def _check_repeats(self, noise: Tensor) -> None:
+        """Refuse what differs from call to call, or from seed to seed where that is not stated."""
         z = self.encode(noise)
-        if self.latent != "sample" and (change := (again - z).norm() / z.norm()) > 1e-4:
+        reseeded = self._run("encode", self._padded(noise), 1, self._as_latents)
+        change = (reseeded - z).norm() / z.norm()
+        if self.stated.latent != "sample" and change > 1e-4:
             reason = 'return the posterior\'s mean, or state latent="sample" for seeded draws'
             self._refuse(f"encode is stochastic, two latents of one sound differ by {change:.0%}", reason)
         if not torch.equal(self.encode(noise), z):
             reason = "it has to use torch's random numbers, so that the seed decides"
             self._refuse("encode differs from call to call with one seed", reason)
-        audio = self.decode(z)
-        if not torch.equal(self.decode(z), audio):
+        if not torch.equal(self.decode(z), self.decode(z)):
             reason = "it has to use torch's random numbers, so that equal seeds give equal noise"
             self._refuse("decode differs from call to call with one seed", reason)
-        asked = lengths[1]
-        if audio.shape[1] < asked or audio.shape[1] > asked + 2 * max(self._multiple, self.hop):
-            rate = round(audio.shape[1] / asked * self.output_rate)
-            reason = f"a model that changes the rate needs output_rate (here {rate}?);"
-            reason += " one that cuts its ends has to be padded in encode=..."
-            self._refuse(f"decodes {audio.shape[1]} of {asked} samples", reason)
-
-
-DISCRETE = (
-    "indices cannot be added or scaled; hand over what the encoder gives to the quantiser"
-    " (lincae.interop.codecs does so for EnCodec and DAC)"
-)
 
 
 def check_trainable(

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from lincae.checkpoints import BUNDLED, content_fingerprint
 from lincae.data.audio import resample
-from lincae.interface import check_audio
-from lincae.interop.references import check_latents, checked_length
+from lincae.interface import check_audio, check_latents
+from lincae.interop.references import held_length
 from lincae.machine import generator
 
 SAMPLE_RATE = 16000
@@ -89,8 +89,8 @@ class Resampler:
 
         Raises ValueError for another shape, non-finite latents, and a length outside 1..L * factor.
         """
-        check_latents(z, 1, self.name)
-        length = checked_length(length, z.shape[2] * self.factor, z.shape[2])
+        check_latents(z, 1, name=f"latents of {self.name}")
+        length = held_length(length, z.shape[2] * self.factor, z)
         low = z[:, 0].detach().to("cpu", torch.float32)
         audio = resample(low, SAMPLE_RATE // self.factor, SAMPLE_RATE)[:, :length]
         return audio + self._haze(length, seed) if self.noise else audio
@@ -107,8 +107,10 @@ class Resampler:
         return torch.istft(shaped, NOISE_FFT, window=window)[NOISE_FFT : NOISE_FFT + length]
 
     def fingerprint(self) -> str:
-        """A sha256 (hex) that names the latents: those of the rate, with or without noise in the decoder."""
-        return content_fingerprint("Resampler", {"sample_rate": SAMPLE_RATE, "factor": self.factor}, {})
+        """A sha256 (hex) that changes with the rate and with the noise of the decoder."""
+        settings = {"sample_rate": SAMPLE_RATE, "factor": self.factor}
+        noise = {"noise_spectrum": self._spectrum} if self.noise else {}
+        return content_fingerprint("Resampler", settings, noise)
 
 
 class Pca:
@@ -147,8 +149,8 @@ class Pca:
 
         Raises ValueError for another shape, non-finite latents, and a length that they do not hold.
         """
-        check_latents(z, self.components, self.name)
-        length = checked_length(length, z.shape[2] * BLOCK - MDCT_BINS, z.shape[2])
+        check_latents(z, self.components, name=f"latents of {self.name}")
+        length = held_length(length, z.shape[2] * BLOCK - MDCT_BINS, z)
         blocks = z.detach().to("cpu", torch.float32).transpose(1, 2) @ self._basis.T
         windows = blocks.reshape(len(z), -1, MDCT_BINS) @ mdct_basis()
 

@@ -5,15 +5,8 @@ from typing import Any
 
 from lincae.linearity import VARIANTS
 from lincae.training.config import OWN_VARIANTS, PRESETS, RunConfig, TrainingConfig, changed
-from lincae.training.objective import (
-    Objective,
-    TrainingObjective,
-)
-from lincae.vae.config import (
-    VAE_PRESETS,
-    VAE_VARIANTS,
-    VaeTrainingConfig,
-)
+from lincae.training.objective import Objective, TrainingObjective
+from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeTrainingConfig
 from lincae.vae.objective import VaeObjective
 
 
@@ -28,12 +21,10 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Ru
     for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
-    config, base = presets[preset], variants[variant]
+    config = presets[preset]
+    base = variants[variant]
     linearity = replace(
-        config.linearity,
-        homogeneity=base.homogeneity,
-        additivity=base.additivity,
-        anneal=base.anneal,
+        config.linearity, homogeneity=base.homogeneity, additivity=base.additivity, anneal=base.anneal
     )
     if preset == "official" and variant == "m2l":
         linearity = replace(linearity, premix_probability=0.5)
@@ -47,6 +38,7 @@ OBJECTIVES: dict[type[RunConfig], type[TrainingObjective]] = {
     TrainingConfig: Objective,
     VaeTrainingConfig: VaeObjective,
 }
+"""What each kind of configuration trains."""
 
 
 def objective_of(config: RunConfig) -> TrainingObjective:
