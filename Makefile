@@ -1,17 +1,18 @@
-# make reproduce  set-up, then every notebook with its committed defaults -> figures/
-# make reproduce DATASET=musdb MUSDB_PATH=... MODELS="m2l lin-cae"
-#                 the evaluation (notebooks 02 to 06) of other models or data -> runs/musdb/; see README
-# make test       set-up, lint, tests
-# make train      the desk study (resumable): one run per variant under runs/; SEEDS="0 1 2" for more of each
-# make study      all of it, for a GPU: three seeds of every desk variant, then `small` (resumable)
-# make bundle     finished runs of the desk study into data/checkpoints/
-# make reencoder  Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
-# make bench      every benchmark, anew
-# make lab        JupyterLab
-# make mixer      the latent mixing desk as a page, by Voila
-# make screenshots   pictures of the desk and of the demo page -> figures/
-# make publish    executed notebooks of the last `make reproduce` back into notebooks/
-# make clean      everything that is generated and not tracked, .venv included
+# make reproduce   every notebook with its committed defaults -> figures/
+#     DATASET=musdb MUSDB_PATH=... MODELS="m2l lin-cae"
+#                  the evaluation (notebooks 02 to 06) of other models or data -> runs/musdb/
+# make check       lint, and the tests that take a minute
+# make test        lint, and all tests
+# make train       the desk study (resumable): one run per variant under runs/; SEEDS="0 1 2" for more of each
+# make study       all of it, for a GPU: three seeds of every desk variant, then `small` (resumable)
+# make bundle      finished runs of the desk study into data/checkpoints/
+# make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
+# make bench       every benchmark, anew
+# make lab         JupyterLab
+# make mixer       the latent mixing desk as a page, by Voila; MODELS and DATASET as above
+# make screenshots pictures of the desk and of the demo page -> figures/
+# make publish     executed notebooks of the last `make reproduce` back into notebooks/
+# make clean       everything that is generated and not tracked, .venv included
 
 PYTHON ?= python3
 # Asked for by version: a range would let pip take the newest build, which the other pins were not tested with.
@@ -23,12 +24,7 @@ SEEDS ?= 0
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l lin-vae vae
 SONGS ?= 24
-HARDWARE ?= # in the card of the modules; empty: as found
-# Of `make reproduce`, all empty: the notebooks' defaults. DATASET and MODELS are names or paths.
-DATASET ?=
-MODELS ?=
-N_TRACKS ?=
-SECONDS_EACH ?=
+# HARDWARE: what the card of the modules names; by default as found.
 
 # Threads that wait by spinning cost a busy machine several times their share.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -38,40 +34,30 @@ READY := .venv/ready
 PACKAGE := $(shell find lincae -name "*.py" -o -path "*/web/*" -type f)
 NOTEBOOKS := $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 RUN := runs/notebooks
-absolute = $(if $(wildcard $1),$(abspath $1),$1)
-quoted = "$(call absolute,$1)"
-comma := ,
-empty :=
-MODEL_LIST = [$(subst $(empty) $(empty),$(comma),$(foreach m,$(MODELS),$(call quoted,$m)))]
-ifneq ($(DATASET)$(MODELS),)
-# Another question than the committed one: other figures, always asked anew (finished chunks are kept in runs/).
-RUN := runs/$(or $(notdir $(DATASET)),evaluation)
-NOTEBOOKS := $(filter 02_% 03_% 04_% 05_% 06_%,$(NOTEBOOKS))
-ifneq ($(wildcard $(or $(DATASET),-)/.),)
-ifeq ($(wildcard $(DATASET)/*/drums.wav $(DATASET)/*/bass.wav $(DATASET)/*/other.wav $(DATASET)/*/vocals.wav),)
-NOTEBOOKS := $(filter-out 04_% 05_%,$(NOTEBOOKS)) # a folder without stems: nothing to add or separate
-endif
-endif
-ANEW := anew
-PARAMETERS := -p out_dir ../$(RUN)/figures
-PARAMETERS += $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))' -p n_tracks $(or $(N_TRACKS),1000) \
-  -p seconds $(or $(SECONDS_EACH),100000))
-PARAMETERS += $(if $(MODELS),-p models '$(MODEL_LIST)')
-ifdef MUSDB_PATH
-override export MUSDB_PATH := $(abspath $(MUSDB_PATH))
-endif
-endif
 # The longest first, as they run side by side.
 EXECUTED := $(addprefix $(RUN)/,$(filter 06_%,$(NOTEBOOKS)) $(filter-out 06_%,$(NOTEBOOKS)))
 
-.PHONY: reproduce notebooks test train study bundle reencoder lab mixer screenshots publish clean bench anew
+# Paths reach recipes by the environment alone: words of make end at a space. A dollar would not arrive there.
+$(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(name))),$(if \
+  $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
+  not make $(name)='...'))))
+
+.PHONY: help reproduce notebooks check test lint train study bundle reencoder lab mixer screenshots publish clean bench
 .DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# make/make/p; s/^#  /  /p; /^$$/q' Makefile
 
 # Notebooks side by side, each with its share of the cores: one thread wastes less of a core than two.
 JOBS ?= 2
+ifeq ($(origin DATASET)$(origin MODELS),undefinedundefined)
 reproduce: $(READY)
 	cores=$$($(BIN)/python -c "import os; print(max(1, len(os.sched_getaffinity(0)) // $(JOBS)))"); \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$cores} $(MAKE) --no-print-directory --jobs $(JOBS) notebooks
+else
+reproduce: $(READY) # another question than the committed one: other figures, always asked anew
+	JOBS=$(JOBS) $(BIN)/python tools/notebooks.py
+endif
 
 notebooks: $(EXECUTED)
 
@@ -83,15 +69,19 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps linear-cae==0.1.4 music2latent==0.1.8 # peers, for parity
 	touch $@
 
-$(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(ANEW) | $(READY)
-	mkdir -p $(@D)
-	cd notebooks && ../$(BIN)/python -m papermill --kernel python3 --no-progress-bar --log-output \
-	  $(PARAMETERS) $(if $(DEVICE),-p device $(DEVICE)) $*.ipynb ../$@
+$(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) tools/notebooks.py | $(READY)
+	$(BIN)/python tools/notebooks.py $*
 
-test: $(READY)
+lint: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m pytest
+
+# Two tests at a time: more need more memory than cores.
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow and not page"
+
+test: lint
+	$(BIN)/python -m pytest -n 2
 
 # The checkpoints that ship: the EMA weights of finished runs in half precision, with the runs' logs.
 bundle: $(READY)
@@ -109,7 +99,7 @@ reencoder: $(READY)
 	  run() { $(BIN)/python -m lincae reencoder train "$$@" --model desk/$$variant --songs $(SONGS) \
 	    $(if $(DEVICE),--device $(DEVICE)) && \
 	    $(BIN)/python tools/bundle.py --reencoder $$out --fact "licence=Apache-2.0, as the code" \
-	      "data=$(SONGS) synthetic train songs of 20 s, seed 0" $(if $(HARDWARE),"hardware=$(HARDWARE)"); }; \
+	      "data=$(SONGS) synthetic train songs of 20 s, seed 0" $${HARDWARE:+"hardware=$$HARDWARE"}; }; \
 	  m="bandwidth --size desk-m --start $$out/bandwidth-m-l1.safetensors"; \
 	  s="bandwidth --size desk-s --start $$out/bandwidth-s-l1.safetensors"; \
 	  run bandwidth --size desk-m --out $$out/bandwidth-m-l1.safetensors && \
@@ -139,14 +129,9 @@ study: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab
 
-# MODELS and DATASET as above. The page has the desk alone; figures of its notebook would go to runs/.
 mixer: $(READY)
-	mkdir -p runs/mixer
-	cd notebooks && ../$(BIN)/python -m papermill --prepare-only -p out_dir $(CURDIR)/runs/mixer \
-	  $(if $(MODELS),-p models '$(MODEL_LIST)') $(if $(DATASET),-p dataset '$(call absolute,$(DATASET))') \
-	  $(if $(DEVICE),-p device $(DEVICE)) 08_latent_mixer.ipynb ../runs/mixer/08_latent_mixer.ipynb
-	JUPYTER_PATH=$(CURDIR)/lincae/listening/web JUPYTER_CONFIG_PATH=$(CURDIR)/lincae/listening/web \
-	  $(BIN)/python -m voila runs/mixer/08_latent_mixer.ipynb
+	eval "set -- $$MODELS" && $(BIN)/python -m lincae desk "$$@" $${DATASET:+--data "$$DATASET"} \
+	  $${DEVICE:+--device "$$DEVICE"}
 
 screenshots: $(READY)
 	$(BIN)/python tools/screenshots.py
@@ -157,4 +142,4 @@ publish: $(EXECUTED)
 	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets" notebooks/*.ipynb
 
 clean:
-	rm -rf .venv runs data/synthetic *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build data/synthetic *.egg-info .pytest_cache .ruff_cache .hypothesis
