@@ -264,6 +264,15 @@ def from_dict(kind: type, values: Any, where: str) -> Any:
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """`load_state_dict` that names what is missing, extra or misshapen. Raises ValueError."""
+    check_fits(module, tensors, where)
+    module.load_state_dict(tensors)
+
+
+def check_fits(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Raises ValueError, naming what is missing, extra or misshapen, for tensors that `module` has not.
+
+    A module on the meta device tells it before any memory is taken for sizes that only a header states.
+    """
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in tensors.items()}
     misshapen = []
@@ -278,7 +287,6 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> 
     found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
     if found:
         raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
-    module.load_state_dict(tensors)
 
 
 # ---------------------------------------------------------------- files that ship
