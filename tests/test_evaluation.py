@@ -9,8 +9,7 @@ from fakes import RATE, STEMS, FakeTrack, Linear, two_tracks
 from pandas.testing import assert_frame_equal
 
 from lincae import metrics
-from lincae.evaluation import evaluate as evaluation
-from lincae.evaluation.evaluate import COLUMNS, evaluate, kernel_distance, read_frame
+from lincae.evaluation.evaluate import COLUMNS, cuts, evaluate, kernel_distance, read_frame
 from lincae.evaluation.protocols import PROTOCOLS, Chunk, EvaluationConfig
 
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=1.0, gains=(0.5,))
@@ -50,7 +49,7 @@ def test_frame_is_long_and_complete():
 )
 def test_chunks_cover_the_track(seconds, limit, expected):
     config = EvaluationConfig(**vars(CONFIG) | {"seconds": limit})
-    assert evaluation._cuts(FakeTrack(seconds=seconds), RATE, config) == expected
+    assert list(cuts(FakeTrack(seconds=seconds), RATE, config)) == expected
 
 
 def test_frames_survive_their_file(tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
-from lincae.evaluation import plots
+from lincae.evaluation import plots, tables
 
 
 @pytest.fixture(autouse=True)
@@ -42,30 +43,46 @@ def test_one_colour_a_model_whatever_stands_beside_it():
     assert len(set(two.values())) == 3
 
 
-def judged(counts):
-    rows = {"model": "m", "x": [1.0, 2.0], "mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.5, 2.5]}
-    return pd.DataFrame(rows | {"counts": counts})
+def rows(model, values):
+    """Two tracks a chunk each at x = 1 and x = 2."""
+    frame = {"model": model, "dataset": "d", "track": ["a", "b"] * 2, "x": [1.0, 1.0, 2.0, 2.0]}
+    return pd.DataFrame(frame | {"snr_db": values})
 
 
-def test_curves_of_a_model_that_does_not_count_are_grey():
-    _, axes = plt.subplots(1, 2)
-    plots.curves(axes[0], judged([True, False]), "x")
-    plots.curves(axes[1], judged([False, False]), "x")
-    line, whole, hollow = axes[0].lines
-    assert line.get_color() == whole.get_markerfacecolor() != plots.GREY
-    assert hollow.get_markerfacecolor() == "white"
-    assert hollow.get_xdata().tolist() == [2.0]
-    assert axes[1].lines[0].get_color() == plots.GREY
-
-
-def test_strips_show_every_value_and_the_mean():
+@pytest.mark.parametrize(("counts", "grey"), [((True, False), False), ((False, False), True)])
+def test_lines_are_means_with_the_intervals_of_the_tables(counts, grey):
+    """What does not count is a hollow dot; a model of which nothing counts is grey."""
     _, axis = plt.subplots()
-    table = pd.DataFrame({"model": ["a", "a", "b"], "stem": "bass", "si_sdr_db": [1.0, 3.0, np.nan]})
-    plots.strips(axis, table.assign(counts=[True, True, False]), "stem", "si_sdr_db")
-    assert axis.lines[0].get_ydata().tolist() == [1.0, 3.0]
-    (mean,) = axis.collections
-    assert mean.get_segments()[0][:, 1].tolist() == [2.0, 2.0]
-    assert axis.lines[1].get_color() == plots.GREY
+    data = rows("m", [1.0, 3.0, 2.0, 6.0])
+    judged = tables.summary(data, ["model", "x"], "snr_db").assign(counts=counts)
+    plots.lines(axis, data, judged, "x", "snr_db")
+    (line,) = axis.lines
+    assert line.get_ydata().tolist() == [2.0, 4.0]
+    band, *dots = axis.collections
+    assert np.unique(band.get_paths()[0].vertices[:, 1]).tolist() == [1.0, 2.0, 3.0, 6.0]
+    assert (line.get_color() == plots.GREY) == grey
+    hollow = [dot for dot in dots if to_hex(dot.get_facecolor()[0]) == "#ffffff"]
+    assert sum(len(dot.get_offsets()) for dot in hollow) == counts.count(False)
+
+
+def test_dots_show_every_value_and_the_mean_of_tracks():
+    _, axis = plt.subplots()
+    table = pd.concat([rows("a", [1.0, 3.0, 1.0, 5.0]), rows("b", [7.0, np.nan, 7.0, np.nan])])
+    table = table.assign(stem="bass", counts=table.model == "a")
+    plots.dots(axis, table, "stem", "snr_db", title="t")
+    axis.figure.canvas.draw()
+    values = np.concatenate([points.get_offsets()[:, 1] for points in axis.collections])
+    assert sorted(values) == [1.0, 1.0, 3.0, 5.0, 7.0, 7.0]
+    means = {y: line.get_color() for line in axis.lines if line.get_marker() == "_" for y in line.get_ydata()}
+    assert {y for y in means if not np.isnan(y)} == {2.5, 7.0}
+    assert to_hex(means[7.0]) == plots.GREY != to_hex(means[2.5])
+    assert axis.get_title() == "t"
+
+
+def test_dots_of_nothing_say_so():
+    _, axis = plt.subplots()
+    plots.dots(axis, rows("a", [np.nan] * 4), "x", "snr_db")
+    assert axis.texts[0].get_text().startswith("not measured")
 
 
 def test_grids_take_rows_of_different_rates(tmp_path):

@@ -95,8 +95,8 @@ def test_a_decoder_that_ignores_its_latent_counts_nowhere():
     html = tables.styled(cells).to_html()
     css = {name: style for style, names in _styles(html) for name in names}
     grey = [css.get(f"row0_col{i}", "") for i in range(18)]
-    assert all("#aaaaaa" in style for style in grey)
-    assert "#aaaaaa" not in "".join(css.get(f"row1_col{i}", "") for i in range(18))
+    assert all(tables.GREY in style for style in grey)
+    assert tables.GREY not in "".join(css.get(f"row1_col{i}", "") for i in range(18))
 
 
 def _styles(html):

@@ -15,6 +15,7 @@ with its controls, the column `comparison`:
 Axis legend: `S` source (stem), `T` samples, `W` windows of a chunk, `C` latent channels, `L` latent frames.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,8 @@ from lincae.streaming import overlap_add, window_starts
 
 MIXTURE = "mixture"
 NOISES = ("common", "independent")
+ENDING_S = 0.1
+"""So much may be missing at the end of a track, and is silence: containers round their lengths to frames."""
 
 
 class Stems(Protocol):
@@ -117,16 +120,31 @@ class Chunk:
         self._signals: dict[str, Tensor] = {}
         self._decodes: dict[tuple[str, str], Tensor] = {}
 
+    @functools.cached_property
+    def stems(self) -> Tensor:
+        """Stems (S, T) at the model's sample rate.
+
+        Raises ValueError, naming the track, where it ends before the chunk does.
+        """
+        rate = self.model.sample_rate
+        stems = self.track.stems(rate, self.start / rate, self.n_samples / rate)
+        lacking = self.n_samples - stems.shape[-1]
+        if lacking > rate * ENDING_S:
+            ends_s = (self.start + stems.shape[-1]) / rate
+            stated = f"track {self.track.name!r} is said to last {self.track.duration_s:g} s"
+            raise ValueError(f"{stated}, and its sound ends at {ends_s:.3f} s")
+        return pad(stems, (0, max(0, lacking)))[:, : self.n_samples]
+
     def signal(self, name: str) -> Tensor:
         """(T,) at the model's sample rate. The mixture is the sum of the stems."""
         if not self._signals:
-            rate = self.model.sample_rate
-            stems = self.track.stems(rate, self.start / rate, self.n_samples / rate)
-            stems = pad(stems, (0, max(0, self.n_samples - stems.shape[-1])))[:, : self.n_samples]
-            self._signals[MIXTURE] = mixture = stems.sum(0)
-            for i, name_i in enumerate(self.names):
-                self._signals |= {name_i: stems[i], f"without {name_i}": mixture - stems[i]}
-            self._signals |= {f"first {n}": stems[:n].sum(0) for n in range(3, len(self.names) - 1)}
+            mixture = self.stems.sum(0)
+            self._signals[MIXTURE] = mixture
+            for stem, audio in zip(self.names, self.stems, strict=False):
+                self._signals[stem] = audio
+                self._signals[f"without {stem}"] = mixture - audio
+            for n in range(3, len(self.names) - 1):
+                self._signals[f"first {n}"] = self.stems[:n].sum(0)
         return self._signals[name]
 
     def encode(self, name: str, gain: float = 1.0) -> Tensor:

@@ -22,8 +22,7 @@ homogeneity of encoder and decoder, additivity of encoder and decoder, and separ
 Axis legend: as in `lincae.evaluation`.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,16 +34,21 @@ from lincae.evaluation import tables
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.probes import SHIFTS
 from lincae.evaluation.protocols import EvaluationConfig, Stems
-from lincae.evaluation.tables import PAPER_COLUMNS
+from lincae.evaluation.tables import PAPER_COLUMNS, Column
 from lincae.interface import AutoencoderLike
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
 
 CAP_DB = 60.0
 PROTOCOLS = ("reconstruction", "homogeneity", "additivity", "separation", "equivariance", "fit")
-METRICS = {"decoder_homogeneity": "snr_db", "decoder_additivity": "snr_db", "reconstruction": "snr_db"}
-METRICS |= {"separation": "si_sdr_db"}
+METRICS = {
+    "reconstruction": "snr_db",
+    "decoder_homogeneity": "snr_db",
+    "decoder_additivity": "snr_db",
+    "separation": "si_sdr_db",
+}
 """What a protocol is measured by; the others by `rel_l2`."""
 
 
@@ -60,10 +64,7 @@ class Property:
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of a frame that this is about, with their controls."""
-        mask = frame.protocol == self.protocol
-        for name, value in self.rows.items():
-            mask &= frame[name].isin(value if isinstance(value, tuple) else (value,))
-        return frame[mask]
+        return tables.select(frame, protocol=self.protocol, **self.rows)
 
 
 WHOLE = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s == round(s))}
@@ -103,13 +104,6 @@ PROPERTIES = SUMMARY | {
     "floor": Property("floor: two noises", "Dec(z) = Dec(z)", "reconstruction", {}, "floor"),
     "swap": Property("swap: another latent", "Dec(another z) = x", "reconstruction", {}, "swap"),
 }
-COLUMNS_OF = {  # properties in the paper's tables, and whether those are decibels
-    "enc_homogeneity": (("hom_enc",), False),
-    "dec_homogeneity": (("hom_dec_snr",), True),
-    "enc_additivity": (("add_enc",), False),
-    "dec_additivity": (("add_dec_snr",), True),
-    "separation": (tuple(f"{stem}_si_sdr" for stem in ("bass", "drums", "other", "vocals")), True),
-}
 
 
 def linearity_report(
@@ -136,25 +130,16 @@ def linearity_report(
 
 def decibels(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame with the column `db`: signal over error of each row, within CAP_DB."""
-    db = _db(frame.rel_l2)
+    exact = 10 ** (-2 * CAP_DB / 20)
+    db = -20 * np.log10(frame.rel_l2.clip(lower=exact))
     for protocol, metric in METRICS.items():
         db = db.where(frame.protocol != protocol, frame[metric])
     return frame.assign(db=db.clip(-CAP_DB, CAP_DB))
 
 
-def published_linearity(cells: pd.DataFrame, parts: Sequence[str] = tuple(SUMMARY)) -> pd.Series:
-    """The number, or the mean of some of its `parts`, from cells of the paper's tables (columns `model`,
-    `column`, `value`: `data/paper_tables.csv`, `tables.cells`); NaN for a model that lacks one.
-
-    Of errors that are means over tracks; `Report.linearity` takes the mean of each track's decibels.
-    """
-    values = cells.pivot_table(index="model", columns="column", values="value", sort=False)
-    found = {}
-    for part in parts:
-        columns, is_db = COLUMNS_OF[part]
-        value = values.reindex(columns=columns)
-        found[part] = (value if is_db else _db(value)).mean(axis=1, skipna=False).clip(-CAP_DB, CAP_DB)
-    return pd.DataFrame(found).mean(axis=1, skipna=False).rename("linearity_db")
+ROW = ("model", "name", "property", "equation", "value", "low", "high", "error", "swap", "counts")
+ROW += ("n_tracks", "n_left_out")
+"""Columns of a report's table."""
 
 
 @dataclass(frozen=True)
@@ -186,31 +171,39 @@ class Report:
     def table(self) -> pd.DataFrame:
         """A row for each model and property: `value` in dB and its interval `low`, `high` over tracks;
         `error` = 10^(-dB / 20); `swap`, the same with a wrong latent; `counts`, as in `tables.py`."""
-        good, found = tables.reconstructs(self.frame), []
+        good = tables.reconstructs(self.frame)
+        found = []
         for name, prop in PROPERTIES.items():
             rows = decibels(prop.of(self.frame))
             if prop.protocol in ("linear_fit", "reconstruction"):
                 # the share that is explained needs no control: of a decoder that ignores its latent it is 0
-                part = tables.summary(rows[rows.comparison == prop.comparison], ["model"], "db")
-                part = part.assign(swap=np.nan, counts=[good[model] for model in part.model])
+                part = tables.unjudged(tables.select(rows, comparison=prop.comparison), "db", good)
             else:
                 part = tables.judged(rows, ["model"], "db", "db", good)
+            part["error"] = 10 ** (-part["mean"] / 20)
             found.append(part.assign(name=name, property=prop.title, equation=prop.equation))
-        table = pd.concat(found, ignore_index=True).rename(columns={"mean": "value"})
-        table["error"] = 10 ** (-table.value / 20)
-        columns = ["model", "name", "property", "equation", "value", "low", "high", "error", "swap", "counts"]
-        table = table[[*columns, "n_tracks", "n_left_out"]].astype({"counts": bool})
-        return table.sort_values("model", key=lambda m: m.map(self._order), kind="stable", ignore_index=True)
+        return tables.stacked(found, self.models, ROW)
+
+    def styled(self) -> "Styler":
+        """`table` as properties down and models across, as HTML; what does not count is grey."""
+        table = self.table()
+        table["title"] = table.property + "<br><code>" + table.equation + "</code>"
+        css = table.counts.map({True: "", False: f"color: {tables.GREY}"})
+        text = tables.spread(table, ["title"], "model", [_cell(row) for row in table.itertuples()])
+        css = tables.spread(table, ["title"], "model", css)
+        for grid in (text, css):
+            grid.index.name = grid.columns.name = None
+        return tables.marked(text, css)
 
     def per_track(self) -> pd.DataFrame:
         """`linearity_db` and its parts for every (model, dataset, track); NaN where a part is missing."""
-        key, found = ["model", "dataset", "track"], {}
+        key = ["model", "dataset", "track"]
+        found = {}
         for name, prop in SUMMARY.items():
-            rows = decibels(prop.of(self.frame))
-            found[name] = rows[rows.comparison == prop.comparison].groupby(key, sort=False).db.mean()
-        table = pd.DataFrame(found)
-        table = table.assign(linearity_db=table.mean(axis=1, skipna=False)).reset_index()
-        return table.sort_values("model", key=lambda m: m.map(self._order), kind="stable", ignore_index=True)
+            rows = tables.select(decibels(prop.of(self.frame)), comparison=prop.comparison)
+            found[name] = tables.per_track(rows, ["model"], "db").set_index(key).db
+        table = pd.DataFrame(found, index=self.frame.drop_duplicates(key).set_index(key).index)
+        return table.assign(linearity_db=table.mean(axis=1, skipna=False)).reset_index()
 
     def linearity(self) -> pd.DataFrame:
         """The number: mean over tracks of `linearity_db`, its interval `low`, `high`, whether it `counts`."""
@@ -229,11 +222,7 @@ class Report:
         """Write one page that holds everything, and needs nothing beside it; returns its path."""
         from lincae.evaluation.page import write_page
 
-        return write_page(path, self.linearity(), self.table(), self.figure(), self._facts())
-
-    @property
-    def _order(self) -> dict[str, int]:
-        return {model: i for i, model in enumerate(self.models)}
+        return write_page(path, self.linearity(), self.styled(), self.figure(), self._facts())
 
     def _facts(self) -> dict[str, str]:
         """What was measured on, for the page."""
@@ -254,35 +243,28 @@ class Report:
         return facts
 
 
-def advantage(
-    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float] | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """What one model gains over another on the same tracks, as claims: `claim`, `goal`, `value`, `low`,
-    `high`, `met`.
+def _cell(row: Any) -> str:
+    """Value, and below it the interval and the swap row, as HTML; empty for a value that is missing."""
+    if pd.isna(row.value):
+        return ""
+    text = tables.decibel(row.value)
+    if not pd.isna(row.low):
+        text += f"<br><small>{tables.decibel(row.low)} to {tables.decibel(row.high)}</small>"
+    if not pd.isna(row.swap):
+        text += f"<br><small>wrong latent {tables.decibel(row.swap)}</small>"
+    return text
 
-    `value` compares means over tracks; its interval (95 %) is of a bootstrap that draws the same tracks for
-    both. Errors are those of the paper's tables. `goals`: for some of ADVANTAGES; default: GOALS. `met`
-    is said of the value, beside which the interval stands. Of tracks that have no value for both (silence) a
-    claim is NaN, and not met. Raises ValueError for a model without rows.
-    """
-    if absent := {linear, plain} - set(frame.model):
-        raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
-    rows = []
-    for claim, goal in (GOALS if goals is None else goals).items():
-        column, comparison, compare = ADVANTAGES[claim]
-        part = column.of(frame)
-        part = part[part.comparison == comparison].dropna(subset=[column.metric])
-        means = part.groupby(["dataset", "track", "model"], sort=False)[column.metric].mean().unstack("model")
-        both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
-        value = low = high = math.nan
-        if len(both):
-            chosen = np.random.default_rng(seed).integers(len(both), size=(tables.N_RESAMPLES, len(both)))
-            value, drawn = compare(*both.mean(0)), compare(*both[chosen].mean(1).T)
-            low, high = np.quantile(drawn, [(1 - tables.LEVEL) / 2, (1 + tables.LEVEL) / 2])
-        met = bool(value <= goal if claim.endswith("at most") else value >= goal)
-        row = {"claim": f"{claim}: {linear}, {plain}", "goal": goal, "value": value}
-        rows.append(row | {"low": low, "high": high, "met": met})
-    return pd.DataFrame(rows)
+
+# ---------------------------------------------------------------- one model against another
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """What is compared of two models: a column of the paper's tables, and how (of values linear, plain)."""
+
+    column: Column
+    compare: Callable[[Any, Any], Any]
+    comparison: str = "linearity"
 
 
 def _times_lower(linear: Any, plain: Any) -> Any:
@@ -297,19 +279,19 @@ def _share(linear: Any, plain: Any) -> Any:
     return linear / plain
 
 
-SEPARATION = tables.Column(1, ("Separation", "SI-SDR"), "si_sdr_db", "separation", decided_by="si_sdr_db")
-ADVANTAGES = {  # claim -> what is compared, of which rows, and how: of the means (linear, plain)
-    "encoder additivity error, times lower": (PAPER_COLUMNS["add_enc"], "linearity", _times_lower),
-    "encoder homogeneity error, times lower": (PAPER_COLUMNS["hom_enc"], "linearity", _times_lower),
-    "decoder additivity MSS, times lower": (PAPER_COLUMNS["add_dec_mss"], "linearity", _times_lower),
-    "decoder homogeneity SNR, dB higher": (PAPER_COLUMNS["hom_dec_snr"], "linearity", _higher),
-    "separation SI-SDR, dB higher": (SEPARATION, "linearity", _higher),
-    **{
-        f"{stem} SI-SDR, dB higher": (PAPER_COLUMNS[f"{stem}_si_sdr"], "linearity", _higher)
-        for stem in ("bass", "drums", "other", "vocals")
-    },
-    "reconstruction MSS, ratio at most": (PAPER_COLUMNS["rec_mss"], "codec", _share),
-    "reconstruction SNR, dB higher": (PAPER_COLUMNS["rec_snr"], "codec", _higher),
+SEPARATION = Column(1, ("Separation", "SI-SDR"), "si_sdr_db", "separation", decided_by="si_sdr_db")
+ADVANTAGES = {
+    "encoder additivity error, times lower": Advantage(PAPER_COLUMNS["add_enc"], _times_lower),
+    "encoder homogeneity error, times lower": Advantage(PAPER_COLUMNS["hom_enc"], _times_lower),
+    "decoder additivity MSS, times lower": Advantage(PAPER_COLUMNS["add_dec_mss"], _times_lower),
+    "decoder homogeneity SNR, dB higher": Advantage(PAPER_COLUMNS["hom_dec_snr"], _higher),
+    "separation SI-SDR, dB higher": Advantage(SEPARATION, _higher),
+    "bass SI-SDR, dB higher": Advantage(PAPER_COLUMNS["bass_si_sdr"], _higher),
+    "drums SI-SDR, dB higher": Advantage(PAPER_COLUMNS["drums_si_sdr"], _higher),
+    "other SI-SDR, dB higher": Advantage(PAPER_COLUMNS["other_si_sdr"], _higher),
+    "vocals SI-SDR, dB higher": Advantage(PAPER_COLUMNS["vocals_si_sdr"], _higher),
+    "reconstruction MSS, ratio at most": Advantage(PAPER_COLUMNS["rec_mss"], _share, "codec"),
+    "reconstruction SNR, dB higher": Advantage(PAPER_COLUMNS["rec_snr"], _higher, "codec"),
 }
 GOALS = {
     "encoder additivity error, times lower": 3.0,
@@ -319,6 +301,33 @@ GOALS = {
 }
 
 
-def _db(error: Any) -> Any:
-    """Of relative errors, exact ones included."""
-    return -20 * np.log10(error.clip(lower=10 ** (-2 * CAP_DB / 20)))
+def advantage(
+    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float] | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """What one model gains over another on the same tracks, as claims: `claim`, `goal`, `value`, `low`,
+    `high`, `met`.
+
+    `value` compares means over tracks; its interval (95 %) is from a bootstrap that draws the same tracks for
+    both. Errors are those of the paper's tables. `goals`: for some of ADVANTAGES; default: GOALS. `met` is
+    said of the value, beside which the interval stands. Where no track has a value for both (silence) a claim
+    is NaN, and not met. Raises ValueError for a model without rows.
+    """
+    if absent := {linear, plain} - set(frame.model):
+        raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
+    rows = []
+    for claim, goal in (GOALS if goals is None else goals).items():
+        asked = ADVANTAGES[claim]
+        metric = asked.column.metric
+        part = tables.select(asked.column.of(frame), comparison=asked.comparison)
+        means = tables.per_track(part, ["model"], metric)
+        means = means.pivot_table(index=["dataset", "track"], columns="model", values=metric, sort=False)
+        both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
+
+        def compared(draws: np.ndarray, compare: Callable = asked.compare) -> np.ndarray:
+            return compare(*draws.mean(1).T)
+
+        value, low, high = tables.interval(both, seed, compared)
+        met = bool(value <= goal if claim.endswith("at most") else value >= goal)
+        row = {"claim": f"{claim}: {linear}, {plain}", "goal": goal, "value": value}
+        rows.append(row | {"low": low, "high": high, "met": met})
+    return pd.DataFrame(rows)

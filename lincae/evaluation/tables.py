@@ -10,7 +10,7 @@ another track's latent by RECONSTRUCTION_MARGIN_DB, and the number must be far f
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,19 @@ RECONSTRUCTION_MARGIN_DB = 1.0
 that redraws phases may have -1 dB (Music2Latent in Table 1), and a decoder that says nothing has 0."""
 SWAP_MARGIN_DB = 3.0
 """Least distance of SNR or SI-SDR from the swap row; of a relative L2 error, the same as a ratio."""
-N_RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
+N_RESAMPLES = 2000
+LEVEL = 0.95
+"""Draws of the bootstrap, and the share of them within an interval."""
+GREY = "#999999"
+"""Colour of what does not count, in tables and figures."""
+
+
+def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Rows of a frame whose columns have the `wanted` values; a tuple stands for any of its members."""
+    mask = pd.Series(True, frame.index)
+    for column, value in wanted.items():
+        mask &= frame[column].isin(value if isinstance(value, tuple) else (value,))
+    return frame[mask]
 
 
 @dataclass(frozen=True)
@@ -44,13 +56,11 @@ class Column:
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The rows of `frame` that this column is about, with all their controls."""
-        mask = frame.protocol == self.protocol
-        for name, value in self.rows.items():
-            mask &= frame[name] == value
-        return frame[mask]
+        return select(frame, protocol=self.protocol, **self.rows)
 
 
-ALL, RANDOM = {"condition": "all"}, {"condition": "random"}
+ALL = {"condition": "all"}
+RANDOM = {"condition": "random"}
 PAPER_COLUMNS = {
     "add_dec_mss": Column(1, ("Add. Dec", "MSS"), "mss", "decoder_additivity", ALL, decided_by="snr_db"),
     "add_dec_snr": Column(1, ("Add. Dec", "SNR"), "snr_db", "decoder_additivity", ALL, decided_by="snr_db"),
@@ -75,14 +85,36 @@ PAPER_COLUMNS = {
 }
 
 
-def interval(per_track: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % bootstrap interval over tracks (percentiles); NaN for a single track."""
+def _mean(draws: np.ndarray) -> np.ndarray:
+    return draws.mean(1)
+
+
+def interval(
+    per_track: Sequence[float] | np.ndarray,
+    seed: int = 0,
+    statistic: Callable[[np.ndarray], np.ndarray] = _mean,
+) -> tuple[float, float, float]:
+    """A statistic of tracks, and the ends of its 95 % bootstrap interval (percentiles).
+
+    `per_track` has a value or a row of values for each track, (tracks, ...); `statistic` takes draws of them,
+    (draws, tracks, ...), to one number a draw; by default it is the mean. The ends are NaN for a single
+    track, the statistic for none.
+    """
     values = np.asarray(per_track, dtype=float)
+    estimate = float(statistic(values[None])[0]) if len(values) else np.nan
     if len(values) < 2:
-        return (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
-    resampled = np.random.default_rng(seed).choice(values, (N_RESAMPLES, len(values))).mean(1)
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(values.mean()), float(low), float(high)
+        return estimate, np.nan, np.nan
+    draws = np.random.default_rng(seed).integers(len(values), size=(N_RESAMPLES, len(values)))
+    low, high = np.nanquantile(statistic(values[draws]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return estimate, float(low), float(high)
+
+
+def per_track(frame: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
+    """Mean of a metric over the chunks of every track, for every group of `by`: the values that intervals
+    and figures are made of. Columns: those of `by`, `dataset`, `track` and the metric."""
+    used = frame.dropna(subset=[metric])
+    keys = list(dict.fromkeys([*by, "dataset", "track"]))
+    return used.groupby(keys, sort=False, dropna=False)[metric].mean().reset_index()
 
 
 def summary(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) -> pd.DataFrame:
@@ -92,23 +124,24 @@ def summary(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) 
     """
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
-        used = group.dropna(subset=[metric])
-        per_track = used.groupby(["dataset", "track"], sort=False)[metric].mean()
-        row = dict(zip(["mean", "low", "high"], interval(per_track, seed), strict=True))
-        row |= {"n_tracks": len(per_track), "n_chunks": len(used), "n_left_out": len(group) - len(used)}
+        values = per_track(group, [], metric)[metric]
+        mean, low, high = interval(values, seed)
+        n_chunks = int(group[metric].notna().sum())
+        row = {"mean": mean, "low": low, "high": high, "n_tracks": len(values), "n_chunks": n_chunks}
+        row["n_left_out"] = len(group) - n_chunks
         rows.append(dict(zip(by, key, strict=True)) | row)
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n_tracks", "n_chunks", "n_left_out"])
 
 
 def reconstructs(frame: pd.DataFrame) -> dict[str, bool]:
     """For every model, whether it reconstructs (RECONSTRUCTION_MARGIN_DB). False without such rows."""
-    rows = frame[frame.protocol == "reconstruction"]
+    rows = select(frame, protocol="reconstruction")
     snr_db = summary(rows, ["model", "comparison"], "snr_db").set_index(["model", "comparison"])["mean"]
-    margins = {
-        model: snr_db.get((model, "codec"), np.nan) - snr_db.get((model, "swap"), np.nan)
-        for model in frame.model.unique()
-    }
-    return {model: bool(margin >= RECONSTRUCTION_MARGIN_DB) for model, margin in margins.items()}
+    good = {}
+    for model in frame.model.unique():
+        margin = snr_db.get((model, "codec"), np.nan) - snr_db.get((model, "swap"), np.nan)
+        good[model] = bool(margin >= RECONSTRUCTION_MARGIN_DB)
+    return good
 
 
 def far_from_swap(value: float, swap: float, metric: str) -> bool:
@@ -118,26 +151,44 @@ def far_from_swap(value: float, swap: float, metric: str) -> bool:
     return bool(value - swap >= SWAP_MARGIN_DB)
 
 
-CELL = ("model", "column", "value", "low", "high", "n_tracks", "n_chunks", "n_left_out", "swap", "counts")
-
-
 def judged(
     rows: pd.DataFrame, by: Sequence[str], metric: str, decided_by: str, good: Mapping[str, bool]
 ) -> pd.DataFrame:
-    """`summary` of the "linearity" among `rows`, with `swap` and `counts`; `by` begins with "model".
+    """`summary` of the "linearity" among `rows`, with `swap` and `counts`; `by` contains "model".
 
     `decided_by`: the metric whose distance from the swap row decides, and whose mean is `swap`; `good`: what
     `reconstructs` says of the models.
     """
-    linear, swap = rows[rows.comparison == "linearity"], rows[rows.comparison == "swap"]
+    linear = select(rows, comparison="linearity")
     table = summary(linear, by, metric)
-    decided, control = (
-        summary(part, by, decided_by).set_index(list(by))["mean"].reindex(pd.MultiIndex.from_frame(table[by]))
-        for part in (linear, swap)
-    )
-    far = [far_from_swap(*pair, decided_by) for pair in zip(decided, control, strict=True)]
-    counts = [good[model] and is_far for model, is_far in zip(table.model, far, strict=True)]
-    return table.assign(swap=control.to_numpy(), counts=counts)
+    groups = pd.MultiIndex.from_frame(table[list(by)])
+
+    def means(part: pd.DataFrame) -> np.ndarray:
+        return summary(part, by, decided_by).set_index(list(by))["mean"].reindex(groups).to_numpy()
+
+    decided = means(linear)
+    swap = means(select(rows, comparison="swap"))
+    counts = []
+    for model, value, control in zip(table.model, decided, swap, strict=True):
+        counts.append(good[model] and far_from_swap(value, control, decided_by))
+    return table.assign(swap=swap, counts=counts)
+
+
+def unjudged(rows: pd.DataFrame, metric: str, good: Mapping[str, bool]) -> pd.DataFrame:
+    """`summary` of each model's `rows` that have no swap row: they count where the model is `good`."""
+    table = summary(rows, ["model"], metric)
+    return table.assign(swap=np.nan, counts=[good[model] for model in table.model])
+
+
+CELL = ("model", "column", "value", "low", "high", "n_tracks", "n_chunks", "n_left_out", "swap", "counts")
+
+
+def stacked(tables: Sequence[pd.DataFrame], models: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Tables of `summary` under each other, in the order of `models`; their `mean` becomes `value`."""
+    table = pd.concat(tables, ignore_index=True).rename(columns={"mean": "value"})
+    rank = {model: place for place, model in enumerate(models)}
+    table = table.sort_values("model", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
+    return table[list(columns)].astype({"counts": bool})
 
 
 def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) -> pd.DataFrame:
@@ -145,19 +196,17 @@ def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) ->
 
     `swap` is the mean of the control, in the metric that decides whether the cell counts.
     """
-    good, found = reconstructs(frame), []
+    good = reconstructs(frame)
+    found = []
     for name in columns:
         column = PAPER_COLUMNS[name]
+        rows = column.of(frame)
         if column.decided_by:
-            table = judged(column.of(frame), ["model"], column.metric, column.decided_by, good)
+            table = judged(rows, ["model"], column.metric, column.decided_by, good)
         else:
-            rows = column.of(frame)
-            table = summary(rows[rows.comparison == "codec"], ["model"], column.metric)
-            table = table.assign(swap=np.nan, counts=[good[model] for model in table.model])
-        found.append(table.rename(columns={"mean": "value"}).assign(column=name))
-    order = {model: i for i, model in enumerate(frame.model.unique())}
-    table = pd.concat(found, ignore_index=True)[list(CELL)].astype({"counts": bool})
-    return table.sort_values("model", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+            table = unjudged(select(rows, comparison="codec"), column.metric, good)
+        found.append(table.assign(column=name))
+    return stacked(found, frame.model.unique(), CELL)
 
 
 def orderings(table: pd.DataFrame, published: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
@@ -165,25 +214,25 @@ def orderings(table: pd.DataFrame, published: pd.DataFrame, names: Mapping[str, 
 
     `names`: our model -> the published one. One row for each column and pair of models: `column`, `better`,
     `worse` (our names, ordered as published), their values here and there, `agrees`. Pairs that are equal
-    as published say nothing and are left out.
+    as published say nothing and are left out. Rows are in the order of PAPER_COLUMNS and of `table`.
     """
-    values = [rows.set_index(["model", "column"]).value for rows in (table, published)]
+    ours = table.set_index(["model", "column"]).value
+    theirs = published.set_index(["model", "column"]).value
+    models = [model for model in dict.fromkeys(table.model) if model in names]
     rows = []
-    for column in [name for name in PAPER_COLUMNS if (table.column == name).any()]:
-        present = [
-            m for m in names if all((k, column) in v for k, v in zip((m, names[m]), values, strict=True))
-        ]
-        for pair in itertools.combinations(present, 2):
-            lower = PAPER_COLUMNS[column].lower_is_better
-            better, worse = sorted(pair, key=lambda m: values[1][names[m], column], reverse=not lower)
-            theirs = [values[1][names[m], column] for m in (better, worse)]
-            if theirs[0] == theirs[1]:
+    for column, paper in PAPER_COLUMNS.items():
+        present = [m for m in models if (m, column) in ours and (names[m], column) in theirs]
+        for first, second in itertools.combinations(present, 2):
+            gap = theirs[names[first], column] - theirs[names[second], column]
+            if gap == 0:
                 continue
-            ours = [values[0][m, column] for m in (better, worse)]
+            better, worse = (first, second) if (gap < 0) == paper.lower_is_better else (second, first)
             row = {"column": column, "better": better, "worse": worse}
-            row |= dict(zip(("better_value", "worse_value"), ours, strict=True))
-            row |= dict(zip(("better_published", "worse_published"), theirs, strict=True))
-            rows.append(row | {"agrees": bool(ours[0] < ours[1] if lower else ours[0] > ours[1])})
+            row |= {"better_value": ours[better, column], "worse_value": ours[worse, column]}
+            row["better_published"] = theirs[names[better], column]
+            row["worse_published"] = theirs[names[worse], column]
+            gained = row["worse_value"] - row["better_value"]
+            rows.append(row | {"agrees": bool(gained > 0 if paper.lower_is_better else gained < 0)})
     return pd.DataFrame(rows)
 
 
@@ -198,7 +247,23 @@ def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:
     return rank.where(rank <= 2, 0).fillna(0).astype(int)
 
 
-MARKS = {1: "font-weight: bold", 2: "text-decoration: underline"}
+MARKS = {0: "", 1: "font-weight: bold", 2: "text-decoration: underline"}
+
+
+def spread(table: pd.DataFrame, rows: Sequence[str], column: str, values: Sequence[str]) -> pd.DataFrame:
+    """`values` of a long `table`, one for each of its rows, as a grid in the order of `table`; "" where none.
+
+    `rows`: the columns of `table` that name a row of the grid; `column`: the one that names its columns.
+    """
+    wide = table.assign(_cell=list(values)).pivot(index=list(rows), columns=column, values="_cell")
+    order = table.drop_duplicates(list(rows)).set_index(list(rows)).index
+    return wide.reindex(order)[list(dict.fromkeys(table[column]))].fillna("")
+
+
+def marked(text: pd.DataFrame, css: pd.DataFrame) -> Styler:
+    """A grid of `text` (HTML) with the CSS of the grid `css`, a cell on one line."""
+    styler = text.replace("", "–").style.apply(lambda _: css, axis=None)
+    return styler.set_properties(**{"white-space": "nowrap"})
 
 
 def styled(
@@ -208,22 +273,32 @@ def styled(
 
     Ranks are among the rows of `table` but for `references`; 95 % intervals stand below the values.
     """
+    css = ranks(table, references).map(MARKS).where(table.counts, f"color: {GREY}")
     names = [name for name in columns if (table.column == name).any()]
-    text = pd.DataFrame("", list(dict.fromkeys(table.model)), names)
-    css = text.copy()
-    for row, rank in zip(table.itertuples(), ranks(table, references), strict=True):
-        if row.column in names:
-            span = "" if pd.isna(row.low) else f"<br><small>{_short(row.low)} to {_short(row.high)}</small>"
-            text.at[row.model, row.column] = "–" if pd.isna(row.value) else f"{_short(row.value)}{span}"
-            css.at[row.model, row.column] = MARKS.get(rank, "") if row.counts else "color: #aaaaaa"
+    text = spread(table, ["model"], "column", [_value_and_span(cell) for cell in table.itertuples()])[names]
+    css = spread(table, ["model"], "column", css)[names]
     titles = []
     for name in names:
         group, title = PAPER_COLUMNS[name].title
-        titles.append((group, title + (" ↓" if PAPER_COLUMNS[name].lower_is_better else " ↑")))
+        arrow = "↓" if PAPER_COLUMNS[name].lower_is_better else "↑"
+        titles.append((group, f"{title} {arrow}"))
     text.columns = css.columns = pd.MultiIndex.from_tuples(titles)
-    return text.style.apply(lambda _: css, axis=None).set_properties(**{"white-space": "nowrap"})
+    return marked(text, css)
+
+
+def _value_and_span(cell: Any) -> str:
+    if pd.isna(cell.value):
+        return ""
+    if pd.isna(cell.low):
+        return _short(cell.value)
+    return f"{_short(cell.value)}<br><small>{_short(cell.low)} to {_short(cell.high)}</small>"
 
 
 def _short(value: float) -> str:
     """Two decimals, as the paper, or a power of ten where those would be zeros."""
     return f"{value:.0e}" if 0 < abs(value) < 0.005 else f"{value:.2f}"
+
+
+def decibel(value: float) -> str:
+    """One decimal, and no minus before zero."""
+    return f"{round(value, 1) + 0.0:.1f}"
