@@ -27,6 +27,9 @@ class Levels:
 
     name, sample_rate, latent_rate = "levels", RATE, RATE / 64
 
+    def fingerprint(self):
+        return "levels"
+
     def encode(self, audio):
         frames = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 64)).unflatten(1, (-1, 64))
         bands = torch.fft.rfft(frames).abs()[..., 1:].unflatten(-1, (8, 4)).mean(-1)
@@ -37,6 +40,9 @@ class Frames:
     """Latents that are the samples, 16 to a frame: as linear as can be."""
 
     name, sample_rate, latent_rate = "frames", RATE, RATE / 16
+
+    def fingerprint(self):
+        return "frames"
 
     def encode(self, audio):
         return (
