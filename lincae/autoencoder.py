@@ -1,43 +1,26 @@
-"""What autoencoders on spectrogram frames have in common: any length, streams, checkpoints.
+"""Autoencoders over spectrogram frames: their configuration, encode and decode, for signals of any length.
 
-A subclass names what its latents are made of (`_latents_of`) and how they become frames again
-(`_frames_of`), window by window; all else is here. Axis legend: `B` batch, `T` samples, `C` latent channels,
-`L` latent frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)` mono at `sample_rate`,
-latents are `(B, C, L)`; stereo is two items of a batch.
+`FramewiseAutoencoder` is what such autoencoders have in common. A subclass says what the latents of one
+window of a signal are (`_latents_of`) and how they become frames again (`_frames_of`). `Autoencoder` is the
+paper's.
+
+Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
+spectrogram frames. Audio is `(B, T)` mono at `sample_rate`, latents are `(B, C, L)`; stereo is two items of a
+batch.
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from lincae.checkpoints import (
-    CARD,
-    CONFIG,
-    FORMAT_VERSION,
-    HASH_ROW,
-    WEIGHTS,
-    changed_settings,
-    content_fingerprint,
-    fetching,
-    from_dict,
-    load_strictly,
-    read_checkpoint,
-)
+from lincae.checkpoints import Checkpointed
 from lincae.consistency import NoiseConfig, precondition, sample
-from lincae.files import atomic_write
-from lincae.interface import check_audio, check_latents
-from lincae.machine import generator, resolve_device
+from lincae.interface import check_audio, check_fields, check_latents
+from lincae.machine import generator
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
 from lincae.streaming import (
     SlidingNorm,
@@ -56,14 +39,14 @@ from lincae.transform import Transform, TransformConfig
 class AutoencoderConfig:
     """All that defines a model but its weights.
 
-    `pad_edges`: surround the signal with three hops of silence, so that its ends are covered by as many
-    windows as its middle and come back unattenuated; the released models were used without (35 ms fades
-    at both ends).
+    `pad_edges`: the signal is surrounded with three hops of silence, so that its ends are covered by as many
+    windows as its middle and come back unattenuated. The released models were used without, and fade over
+    35 ms at both ends.
     `latent_scale`: public latents are the network's times this, to have unit standard deviation on the data.
     `window_frames`, `context_frames`: longer signals go through the network in windows of so many latent
     frames, of which so many on each side are context and dropped.
-    `norm_frames`: signals of more latent frames are normalised by statistics over so many around each frame,
-    shorter ones, as in training and in the released models, over the whole.
+    `norm_frames`: signals of more latent frames are normalised by statistics over so many around each frame;
+    shorter ones over the whole, as in training and in the released models.
     """
 
     sample_rate: int = 44100
@@ -77,6 +60,7 @@ class AutoencoderConfig:
     norm_frames: int = 24
 
     def __post_init__(self):
+        check_fields(self)
         if self.sample_rate < 1 or self.latent_scale <= 0 or self.norm_frames < 1:
             raise ValueError(f"need a positive sample_rate, latent_scale and norm_frames, got {self}")
         if not 0 <= 2 * self.context_frames < self.window_frames:
@@ -164,28 +148,23 @@ MODEL_PRESETS = {"paper": PAPER, "official": PAPER, "small": SMALL, "desk": DESK
 PRECISIONS = ("fp32", "bf16")
 
 
-class FramewiseAutoencoder(nn.Module):
-    """Encode, decode, save and load; an `AutoencoderLike`. `transform` makes frames of audio, `network` is
-    what is trained, on `config.transform` and `config.network`.
+class FramewiseAutoencoder(Checkpointed):
+    """Encode and decode signals of any length; an `AutoencoderLike`.
 
-    `metadata` is a JSON-able dict that travels in the checkpoint: step, data, training configuration, commit.
+    `transform` makes frames of audio as `config.transform` says, `network` is what is trained.
+
     `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and decode. bf16 is
     faster, and close to fp32 (benchmarks/inference.csv); weights and everything around stay fp32.
     """
 
-    kind: ClassVar[str]
-    """What the header of a checkpoint says."""
-    config_class: ClassVar[type]
     precision = "fp32"
 
     def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
-        super().__init__()
-        self.config, self.name, self.metadata = config, name, metadata or {}
+        super().__init__(config, network, name, metadata)
         self.transform = Transform(config.transform)
-        self.network = network
 
     def _latents_of(self, audio: Tensor) -> Tensor:
-        """Unscaled latents `(B, C, L)` of a window `(B, t)`."""
+        """Unscaled latents `(B, C, L)` of a window of audio `(B, t)`."""
         raise NotImplementedError
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
@@ -231,7 +210,7 @@ class FramewiseAutoencoder(nn.Module):
         """Samples that `n_latent_frames` hold."""
         return n_latent_frames * self.config.hop + self._overlap - 2 * self._edge
 
-    # -------- encode and decode
+    # -------- encode
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio `(B, T)`, T >= 1, to latents `(B, C, latent_frames(T))` on the model's device.
@@ -240,8 +219,9 @@ class FramewiseAutoencoder(nn.Module):
         audio (naming item and sample), TypeError for a dtype that is not floating.
         """
         audio = check_audio(audio)
-        shape = audio.shape[0], self.config.network.latent_channels, self.latent_frames(audio.shape[1])
-        return joined(self._encoded([audio]), torch.empty(shape, device=self.device))
+        n_frames = self.latent_frames(audio.shape[1])
+        z = torch.empty(audio.shape[0], self.config.network.latent_channels, n_frames, device=self.device)
+        return joined(self._encoded([audio]), z)
 
     def encode_stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Audio in blocks `(B, t_i)` of any lengths to latents `(B, C, l_i)`, as they become known.
@@ -252,6 +232,28 @@ class FramewiseAutoencoder(nn.Module):
         does, naming the block, and ValueError where the batch size changes and for a stream without blocks.
         """
         return self._encoded(one_batch(blocks, check_audio))
+
+    def _encoded(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Checked audio `(B, t_i)` to latents `(B, C, l_i)`."""
+        config = self.config
+
+        def silence_after(n_samples: int) -> int:
+            """What makes the whole window of samples that the last latent frame is made of."""
+            needed = (self.latent_frames(n_samples) - 1) * config.hop + config.transform.window
+            return max(self._edge, needed - n_samples - self._edge)
+
+        pieces = in_pieces(blocks, config.window_frames * config.hop)
+        on_device = (piece.to(self.device, torch.float32) for piece in pieces)
+        padded = between_silence(on_device, self._edge, silence_after)
+        windows = windowed(
+            padded, config.window_frames, config.context_frames, hop=config.hop, overlap=self._overlap
+        )
+        for window in windows:
+            with torch.no_grad():
+                z = self._latents_of(window.data)[..., window.keep].float() * config.latent_scale
+            yield z
+
+    # -------- decode
 
     def decode(
         self,
@@ -267,34 +269,25 @@ class FramewiseAutoencoder(nn.Module):
         alone, so items of one batch, and decodes that are compared, share it. `steps` > 1 refines the
         first decode. Nothing is clamped or normalised.
 
-        `first_frame`: index of the first frame, where the latents are an excerpt. The audio then is that of
-        the whole from sample `first_frame * hop` on: bit for bit within the windows of the whole that the
-        excerpt holds (they start at multiples of `window_frames - 2 context_frames`), beyond the first and
-        last `context_frames` up to what the network sees of the signal farther off (benchmarks/windows.csv).
+        `first_frame` is the index of the first frame, where the latents are an excerpt. The audio then is
+        that of the whole from sample `first_frame * hop` on: bit for bit within the windows of the whole that
+        the excerpt holds (they start at multiples of `window_frames - 2 context_frames`), beyond the first
+        and last `context_frames` up to what the network sees of the signal farther off
+        (benchmarks/windows.csv).
 
         Raises ValueError for another shape, non-finite latents, a negative `first_frame`, or a length
-        outside 1..decoded_samples(L).
+        outside 1..decoded_samples(L); TypeError for what is no floating-point tensor.
         """
-        held = self.decoded_samples(self._check_latents(latents, "latents").shape[-1])
-        length = held if length is None else length
+        n_items, _, n_frames = self._check_latents(latents).shape
+        held = self.decoded_samples(n_frames)
+        if length is None:
+            length = held
         if not 1 <= length <= held:
             raise ValueError(
-                f"length must lie in 1..{held}, what {latents.shape[-1]} latent frames hold, got {length}"
+                f"length must lie in 1..{held}, what {n_frames} latent frames hold, got {length}"
             )
         stream = self.decode_stream([latents], length, seed, steps, first_frame)
-        return joined(stream, torch.empty(latents.shape[0], length, device=self.device))
-
-    def decode_with_gradient(self, latents: Tensor, seed: int = 0) -> Tensor:
-        """As `decode`, of latents that fit one window, with a gradient to them: for losses on sound.
-
-        Raises as `decode`, and ValueError for more than `window_frames` latent frames.
-        """
-        n_frames = self._check_latents(latents, "latents").shape[-1]
-        if n_frames > self.config.window_frames:
-            raise ValueError(f"a gradient reaches {self.config.window_frames} latent frames, got {n_frames}")
-        z = latents.to(self.device, torch.float32) / self.config.latent_scale
-        audio = self.transform.inverse(self._frames_of(z, 0, seed, 1))
-        return audio[:, self._edge : self._edge + self.decoded_samples(n_frames)]
+        return joined(stream, torch.empty(n_items, length, device=self.device))
 
     def decode_stream(
         self,
@@ -320,148 +313,58 @@ class FramewiseAutoencoder(nn.Module):
         parts = self._decoded(one_batch(latents, self._check_latents), seed, steps, first_frame)
         return cut(overlap_added(parts, self._overlap), self._edge, length)
 
+    def decode_with_gradient(self, latents: Tensor, seed: int = 0) -> Tensor:
+        """As `decode`, of latents that fit one window, with a gradient to them: for losses on sound.
+
+        Raises as `decode`, and ValueError for more than `window_frames` latent frames.
+        """
+        n_frames = self._check_latents(latents).shape[-1]
+        if n_frames > self.config.window_frames:
+            raise ValueError(f"a gradient reaches {self.config.window_frames} latent frames, got {n_frames}")
+        z = latents.to(self.device, torch.float32) / self.config.latent_scale
+        audio = self.transform.inverse(self._frames_of(z, 0, seed, 1))
+        return audio[:, self._edge : self._edge + self.decoded_samples(n_frames)]
+
+    def _decoded(self, blocks: Iterable[Tensor], seed: int, steps: int, first_frame: int) -> Iterator[Tensor]:
+        """Checked latents `(B, C, l_i)` to audio that overlaps: `_overlap` samples with the part after it."""
+        config = self.config
+        factor = config.network.time_factor
+        pieces = in_pieces(blocks, config.window_frames)
+        for window in windowed(pieces, config.window_frames, config.context_frames, first_frame):
+            with torch.no_grad():
+                z = window.data.to(self.device, torch.float32) / config.latent_scale
+                frames = self._frames_of(z, window.start, seed, steps)
+                audio = self.transform.inverse(
+                    frames[..., window.keep.start * factor : window.keep.stop * factor]
+                )
+            yield audio
+
+    def _check_latents(self, latents: Tensor, name: str = "latents") -> Tensor:
+        return check_latents(latents, self.config.network.latent_channels, name=f"{name} of {self.name}")
+
     @contextlib.contextmanager
     def _precise(self) -> Iterator[None]:
         """The precision of the network. Raises ValueError for an unknown one."""
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
-        half = torch.autocast(self.device.type, torch.bfloat16)
-        with half if self.precision == "bf16" else contextlib.nullcontext():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
-
-    def _encoded(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Checked audio `(B, t_i)` to latents `(B, C, l_i)`."""
-        size, context, hop = self.config.window_frames, self.config.context_frames, self.config.hop
-        pieces = (piece.to(self.device, torch.float32) for piece in in_pieces(blocks, size * hop))
-
-        def after(n_samples: int) -> int:
-            """Silence after the signal: the last latent frame takes a whole window of the transform."""
-            needed = (self.latent_frames(n_samples) - 1) * hop + self.config.transform.window
-            return max(self._edge, needed - n_samples - self._edge)
-
-        padded = between_silence(pieces, self._edge, after)
-        for _, data, keep in windowed(padded, size, context, hop=hop, overlap=self._overlap):
-            with torch.no_grad():
-                z = self._latents_of(data)[..., keep].float() * self.config.latent_scale
-            yield z
-
-    def _decoded(self, blocks: Iterable[Tensor], seed: int, steps: int, first_frame: int) -> Iterator[Tensor]:
-        """Checked latents `(B, C, l_i)` to audio that overlaps: `_overlap` samples with the part after it."""
-        size, context = self.config.window_frames, self.config.context_frames
-        factor = self.config.network.time_factor
-        for start, data, keep in windowed(in_pieces(blocks, size), size, context, first_frame):
-            with torch.no_grad():
-                z = data.to(self.device, torch.float32) / self.config.latent_scale
-                frames = self._frames_of(z, start, seed, steps)
-                audio = self.transform.inverse(frames[..., keep.start * factor : keep.stop * factor])
-            yield audio
-
-    def _check_latents(self, latents: Tensor, name: str) -> Tensor:
-        return check_latents(latents, self.config.network.latent_channels, name=f"{name} of {self.name}")
-
-    # -------- checkpoints
-
-    def fingerprint(self) -> str:
-        """A sha256 (hex) that changes with the weights and with every setting that decides latents.
-
-        The name, the metadata and how long signals are cut into windows do not count.
-        """
-        settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate}
-        settings |= changed_settings(self.config)
-        return content_fingerprint(type(self.network).__name__, settings, self.network.state_dict())
-
-    def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
-        """Write `model.safetensors`, `config.json` and a model card into `folder`; returns the folder.
-
-        The configuration also stands in the header of the weights file, which is what `load` reads: one file,
-        replaced atomically, so that a crash or a full disk leaves the previous checkpoint whole. Raises
-        OSError.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "kind": self.kind,
-            "name": self.name,
-            "autoencoder": dataclasses.asdict(self.config),
-            "metadata": self.metadata,
-        }
-        text = json.dumps(description, indent=2) + "\n"
-        tensors = {
-            key: value.to("cpu", dtype).contiguous() for key, value in self.network.state_dict().items()
-        }
-        weights = to_safetensors(tensors, metadata={"config": text})
-        with atomic_write(folder / WEIGHTS) as file:
-            file.write(weights)
-        for name, content in ((CONFIG, text), (CARD, self.card(hashlib.sha256(weights).hexdigest()))):
-            with atomic_write(folder / name) as file:
-                file.write(content.encode())
-        return folder
-
-    @classmethod
-    def load(cls, source: str | os.PathLike, device: str = "auto", revision: str | None = None) -> Self:
-        """A checkpoint folder, or the id of a hub repository that `push_to_hub` made.
-
-        Raises FileNotFoundError where neither exists, ValueError (naming the file) for a damaged file, one of
-        another kind of model or format version, unknown configuration keys, and missing, extra or misshapen
-        tensors.
-        """
-        folder = Path(source)
-        if not folder.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/")):
-            from huggingface_hub import snapshot_download
-
-            with fetching(source):
-                files = [WEIGHTS, CONFIG]
-                folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=files))
-        path = folder / WEIGHTS
-        description, tensors = read_checkpoint(path, cls.kind)
-        config = from_dict(cls.config_class, description["autoencoder"], f"{path}: autoencoder")
-        model = cls(config, description["name"], description["metadata"])
-        load_strictly(model.network, tensors, str(path))
-        return model.eval().to(resolve_device(device))
-
-    def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
-        """Create or update a hub repository with the checkpoint and a model card; returns its address."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder, dtype)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"lincae: {self.name}")
-        return str(address)
-
-    def card(self, sha256: str) -> str:
-        """Model card in Markdown: what the checkpoint says of itself, and the hash of its weights file."""
-        n_parameters = sum(p.numel() for p in self.network.parameters())
-        rows = {
-            "sample rate": f"{self.sample_rate} Hz",
-            "latents": f"{self.config.network.latent_channels} channels at {self.latent_rate:.2f} Hz",
-            "compression": f"{self.compression:g}x",
-            "parameters": f"{n_parameters:,}",
-            HASH_ROW.format(WEIGHTS): sha256,
-            **{key: json.dumps(value) for key, value in self.metadata.items()},
-        }
-        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-        usage = (
-            f'model = lincae.{type(self).__name__}.load("...")  # this folder, or the id of its repository'
-        )
-        return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\nimport lincae\n\n{usage}\n```\n"
 
 
 class Autoencoder(FramewiseAutoencoder):
-    """`encode` audio to latents that add and scale like it, `decode` them; an `AutoencoderLike`.
+    """The paper's consistency autoencoder: `encode` audio to latents that add and scale like it, and back.
 
-    `metadata` and `precision`: see `FramewiseAutoencoder`, which holds all that is not of this network.
+    `metadata`: see `Checkpointed`. `precision`, lengths and errors: see `FramewiseAutoencoder`.
     """
 
-    kind, config_class = "consistency", AutoencoderConfig
+    kind = "consistency"
+    config_class = AutoencoderConfig
 
     def __init__(self, config: AutoencoderConfig, name: str = "autoencoder", metadata: dict | None = None):
         super().__init__(config, Network(config.network, config.transform.n_bins), name, metadata)
 
     def denoise(self, latents: Tensor, noises: Iterable[Tensor], steps: int = 1) -> Tensor:
-        """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step -> `(B, 2, F, N)`."""
+        """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step to a spectrogram like these."""
         f = precondition(self.network.denoiser, self.config.noise)
         with self._inference(latents.shape[-1]):
             return sample(f, self.network.condition(latents, steps), noises, steps, self.config.noise)
@@ -478,9 +381,10 @@ class Autoencoder(FramewiseAutoencoder):
             return self.network.encoder(spectrogram)
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
-        spans = [(start, start + latents.shape[-1], seed, step) for step in range(steps)]
-        noises = (self._noise(*span).expand(len(latents), -1, -1, -1) for span in spans)
-        return self.denoise(latents, noises, steps)
+        n_items, _, n_frames = latents.shape
+        noises = (self._noise(start, start + n_frames, seed, step) for step in range(steps))
+        shared = (noise.expand(n_items, -1, -1, -1) for noise in noises)
+        return self.denoise(latents, shared, steps)
 
     def _noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
         """Standard normal `(1, 2, F, N)` of latent frames start..stop, drawn on the CPU for any device."""

@@ -1,23 +1,39 @@
-"""What is checked of a checkpoint before a model is made of it, and what tells one model from another."""
+"""Checkpoints: saving, loading and publishing models, and what tells one model from another.
+
+A checkpoint is a folder with `model.safetensors`, `config.json` and a card, `README.md`. The weights file
+also carries the configuration in its header, and is all that is read: one file, replaced as a whole, cannot
+be half of one checkpoint and half of another.
+"""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
+import tempfile
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from lincae.files import atomic_write, json_object
+from lincae.machine import resolve_device
+
 FORMAT_VERSION = 1
-FIRST_KIND = "consistency"  # of files that do not say
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-HASH_ROW = "sha256 of {}"  # of a card's table, with the name of the file
+FIRST_KIND = "consistency"
+"""The kind of model in files that do not say."""
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+HASH_ROW = "sha256 of {}"
+"""A row of a card's table, with the name of the file."""
+
 PACKAGE = Path(__file__).resolve().parent
 REPOSITORY_DATA = PACKAGE.parent / "data"
 """The data folder of a clone. An installed package has none."""
@@ -25,9 +41,127 @@ BUNDLED = REPOSITORY_DATA / "checkpoints"
 """The checkpoints that ship: in a clone they lie with the other data, in an installed package within it."""
 if not BUNDLED.is_dir():
     BUNDLED = PACKAGE / "bundled"
+
 LFS_POINTER = b"version https://git-lfs"
-# Settings that say how a long signal is cut for the network, not what its latents mean.
 CUTTING = ("window_frames", "context_frames", "norm_frames")
+"""Settings that say how a long signal is cut for the network, not what its latents mean."""
+
+
+class Checkpointed(nn.Module):
+    """A model that can be saved, loaded and published: a configuration and a network with weights.
+
+    `metadata` is a JSON-able dict that travels in the checkpoint: step, data, training configuration, commit.
+    """
+
+    kind: ClassVar[str]
+    """What the header of a checkpoint calls this class."""
+    config_class: ClassVar[type]
+
+    def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.metadata = metadata or {}
+        self.network = network
+
+    def fingerprint(self) -> str:
+        """A sha256 (hex) that changes with the weights and with every setting that decides latents.
+
+        The name, the metadata and how long signals are cut into windows do not count.
+        """
+        settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate}
+        settings |= changed_settings(self.config)
+        return content_fingerprint(type(self.network).__name__, settings, self.network.state_dict())
+
+    def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
+        """Write a checkpoint into `folder`, weights as `dtype`, and return the folder.
+
+        The weights file is replaced atomically: a crash or a full disk leaves the one before whole. Raises
+        OSError.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "name": self.name,
+            "autoencoder": dataclasses.asdict(self.config),
+            "metadata": self.metadata,
+        }
+        text = json.dumps(description, indent=2) + "\n"
+        sha256 = write_weights(folder / WEIGHTS, text, self.network, dtype)
+        for name, content in ((CONFIG, text), (CARD, self.card(sha256))):
+            with atomic_write(folder / name) as file:
+                file.write(content.encode())
+        return folder
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, device: str = "auto", revision: str | None = None) -> Self:
+        """A checkpoint folder, or the id of a hub repository that `push_to_hub` made.
+
+        Raises FileNotFoundError where neither exists. Raises ValueError, naming the file, for a damaged one,
+        another kind of model or format version, unknown settings or settings of another type, and missing,
+        extra or misshapen tensors.
+        """
+        folder = Path(source)
+        looks_like_an_id = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
+        if looks_like_an_id and not folder.exists():
+            from huggingface_hub import snapshot_download
+
+            with fetching(source):
+                files = [WEIGHTS, CONFIG]
+                folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=files))
+        path = folder / WEIGHTS
+        description, tensors = read_checkpoint(path, cls.kind)
+        config = from_dict(cls.config_class, description["autoencoder"], f"{path}: autoencoder")
+        model = cls(config, description["name"], description["metadata"])
+        load_strictly(model.network, tensors, str(path))
+        return model.eval().to(resolve_device(device))
+
+    def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
+        """Create or update a hub repository with the checkpoint and its card, and return its address."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(folder, dtype)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"lincae: {self.name}")
+        return str(address)
+
+    def card(self, sha256: str) -> str:
+        """A card in Markdown: what the checkpoint says of itself, and the hash of its weights file."""
+        n_parameters = sum(p.numel() for p in self.network.parameters())
+        rows = {
+            "sample rate": f"{self.sample_rate} Hz",
+            "latents": f"{self.config.network.latent_channels} channels at {self.latent_rate:.2f} Hz",
+            "compression": f"{self.compression:g}x",
+            "parameters": f"{n_parameters:,}",
+            HASH_ROW.format(WEIGHTS): sha256,
+        }
+        rows |= {key: json.dumps(value) for key, value in self.metadata.items()}
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        usage = (
+            f'model = lincae.{type(self).__name__}.load("...")  # this folder, or the id of its repository'
+        )
+        return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\nimport lincae\n\n{usage}\n```\n"
+
+
+# ---------------------------------------------------------------- files of weights
+
+
+def write_weights(path: Path, description: str, module: nn.Module, dtype: torch.dtype) -> str:
+    """Write the weights of `module` as `dtype`, atomically, with a JSON text in the header of the file.
+
+    Returns the sha256 (hex) of the file. Raises OSError.
+    """
+    tensors = {}
+    for key, value in module.state_dict().items():
+        tensors[key] = value.to("cpu", dtype).contiguous()
+    content = to_safetensors(tensors, metadata={"config": description})
+    with atomic_write(path) as file:
+        file.write(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
@@ -37,9 +171,13 @@ def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
     another `kind` of model.
     """
     with opened(path) as (file, description):
-        if (held := description.get("kind", FIRST_KIND)) != kind:
+        held = description.get("kind", FIRST_KIND)
+        if held != kind:
             raise ValueError(f"{path} holds a {held} model, not a {kind} one: use lincae.load")
-        return description, {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        tensors = {}
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            tensors[key] = file.get_tensor(key).float()
+    return description, tensors
 
 
 def kind_of(path: Path) -> str:
@@ -63,22 +201,13 @@ def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
                 raise ValueError(
                     f"{path} carries no lincae configuration in its header; lincae.load reads others"
                 )
-            description = json.loads(header["config"])
-            if description["format_version"] != FORMAT_VERSION:
-                version = description["format_version"]
+            description = json_object(header["config"], path)
+            version = description.get("format_version")
+            if version != FORMAT_VERSION:
                 raise ValueError(f"{path}: format version {version}, this lincae reads {FORMAT_VERSION}")
             yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def require_bundled() -> None:
-    """Raises FileNotFoundError where this package was installed without the checkpoints that ship with it."""
-    if not BUNDLED.is_dir():
-        raise FileNotFoundError(
-            f"this lincae has no bundled checkpoints: {BUNDLED} does not exist; reinstall it or run from a "
-            "clone of its repository"
-        )
 
 
 @contextlib.contextmanager
@@ -110,17 +239,82 @@ def refuse_pointer(path: Path) -> None:
             raise ValueError(f"{path} is a git-lfs pointer, not the weights: `git lfs pull` fetches them")
 
 
+def from_dict(kind: type, values: Any, where: str) -> Any:
+    """A (nested) config dataclass of this `kind` from its `dataclasses.asdict`.
+
+    Raises ValueError, which says `where` the values stand, for unknown keys and for what the class refuses.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object of settings, got {values!r:.80}")
+    names = [field.name for field in dataclasses.fields(kind)]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; {kind.__name__} has {', '.join(names)}")
+
+    hints = typing.get_type_hints(kind)
+    settings = {}
+    for name, value in values.items():
+        is_nested = dataclasses.is_dataclass(hints[name])
+        settings[name] = from_dict(hints[name], value, f"{where}.{name}") if is_nested else value
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """`load_state_dict` that names what is missing, extra or misshapen. Raises ValueError."""
+    check_fits(module, tensors, where)
+    module.load_state_dict(tensors)
+
+
+def check_fits(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Raises ValueError, naming what is missing, extra or misshapen, for tensors that `module` has not.
+
+    A module on the meta device tells it before any memory is taken for sizes that only a header states.
+    """
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    got = {key: tuple(value.shape) for key, value in tensors.items()}
+    misshapen = []
+    for key in sorted(expected.keys() & got.keys()):
+        if expected[key] != got[key]:
+            misshapen.append(f"{key} {got[key]} instead of {expected[key]}")
+    problems = {
+        "missing": sorted(expected.keys() - got.keys()),
+        "unknown": sorted(got.keys() - expected.keys()),
+        "misshapen": misshapen,
+    }
+    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
+
+
+# ---------------------------------------------------------------- files that ship
+
+
+def require_bundled() -> None:
+    """Raises FileNotFoundError where this package was installed without the checkpoints that ship with it."""
+    if not BUNDLED.is_dir():
+        raise FileNotFoundError(
+            f"this lincae has no bundled checkpoints: {BUNDLED} does not exist; reinstall it or run from a "
+            "clone of its repository"
+        )
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_hash(path: Path, otherwise: str = "load the folder by its path to use it as it is") -> None:
-    """Compare a weights file with its sha256 in the card beside it. Raises ValueError where they differ or
-    no card states one (`otherwise`: what else to do than to restore the file); FileNotFoundError for a
-    missing file."""
+    """Compare a weights file with the sha256 that the card beside it states.
+
+    Raises FileNotFoundError for a missing file; ValueError where the two differ or no card states one, which
+    also says what to do `otherwise`, if the file is not to be restored.
+    """
     refuse_pointer(path)
-    card, row = path.parent / CARD, re.escape(HASH_ROW.format(path.name))
+    card = path.parent / CARD
+    row = re.escape(HASH_ROW.format(path.name))
     stated = re.search(rf"{row} \| ([0-9a-f]{{64}})", card.read_text() if card.is_file() else "")
     found = sha256_of(path)
     if not stated or stated[1] != found:
@@ -129,40 +323,6 @@ def check_hash(path: Path, otherwise: str = "load the folder by its path to use 
             f"{path} has sha256 {found}, its card {CARD} {states}: the file was changed after it "
             f"was bundled; restore it (git checkout), or {otherwise}"
         )
-
-
-def from_dict(kind: type, values: dict, where: str):
-    """A (nested) config dataclass from its `dataclasses.asdict`; an unknown key is an error that names it."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; {kind.__name__} has {', '.join(fields)}")
-    types = typing.get_type_hints(kind)
-    nested = {
-        name: from_dict(types[name], value, f"{where}.{name}")
-        if dataclasses.is_dataclass(types[name])
-        else value
-        for name, value in values.items()
-    }
-    return kind(**nested)
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """`load_state_dict` that names what is missing, extra or misshapen. Raises ValueError."""
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in tensors.items()}
-    problems = {
-        "missing": sorted(expected.keys() - got.keys()),
-        "unknown": sorted(got.keys() - expected.keys()),
-        "misshapen": [
-            f"{key} {got[key]} instead of {expected[key]}"
-            for key in sorted(expected.keys() & got.keys())
-            if expected[key] != got[key]
-        ],
-    }
-    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
-    module.load_state_dict(tensors)
 
 
 # ---------------------------------------------------------------- identity

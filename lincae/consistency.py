@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lincae.interface import check_fields
+
 Function = Callable[[Tensor, Tensor, Any], Tensor]
-GRID = 9999  # levels of the grid that noise levels are drawn on (Music2Latent's discretisation)
+"""A denoiser F or a consistency function f: `(x, sigma, condition)` to a tensor like x."""
+GRID = 9999
+"""Levels of the grid that noise levels are drawn on (Music2Latent's discretisation)."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,25 @@ class NoiseConfig:
     sigma_data: float = 0.5
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 < self.sigma_min < self.sigma_max or self.rho == 0 or self.sigma_data <= 0:
             raise ValueError(f"need 0 < sigma_min < sigma_max, rho != 0 and sigma_data > 0, got {self}")
 
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """What the consistency loss compares and how it weighs it; the defaults are the paper's (section 3.3).
+    """What the consistency loss compares and how it weighs it. The defaults are the paper's (section 3.3).
 
-    `step_start`, `step_end`: Delta t at the first and the last training step, geometric in between: 0.1 and
-    0.01 are the paper's Delta t_0 = 0.1, e_K = 2. `step_hold`: share of the training that stays at
+    `step_start`, `step_end`: Delta t at the first and the last training step, geometric in between; 0.1 and
+    0.01 are the paper's Delta t_0 = 0.1, e_K = 2. `step_hold`: this share of the training stays at
     `step_start`. With step_start = 1 the hold is plain regression (t_1 = 0: the teacher is the clean signal)
     and what follows is Easy Consistency Tuning (arXiv 2406.14548).
-    `log_sigma_mean`, `log_sigma_std`: the normal weight of ln(sigma) on the grid of levels. As in the
+    `log_sigma_mean`, `log_sigma_std`: levels on the grid have the normal weight of ln(sigma). As in the
     released code the grid's spacing is not divided out, which multiplies the density by sigma**(1/rho).
-    `sigma_max_share`: probability that an item is drawn at exactly t_2 = 1, where decoding starts.
-    `weight_exponent` p: loss weight 1 / (sigma_2 - sigma_1)**p; 1 is the paper's lambda, 0 is uniform.
-    `huber_c`: c of the Pseudo-Huber loss per number. The loss of an item is a norm over its D numbers, so the
-    constant used is c sqrt(D), as in the released code; the paper gives c alone.
+    `sigma_max_share`: with this probability an item is drawn at exactly t_2 = 1, where decoding starts.
+    `weight_exponent`: p in the loss weight 1 / (sigma_2 - sigma_1)**p; 1 is the paper's lambda, 0 is uniform.
+    `huber_c`: c of the Pseudo-Huber loss for every number. The loss of an item is a norm over its D numbers,
+    so the constant used is c sqrt(D), as in the released code; the paper gives c alone.
     """
 
     step_start: float = 0.1
@@ -64,6 +69,7 @@ class ConsistencyConfig:
     huber_c: float = 0.00054
 
     def __post_init__(self):
+        check_fields(self)
         if not 0 < self.step_end <= self.step_start <= 1:
             raise ValueError(f"need 0 < step_end <= step_start <= 1, got {self.step_end}, {self.step_start}")
         if not 0 <= self.step_hold < 1 or not 0 <= self.sigma_max_share <= 1:
@@ -77,30 +83,33 @@ class ConsistencyConfig:
 
 def sigma_of(t: Tensor, noise: NoiseConfig) -> Tensor:
     """Noise level at `t` in [0, 1] (Karras spacing for a positive rho)."""
-    low, high = noise.sigma_min ** (1 / noise.rho), noise.sigma_max ** (1 / noise.rho)
+    low = noise.sigma_min ** (1 / noise.rho)
+    high = noise.sigma_max ** (1 / noise.rho)
     return (low + t * (high - low)) ** noise.rho
 
 
 def coefficients(sigma: Tensor, noise: NoiseConfig) -> tuple[Tensor, Tensor, Tensor]:
     """`(c_skip, c_out, c_in)`, each `(B,)`. At sigma_min c_skip = 1 and c_out = 0: f(x, sigma_min) = x."""
     above = sigma - noise.sigma_min
-    power = sigma.square() + noise.sigma_data**2
+    deviation = (sigma.square() + noise.sigma_data**2).sqrt()
     c_skip = noise.sigma_data**2 / (above.square() + noise.sigma_data**2)
-    return c_skip, noise.sigma_data * above / power.sqrt(), 1 / power.sqrt()
+    c_out = noise.sigma_data * above / deviation
+    return c_skip, c_out, 1 / deviation
 
 
 def precondition(denoiser: Function, noise: NoiseConfig) -> Function:
     """The consistency function of equation 3: f = c_skip x + c_out F(c_in x, sigma, condition)."""
 
     def f(x: Tensor, sigma: Tensor, condition: Any) -> Tensor:
-        c_skip, c_out, c_in = (per_item(c, x) for c in coefficients(sigma, noise))
-        return c_skip * x + c_out * denoiser(c_in * x, sigma, condition)
+        c_skip, c_out, c_in = coefficients(sigma, noise)
+        answer = denoiser(per_item(c_in, x) * x, sigma, condition)
+        return per_item(c_skip, x) * x + per_item(c_out, x) * answer
 
     return f
 
 
 def per_item(values: Tensor, like: Tensor) -> Tensor:
-    """`(B,)` shaped to multiply the items of `like` `(B, ...)`."""
+    """`values` `(B,)`, shaped to multiply the items of `like` `(B, ...)`."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
@@ -108,20 +117,20 @@ def per_item(values: Tensor, like: Tensor) -> Tensor:
 
 
 def step_size(progress: float, config: ConsistencyConfig) -> float:
-    """Delta t at `progress` = step / steps in [0, 1]."""
+    """Delta t at `progress` = step / steps of the training, in [0, 1]."""
     moved = max(0.0, progress - config.step_hold) / (1 - config.step_hold)
     return config.step_start * (config.step_end / config.step_start) ** moved
 
 
 @cache
 def level_weights(noise: NoiseConfig, log_sigma_mean: float, log_sigma_std: float) -> Tensor:
-    """Weights `(GRID,)` of the levels t = j / GRID."""
+    """How likely each of the levels t = j / GRID is to be drawn, up to a factor: `(GRID,)`."""
     sigma = sigma_of(torch.arange(GRID, dtype=torch.float64) / GRID, noise)
     return torch.exp(-0.5 * ((sigma.log() - log_sigma_mean) / log_sigma_std) ** 2).float()
 
 
 def sample_t2(n: int, noise: NoiseConfig, config: ConsistencyConfig, generator: torch.Generator) -> Tensor:
-    """The student's noise levels `(n,)`: a weighted level of the grid, moved uniformly within its cell."""
+    """The student's noise levels `(n,)`: each is drawn from the grid, then moved within its cell."""
     device = generator.device
     weights = level_weights(noise, config.log_sigma_mean, config.log_sigma_std).to(device)
     level = torch.multinomial(weights, n, replacement=True, generator=generator)
@@ -136,7 +145,7 @@ def pseudo_huber(a: Tensor, b: Tensor, huber_c: float) -> Tensor:
     """`sqrt(|a - b|^2 + c^2 D) - c sqrt(D)` per item `(B,)`, the norm over all D numbers of an item."""
     squared = (a - b).flatten(1).square().sum(-1)
     c = huber_c * math.sqrt(a[0].numel())
-    # (squared) / (sqrt(squared + c^2) + c) is the same number without the cancellation at small distances.
+    # The same number, squared / (sqrt(squared + c^2) + c), does not cancel at small distances.
     return squared / ((squared + c * c).sqrt() + c)
 
 
@@ -152,11 +161,14 @@ def consistency_loss(
     """Equation 4: the mean over items of lambda d(f(x + sigma_2 eps), stopgrad f(x + sigma_1 eps)).
 
     `target` `(B, ...)` is the clean signal, `condition` what the denoiser sees of the latent, `step` Delta t.
-    Student and teacher share weights, noise and condition; no gradient flows through the teacher.
+    Student and teacher share weights, noise and condition. No gradient flows through the teacher.
     """
     t2 = sample_t2(target.shape[0], noise, config, generator).to(target)
+    t1 = (t2 - step).clamp_min(0)
+    sigma2 = sigma_of(t2, noise)
+    sigma1 = sigma_of(t1, noise)
     eps = torch.randn(target.shape, generator=generator, device=target.device, dtype=target.dtype)
-    sigma2, sigma1 = sigma_of(t2, noise), sigma_of((t2 - step).clamp_min(0), noise)
+
     with torch.no_grad():
         x1 = target + per_item(sigma1, target) * eps
         # At sigma_min f is the identity, whatever the network: with Delta t = 1 there is no teacher to run.
@@ -164,7 +176,9 @@ def consistency_loss(
         # Autocast caches half-precision copies of the weights; copies made without a graph would cut the
         # student's weights off from their gradients (https://github.com/pytorch/pytorch/issues/112583).
         torch.clear_autocast_cache()
-    student = f(target + per_item(sigma2, target) * eps, sigma2, condition)
+
+    x2 = target + per_item(sigma2, target) * eps
+    student = f(x2, sigma2, condition)
     distance = pseudo_huber(student.to(eps.dtype), taught.to(eps.dtype), config.huber_c)
     return (distance / (sigma2 - sigma1) ** config.weight_exponent).mean()
 
@@ -173,10 +187,10 @@ def consistency_loss(
 
 
 def sample(f: Function, condition: Any, noises: Iterable[Tensor], steps: int, noise: NoiseConfig) -> Tensor:
-    """Decode in `steps` calls of `f`; one step is the paper's decoding, more refine it (multistep sampling).
+    """Decode in `steps` calls of `f`. One is the paper's decoding, more refine it (multistep sampling).
 
-    `noises` yields one standard normal tensor per step: the start, then the re-noisings. The condition is
-    computed once by the caller. Raises ValueError for fewer than one step.
+    `noises` yields one standard normal tensor for every step: first the start, then what is added to the
+    estimate before each refinement. Raises ValueError for fewer than one step.
     """
     if steps < 1:
         raise ValueError(f"decoding takes at least one step, got {steps}")
@@ -187,6 +201,8 @@ def sample(f: Function, condition: Any, noises: Iterable[Tensor], steps: int, no
         t = torch.full((eps.shape[0],), 1 - k / steps, device=eps.device, dtype=eps.dtype)
         sigma = sigma_of(t, noise)
         if k > 0:
-            x = x + per_item((sigma.square() - noise.sigma_min**2).sqrt(), x) * next(noises)
+            # An estimate holds the noise of sigma_min already.
+            added = (sigma.square() - noise.sigma_min**2).sqrt()
+            x = x + per_item(added, x) * next(noises)
         x = f(x, sigma, condition)
     return x

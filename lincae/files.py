@@ -2,11 +2,12 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -14,6 +15,8 @@ try:
     import fcntl
 except ImportError:  # Windows has no POSIX locks
     fcntl = None
+
+LONG_NAME = 220  # bytes
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ def printable(name: str) -> str:
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` once it is whole; else `path` stays as it was."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = hidden(path, f"{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -36,6 +39,17 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def hidden(path: Path, ending: str) -> Path:
+    """A neighbour of `path` for what is not finished: `.NAME.ENDING`.
+
+    A hash stands for a name so long that it would exceed the 255 bytes that file systems take.
+    """
+    name = path.name
+    if len(os.fsencode(name)) > LONG_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return path.with_name(f".{name}.{ending}")
 
 
 class HeldError(BlockingIOError, ValueError):
@@ -78,12 +92,17 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def claim(
-    path: str | Path, holds: str, facts: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+    path: str | Path,
+    holds: str,
+    facts: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+    later: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make `path` the manifest of its folder, a JSON object of `facts` and `notes`; or return the one there.
 
     The manifest is the first file of its folder. A later call must come with the same `facts`; `notes` are
-    written, but may differ. `holds` says what the folder is for, as an error calls it ("latents").
+    written, but may differ. `holds` says what the folder is for, as an error calls it ("latents"). `later`
+    names facts that manifests of earlier versions may lack.
 
     Raises ValueError for a folder that has other files and no manifest, a damaged manifest, and other facts.
     """
@@ -96,7 +115,7 @@ def claim(
         write_json(path, {**facts, **(notes or {})})
     found = json_object(path.read_bytes(), path)
     for key, wanted in facts.items():
-        if found.get(key) != wanted:
+        if found.get(key) != wanted and not (key in later and key not in found):
             has = f"{holds} of {key} {found.get(key)}"
             raise ValueError(f"{folder} has {has}, not {wanted}: use another folder")
     return found

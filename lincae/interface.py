@@ -8,8 +8,12 @@ and imaginary part on the second axis. Stereo is two items of a batch, never a g
 Audio is never clamped and never peak-normalised inside the package: gain is the experiment.
 """
 
+import dataclasses
+import math
+import types
+import typing
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -99,3 +103,45 @@ def first_non_finite(values: Tensor) -> tuple[int, ...] | None:
         return None
     bad = (~torch.isfinite(values)).nonzero()
     return tuple(bad[0].tolist()) if len(bad) else None
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def check_fields(config: Any) -> None:
+    """For the `__post_init__` of a frozen config dataclass: every field holds what its annotation says.
+
+    A list becomes a tuple where the annotation is one, since JSON knows lists alone. A float is finite, and
+    may be given as an int. Raises ValueError that names field, value and type for anything else.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        hint = hints[field.name]
+        if isinstance(value, list) and typing.get_origin(hint) is tuple:
+            value = tuple(value)
+            object.__setattr__(config, field.name, value)
+        if not _fits(value, hint):
+            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ValueError(
+                f"{field.name} of {type(config).__name__} must be {wanted}, got {value!r} "
+                f"({type(value).__name__})"
+            )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says: a class, a union, or a tuple of these."""
+    inner = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if inner[-1] is Ellipsis:
+            inner = inner[:1] * len(value)
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, hint)

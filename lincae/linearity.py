@@ -13,7 +13,7 @@ any `(B, ...)` tensor.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,28 +21,29 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LinearityConfig:
-    """What is augmented, and which of it the latents have to follow by arithmetic.
+    """What is augmented, and which part of it the latents have to follow by arithmetic.
 
-    `homogeneity`: gains act on the latent (a Enc(x)); otherwise on the encoder's input, Enc(a x).
-    `additivity`: a mixture's latent is the mixture of its parts' latents; otherwise it is encoded.
-    Waveforms, gains and mixtures are the same in all four cases: they differ in the conditioning alone.
+    With `homogeneity` gains act on the latent, a Enc(x); without it, on the encoder's input, Enc(a x).
+    With `additivity` a mixture's latent is the mixture of its parts' latents; without it, the mixture is
+    encoded. All four cases see the same waveforms, gains and mixtures, and differ in the conditioning alone.
 
     `gain_min`, `gain_max`, `gain_probability`: gains are uniform in the range with that probability, else 1.
-    `zero_below`: smaller gains become exact zeros (z = 0 is then taught to be silence).
-    `peak`: gains are capped so that no scaled waveform exceeds this magnitude; the cap also lowers the gain 1
-    of items that already exceed it (as released; the paper says only that gains are clipped).
-    `anneal`: narrow the gain range to (1, 1) between the shares `anneal_from` and `anneal_to` of the
+    `zero_below`: smaller gains become exact zeros, which teaches that z = 0 is silence.
+    `peak`: gains are capped so that no scaled waveform exceeds this magnitude. The cap also lowers the gain 1
+    of items that exceed it already, as in the released code; the paper says only that gains are clipped.
+    `anneal`: the gain range narrows to (1, 1) between the shares `anneal_from` and `anneal_to` of the
     training.
     `mixture_weights`: "equal" is 0.5 (u + v), the paper's; "random" is w u + (1 - w) v with w uniform in
     [0.5, 1], the released code's.
-    `plain_gains`: without homogeneity, gains remain a plain augmentation (the paper's M2L). The released code
-    computes them there and never uses them: False.
-    `premix_probability`: share of the originals first replaced by an average with another item (the released
-    code's M2L: 0.5).
-    `input_gain_min`: originals first get a gain of their own, log-uniform in [input_gain_min, 1], so that the
-    encoder meets one sound at many levels, also where gains act on its latents; 1 leaves them as they are.
-    `subtraction_probability`: share of the mixtures that give way to what is left of them, (1 - w) v, with
-    the latent Enc(m) - w Enc(u): separation itself as augmentation, not in the paper (variant `lin-cae-sub`).
+    `plain_gains`: without homogeneity, gains remain a plain augmentation (the paper's M2L). False: they are
+    computed and never used, as in the released code.
+    `premix_probability`: this share of the originals is first replaced by an average with another item. The
+    released code's M2L has 0.5.
+
+    Two augmentations are our own. `input_gain_min`: originals first get a gain each, log-uniform in
+    [input_gain_min, 1], so that the encoder meets one sound at many levels; 1 leaves them as they are.
+    `subtraction_probability`: this share of the mixtures m gives way to what is left of them, (1 - w) v, with
+    the latent Enc(m) - w Enc(u): separation itself as augmentation.
     """
 
     homogeneity: bool = True
@@ -62,6 +63,14 @@ class LinearityConfig:
     subtraction_probability: float = 0.0
 
     def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float:
+                fits = isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+            else:
+                fits = isinstance(value, field.type)
+            if not fits:
+                raise ValueError(f"{field.name} must be {field.type.__name__}, got {value!r}")
         if self.gain_min > self.gain_max:
             raise ValueError(f"gain_min {self.gain_min} is above gain_max {self.gain_max}")
         for name in ("gain_probability", "premix_probability", "subtraction_probability"):
@@ -80,6 +89,7 @@ class LinearityConfig:
 
 
 LIN_CAE = LinearityConfig()
+
 VARIANTS = {
     "lin-cae": LIN_CAE,
     "lin-cae-2": replace(LIN_CAE, anneal=False),
@@ -87,6 +97,7 @@ VARIANTS = {
     "no-homogeneity": replace(LIN_CAE, homogeneity=False),
     "m2l": replace(LIN_CAE, homogeneity=False, additivity=False),
 }
+"""The models that the paper compares."""
 
 
 @dataclass
@@ -110,25 +121,37 @@ class AugmentedBatch:
 def augment(
     audio: Tensor, progress: float, config: LinearityConfig, generator: torch.Generator
 ) -> AugmentedBatch:
-    """Originals `(B, T)` at `progress` = step / steps of the training -> originals, mixtures and gains."""
+    """Draw the mixtures and the gains of originals `(B, T)`, at `progress` = step / steps of the training.
+
+    Raises ValueError for another shape and for fewer than two items.
+    """
     if audio.dim() != 2 or audio.shape[0] < 2:
         raise ValueError(f"mixtures need audio (B, T) with at least two items, got {tuple(audio.shape)}")
+    n = audio.shape[0]
+    device = generator.device
+
     if config.premix_probability > 0:
         audio = premix(audio, config.premix_probability, generator)
     if config.input_gain_min < 1:
-        exponents = torch.rand(audio.shape[0], generator=generator, device=generator.device)
+        exponents = torch.rand(n, generator=generator, device=device)
         audio = scale(audio, config.input_gain_min**exponents)
-    weights = sample_mixture_weights(audio.shape[0], config.mixture_weights, generator).to(audio)
-    mixtures, subtracted = mix(audio, weights), None
+
+    weights = sample_mixture_weights(n, config.mixture_weights, generator).to(audio)
+    mixtures = mix(audio, weights)
     low, high = gain_range(progress, config)
-    gains = sample_gains(2 * audio.shape[0], low, high, config, generator).to(audio)
+    gains = sample_gains(2 * n, low, high, config, generator).to(audio)
+
+    subtracted = None
     if config.subtraction_probability > 0:
-        drawn = torch.rand(audio.shape[0], generator=generator, device=generator.device)
+        drawn = torch.rand(n, generator=generator, device=device)
         subtracted = (drawn < config.subtraction_probability).to(audio.device)
-        mixtures = torch.where(subtracted[:, None], scale(audio.roll(1, 0), 1 - weights), mixtures)
+        left = scale(audio.roll(1, 0), 1 - weights)
+        mixtures = torch.where(subtracted[:, None], left, mixtures)
+
     both = torch.cat((audio, mixtures))
-    gains = cap_gains(gains, both, config.peak)
-    if not (config.homogeneity or config.plain_gains):
+    if config.homogeneity or config.plain_gains:
+        gains = cap_gains(gains, both, config.peak)
+    else:
         gains = torch.ones_like(gains)
     return AugmentedBatch(both, weights, gains, subtracted)
 
@@ -145,34 +168,45 @@ def implicit_conditioning(
     """
     n = batch.weights.shape[0]
     originals = batch.audio[:n]
-    if config.homogeneity:
-        if batch.subtracted is not None:
-            return scale(with_subtraction(encode, batch), batch.gains)
-        z = encode(originals if config.additivity else batch.audio)
-        if config.additivity:
-            z = torch.cat((z, mix(z, batch.weights)))
-        return scale(z, batch.gains)
+
     if not config.additivity:
+        if config.homogeneity:
+            return scale(encode(batch.audio), batch.gains)
         return encode(batch.target())
+
+    if config.homogeneity:
+        if batch.subtracted is None:
+            z = with_mixtures(encode(originals), batch.weights)
+        else:
+            z = with_differences(encode, batch)
+        return scale(z, batch.gains)
+
     if not config.plain_gains:
-        z = encode(originals)
-        return torch.cat((z, mix(z, batch.weights)))
+        return with_mixtures(encode(originals), batch.weights)
+
     # A mixture's gain differs from those of its parts: the parts are encoded once more under that gain.
-    of_original, of_mixture = batch.gains[:n], batch.gains[n:]
-    parts = (
-        scale(originals, of_original),
-        scale(originals, of_mixture),
-        scale(originals.roll(1, 0), of_mixture),
-    )
-    z, z_first, z_second = encode(torch.cat(parts)).chunk(3)
-    return torch.cat((z, scale(z_first, batch.weights) + scale(z_second, 1 - batch.weights)))
+    gains, mixture_gains = batch.gains.split(n)
+    as_originals = scale(originals, gains)
+    as_first_parts = scale(originals, mixture_gains)
+    as_second_parts = scale(originals.roll(1, 0), mixture_gains)
+    z, z_first, z_second = encode(torch.cat((as_originals, as_first_parts, as_second_parts))).chunk(3)
+    mixed = scale(z_first, batch.weights) + scale(z_second, 1 - batch.weights)
+    return torch.cat((z, mixed))
 
 
-def with_subtraction(encode: Callable[[Tensor], Tensor], batch: AugmentedBatch) -> Tensor:
-    """Latents before gains `(V, ...)`: originals, mixed, and Enc(m_i) - w_i Enc(x_i) where subtracted."""
-    n, chosen = batch.weights.shape[0], batch.subtracted.nonzero()[:, 0]
+def with_mixtures(z: Tensor, weights: Tensor) -> Tensor:
+    """Latents `(B, ...)` of originals, followed by those of their mixtures: `(V, ...)`."""
+    return torch.cat((z, mix(z, weights)))
+
+
+def with_differences(encode: Callable[[Tensor], Tensor], batch: AugmentedBatch) -> Tensor:
+    """As `with_mixtures`, but with Enc(m_i) - w_i Enc(x_i) for the mixtures that are subtracted."""
+    n = batch.weights.shape[0]
+    chosen = batch.subtracted.nonzero()[:, 0]
     originals = batch.audio[:n]
-    z, z_whole = encode(torch.cat((originals, mix(originals, batch.weights)[chosen]))).split((n, len(chosen)))
+    wholes = mix(originals, batch.weights)[chosen]
+    z, z_whole = encode(torch.cat((originals, wholes))).split((n, len(chosen)))
+
     mixed = mix(z, batch.weights)
     left = z_whole - scale(z[chosen], batch.weights[chosen])
     return torch.cat((z, mixed.index_copy(0, chosen, left.to(mixed))))
@@ -182,22 +216,23 @@ def with_subtraction(encode: Callable[[Tensor], Tensor], batch: AugmentedBatch) 
 
 
 def sample_mixture_weights(n: int, kind: str, generator: torch.Generator) -> Tensor:
-    """`(n,)`: 0.5 each ("equal") or uniform in [0.5, 1] ("random")."""
+    """Weights `(n,)` of the first part of each mixture: 0.5 ("equal") or uniform in [0.5, 1] ("random")."""
     if kind == "equal":
         return torch.full((n,), 0.5, device=generator.device)
     return 0.5 + 0.5 * torch.rand(n, generator=generator, device=generator.device)
 
 
 def mix(items: Tensor, weights: Tensor) -> Tensor:
-    """w_i item_i + (1 - w_i) item_{i-1} for audio or latents `(B, ...)` (figure 2d)."""
+    """w_i item_i + (1 - w_i) item_{i-1}, for audio or latents `(B, ...)` (figure 2d)."""
     return scale(items, weights) + scale(items.roll(1, 0), 1 - weights)
 
 
 def premix(audio: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Each item, with `probability`, becomes its average with the item of a random permutation."""
-    n, device = audio.shape[0], generator.device
-    partner = torch.randperm(n, generator=generator, device=device).to(audio.device)
-    chosen = (torch.rand(n, generator=generator, device=device) < probability).to(audio.device)
+    n = audio.shape[0]
+    partner = torch.randperm(n, generator=generator, device=generator.device).to(audio.device)
+    drawn = torch.rand(n, generator=generator, device=generator.device)
+    chosen = (drawn < probability).to(audio.device)
     return torch.where(chosen[:, None], 0.5 * (audio + audio[partner]), audio)
 
 
@@ -205,27 +240,26 @@ def premix(audio: Tensor, probability: float, generator: torch.Generator) -> Ten
 
 
 def gain_range(progress: float, config: LinearityConfig) -> tuple[float, float]:
-    """Bounds of the gains at `progress` in [0, 1], piecewise cosine to (1, 1) (section 3.3)."""
+    """The lowest and the highest gain at `progress` in [0, 1]: piecewise cosine to (1, 1) (section 3.3)."""
     if not config.anneal:
         return config.gain_min, config.gain_max
     moved = (progress - config.anneal_from) / (config.anneal_to - config.anneal_from)
-    c = 0.5 * (1 + math.cos(math.pi * min(max(moved, 0.0), 1.0)))
-    return 1 - (1 - config.gain_min) * c, 1 + (config.gain_max - 1) * c
+    cosine = 0.5 * (1 + math.cos(math.pi * min(max(moved, 0.0), 1.0)))
+    return 1 - (1 - config.gain_min) * cosine, 1 + (config.gain_max - 1) * cosine
 
 
 def sample_gains(
     n: int, low: float, high: float, config: LinearityConfig, generator: torch.Generator
 ) -> Tensor:
-    """`(n,)` gains: uniform in [low, high) with `gain_probability`, small ones zero, 1 otherwise."""
-    device = generator.device
-    chosen = torch.rand(n, generator=generator, device=device) < config.gain_probability
-    gains = low + (high - low) * torch.rand(n, generator=generator, device=device)
+    """Gains `(n,)`: uniform in [low, high) with `gain_probability`, small ones zero; 1 otherwise."""
+    drawn = torch.rand(n, generator=generator, device=generator.device)
+    gains = low + (high - low) * torch.rand(n, generator=generator, device=generator.device)
     gains = torch.where(gains.abs() < config.zero_below, 0.0, gains)
-    return torch.where(chosen, gains, 1.0)
+    return torch.where(drawn < config.gain_probability, gains, 1.0)
 
 
 def cap_gains(gains: Tensor, audio: Tensor, peak: float) -> Tensor:
-    """Gains `(V,)` lowered where `gain * audio` `(V, T)` would exceed `peak`; signs stay."""
+    """Gains `(V,)` lowered where `gain * audio` `(V, T)` would exceed `peak`. Signs stay."""
     limit = peak / (audio.abs().amax(-1) + 1e-7)
     return torch.copysign(torch.minimum(gains.abs(), limit), gains)
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lincae.interface import check_fields
 from lincae.kernels import norm_silu_conv, phases, pointwise
 
 FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
@@ -203,8 +204,7 @@ class NetworkConfig:
     odd: bool = False
 
     def __post_init__(self):
-        for name in ("multipliers", "attention", "encoder_blocks", "unet_blocks", "downsampling"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
         levels = len(self.multipliers)
         per_level = (self.attention, self.encoder_blocks, self.unet_blocks)
         if any(len(values) != levels for values in per_level) or len(self.downsampling) != levels - 1:

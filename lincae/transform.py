@@ -13,21 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OVERLAP = 4  # windows over every sample: window length = OVERLAP * hop
-# Smallest modulus that the warp divides by. Bins below it are far under any audible level (Amp of it is 5e-9)
-# and stay proportional to their value, so that the derivative of the warp at silence is finite.
+from lincae.interface import check_fields
+
+OVERLAP = 4
+"""How many windows cover a sample: the window is OVERLAP hops long."""
 TINY_MODULUS = 1e-12
+"""The smallest modulus that the warp divides by. Bins below it are far under any audible level (Amp of it is
+5e-9) and stay proportional to their value, so that the derivative of the warp at silence is finite."""
 
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """`hop` in samples; `alpha`, `beta`: exponent and factor of the amplitude warp (paper 3.1)."""
+    """`hop` in samples, and the exponent `alpha` and factor `beta` of the amplitude warp (paper 3.1)."""
 
     hop: int = 512
     alpha: float = 0.65
     beta: float = 0.34
 
     def __post_init__(self):
+        check_fields(self)
         if self.hop < 1 or not 0 < self.alpha <= 1 or self.beta <= 0:
             raise ValueError(f"need hop >= 1, 0 < alpha <= 1 and beta > 0, got {self}")
 
@@ -84,9 +88,11 @@ class Transform(nn.Module):
         bins = warped * warped.abs().clamp_min(TINY_MODULUS) ** (1 / self.config.alpha - 1)
         bins = F.pad(bins, (0, 0, 0, 1))  # the Nyquist bin back, as zero
         frames = torch.fft.irfft(bins.transpose(-1, -2)) * self.synthesis_window
-        n_frames, hop = frames.shape[-2], self.config.hop
-        parts = frames.unflatten(-1, (OVERLAP, hop))
-        audio = frames.new_zeros(*frames.shape[:-2], n_frames + OVERLAP - 1, hop)
+
+        # Windows overlap by whole hops: hop k of every window is added k hops after the window's start.
+        n_frames = frames.shape[-2]
+        parts = frames.unflatten(-1, (OVERLAP, self.config.hop))
+        audio = frames.new_zeros(*frames.shape[:-2], n_frames + OVERLAP - 1, self.config.hop)
         for k in range(OVERLAP):
             audio[..., k : k + n_frames, :] += parts[..., k, :]
         return audio.flatten(-2)

@@ -161,6 +161,20 @@ def test_a_killed_writing_continues(tmp_path, monkeypatch):
     assert len(made) == 8
 
 
+def test_a_folder_has_the_pairs_of_one_list_of_sources(tmp_path):
+    """More songs than before would be left out, fewer would not be all that is trained on."""
+    folder = write_pairs(model(), sources(count=3), tmp_path / "pairs", "bandwidth", progress=False)
+    for count in (2, 4):
+        with pytest.raises(ValueError, match=rf"has pairs of sources 3 \(.*, not {count} \("):
+            write_pairs(model(), sources(count=count), folder, "bandwidth", progress=False)
+    write_audio(tmp_path / "in" / "a.wav", noise(), RATE)
+    folder = tmp_path / "of a folder"
+    write_pairs(model(), folder_sources("bandwidth", [tmp_path / "in"]), folder, "bandwidth", progress=False)
+    write_audio(tmp_path / "in" / "a.wav", noise(seed=1), RATE)
+    with pytest.raises(ValueError, match=r"has pairs of sources 1 \(.*, not 1 \("):
+        write_pairs(model(), folder_sources("bandwidth", [tmp_path / "in"]), folder, "bandwidth")
+
+
 def test_processes_share_the_work(tmp_path):
     for rank in range(2):
         write_pairs(

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from lincae.cli import main
 from lincae.data.audio import read_audio
 from lincae.files import read_skipped
+from lincae.interop.adapters import adapt
 from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.latents import store
 from lincae.latents.store import (
@@ -125,6 +126,17 @@ def test_items_are_channels_and_crops_a_function_of_seed_epoch_and_index(written
     assert any(torch.equal(first[0], z[:, k : k + 50]) for k in range(z.shape[-1]))
     with pytest.raises(IndexError):
         crops[5]
+
+
+def test_data_workers_that_last_see_the_next_epoch(written):
+    crops = LatentDataset(written, crop_frames=50, seed=1)
+    loader = DataLoader(crops, batch_size=5, num_workers=1, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1, 0):
+        crops.set_epoch(epoch)
+        epochs.append(torch.cat(list(loader)))
+    assert torch.equal(epochs[0], epochs[2])
+    assert not torch.equal(epochs[0], epochs[1])
 
 
 def test_half_precision(corpus, tmp_path):
@@ -350,6 +362,85 @@ def test_a_full_disk_loses_no_file(corpus, tmp_path, monkeypatch, stage):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+# ---------------------------------------------------------------- whose latents, of which sound
+
+
+def latents_of(out, path):
+    """What is stored of in/song.wav, and what the file holds now."""
+    audio, _ = read_audio(path)
+    return LatentDataset(out).frames("in/song.wav"), Linear().encode(audio[None])
+
+
+@pytest.mark.parametrize("n_samples", [4000, 6000])
+@pytest.mark.parametrize("first_rank", [0, 1])
+def test_a_file_that_has_changed_is_encoded_anew(tmp_path, caplog, n_samples, first_rank):
+    """Of another length or of the same, whichever process had encoded it."""
+    path, out = tmp_path / "in" / "song.wav", tmp_path / "out"
+    write(path, 4000)
+    if first_rank:
+        write(tmp_path / "in" / "a.wav", 100)  # so that the song is the second process's
+    for rank in range(first_rank + 1):
+        encoded(tmp_path / "in", out, rank=rank, world=first_rank + 1)
+    write(path, n_samples, seed=1)
+    summary = encoded(tmp_path / "in", out)
+    assert (summary.encoded, summary.present) == (1, first_rank)
+    torch.testing.assert_close(*latents_of(out, path), atol=1e-4, rtol=0)
+    assert f"{path} has changed since it was encoded" in caplog.text
+    assert encoded(tmp_path / "in", out).encoded == 0
+    write(path, 4000)
+    assert encoded(tmp_path / "in", out).encoded == 1
+    torch.testing.assert_close(*latents_of(out, path), atol=1e-4, rtol=0)
+
+
+def test_a_file_that_was_only_touched_has_not_changed(tmp_path):
+    path = tmp_path / "in" / "song.wav"
+    write(path, 4000)
+    encoded(tmp_path / "in", tmp_path / "out")
+    os.utime(path, (1, 1))
+    assert encoded(tmp_path / "in", tmp_path / "out").present == 1
+
+
+def test_latents_of_earlier_versions_know_their_length_alone(tmp_path):
+    path, out = tmp_path / "in" / "song.wav", tmp_path / "out"
+    write(path, 4000)
+    encoded(tmp_path / "in", out)
+    (shard,) = out.glob("0*.safetensors")
+    header, (entry,) = read_header(shard)
+    entry = dataclasses.asdict(entry)
+    del entry["source"], entry["edition"]
+    rewritten(shard, json.dumps({**header, "entries": [entry]}))
+    manifest = json.loads((out / "latents.json").read_text())
+    del manifest["precision"]
+    (out / "latents.json").write_text(json.dumps(manifest))
+    assert encoded(tmp_path / "in", out).present == 1
+    write(path, 4001)
+    assert encoded(tmp_path / "in", out).encoded == 1
+
+
+def test_models_and_precisions_do_not_mix(corpus, tmp_path):
+    """Models of equal names, and one model at two precisions."""
+
+    def adapted(level):
+        inner = Linear()
+        return adapt(
+            encode=lambda audio: level * inner.encode(audio),
+            decode=inner.decode,
+            name="mine",
+            sample_rate=RATE,
+        )
+
+    encoded(corpus, tmp_path / "one", adapted(1.0))
+    with pytest.raises(LatentFileError, match=r"another model: mine \(hash .*, not of mine \(hash"):
+        encoded(corpus, tmp_path / "one", adapted(2.0))
+    with pytest.raises(LatentFileError, match="another model"):
+        LatentDataset(tmp_path / "one").decode(adapted(2.0), "corpus/a.wav")
+    model = Streams()
+    encoded(corpus, tmp_path / "two", model)
+    model.precision = "bf16"
+    with pytest.raises(ValueError, match="has latents of precision fp32, not bf16"):
+        encoded(corpus, tmp_path / "two", model)
+
+
 # ---------------------------------------------------------------- files that fail
 
 
@@ -514,6 +605,7 @@ HEADERS = [
     ({"entries": []}, r"entries must be a list of one or more, got \[\]"),
     ({"entries": [3]}, "entry 0 must be an object of file, .*, got 3"),
     ({"dtype": "int8"}, r"dtype must be one of .*, got 'int8'"),
+    ({"dtype": "float16"}, r"the header states float16, the tensors are \['F32'\]"),
     ({"dtype": []}, r"dtype must be one of .*, got \[\]"),
     ({"model": None}, "name of the model must be text, got None"),
     ({"model": {**MODEL, "fingerprint": 5}}, "fingerprint of the model must be text, got 5"),
@@ -526,6 +618,10 @@ ENTRIES = [
     ({"n_samples": None}, "n_samples must be .*, got None"),
     ({"n_samples": 1.5}, r"n_samples must be .*, got 1\.5"),
     ({"n_samples": True}, "n_samples must be .*, got True"),
+    ({"n_samples": 10**15}, r"n_samples 1\.000e\+15 of 17 latent frames"),
+    ({"n_samples": 10**400}, "n_samples beyond 1e300 of 17 latent frames"),
+    ({"edition": 0}, "edition must be a whole number >= 1, got 0"),
+    ({"source": [1, 2]}, r"source must be \[bytes, ns, sha256\], got \[1, 2\]"),
     ({"channels": 0}, "channels must be a whole number >= 1, got 0"),
     ({"channels": 3}, r"states \(3, 4, 10\) for part 0, the tensor is \(2, 4, 10\)"),
     ({"latent_channels": "4"}, "latent_channels must be a whole number >= 1, got '4'"),

@@ -2,13 +2,17 @@
 
 import dataclasses
 import hashlib
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+import lincae
 from lincae.checkpoints import read_checkpoint
 from lincae.cli import main
 from lincae.commands import reencoder as command
@@ -207,15 +211,20 @@ def test_conditions_and_stereo_latents_that_are_not_finite():
         module.oracle(stereo)
 
 
-def test_configurations_that_cannot_be():
-    with pytest.raises(ValueError, match="task must be one of"):
-        ReEncoderConfig("denoising")
-    with pytest.raises(ValueError, match="layout must be one of"):
-        ReEncoderConfig("stereo", layout="left")
-    with pytest.raises(ValueError, match=r"hidden \(32\) must be at least latent_channels \(64\)"):
-        ReEncoderConfig(hidden=32)
-    with pytest.raises(ValueError, match="must be at least 1"):
-        ReEncoderConfig(blocks=0)
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"task": "denoising"}, "task must be one of .*, got 'denoising'"),
+        ({"task": "stereo", "layout": "left"}, "layout must be one of .*, got 'left'"),
+        ({"hidden": 32}, r"hidden \(32\) must be at least latent_channels \(64\)"),
+        ({"blocks": 0}, r"blocks must lie in 1\.\.128, got 0"),
+        ({"hidden": 10**9}, r"hidden must lie in 1\.\.65536, got 1000000000"),
+        ({"kernel": 7.0}, r"kernel of ReEncoderConfig must be int, got 7\.0"),
+    ],
+)
+def test_configurations_that_cannot_be(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ReEncoderConfig(**settings)
 
 
 def test_files_that_are_none(tmp_path):
@@ -224,11 +233,36 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
     with pytest.raises(ValueError, match=r"broken.safetensors is not a whole"):
         ReEncoder.load(tmp_path / "broken.safetensors")
-    import lincae
-
     folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
     with pytest.raises(ValueError, match="holds a consistency model, not a reencoder one"):
         ReEncoder.load(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reencoder": None}, "reencoder must be an object of settings, got None"),
+        ({"reencoder": {"hidden": 65536, "blocks": 128}}, "does not fit the network"),
+        ({"reencoder": {"hidden": "64"}}, "hidden of ReEncoderConfig must be int, got '64'"),
+        ({"reencoder": {"width": 3}}, "unknown width"),
+        (
+            {"autoencoder": {**OWNER, "latent_rate": 0}},
+            "latent_rate of the model must be a number",
+        ),
+        ({"autoencoder": None}, "name of the model must be text, got None"),
+        ({"latent_std": "2"}, "latent_std must be a number > 0, got '2'"),
+        ({"latent_std": float("nan")}, "latent_std must be a number > 0, got nan"),
+        ({"format_version": 9}, "format version 9, this lincae reads 1"),
+    ],
+)
+def test_headers_that_cannot_be(tmp_path, changes, words):
+    """No memory is taken for what a header states and the tensors do not have."""
+    path = small().save(tmp_path / "module.safetensors")
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["config"])
+    save_file(load_file(path), path, {"config": json.dumps(description | changes)})
+    with pytest.raises(ValueError, match=rf"module\.safetensors.*{words}"):
+        ReEncoder.load(path)
 
 
 def test_modules_in_a_folder(tmp_path):

@@ -4,6 +4,7 @@ import click
 
 from lincae.commands.options import Command, option
 from lincae.data.corpora import Corpora, weighted_folders
+from lincae.data.free_music import fetch
 from lincae.data.shards import Shards, write_shards
 from lincae.data.tracks import N_SONGS, SONG_S, write_synthetic
 
@@ -27,6 +28,19 @@ def synthetic(out, **settings) -> None:
         lincae data synthetic songs --train 0 --test 2
     """
     click.echo(write_synthetic(out, **settings))
+
+
+@data.command("free-music", cls=Command)
+@option("--out", help="Default: data/free-music, or free-music in $LINCAE_DATA.")
+@option("--unpacked", help="A folder with the unpacked packages, where there is no apt-get.")
+def free_music(out, unpacked) -> None:
+    """Fetch recordings from free packages of Debian with apt-get, split by album, each checked by its hash.
+
+    \b
+        lincae data free-music
+        lincae train --data free-music
+    """
+    click.echo(fetch(out, unpacked))
 
 
 @click.command(cls=Command)

@@ -18,7 +18,12 @@ from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS
 @click.command(cls=Command)
 @choice("--preset", PRESETS | VAE_PRESETS, default="desk")
 @choice("--variant", VARIANTS | OWN_VARIANTS | VAE_VARIANTS, default="lin-cae")
-@several("--data", "sources", default=["synthetic"], help="synthetic, FOLDER=WEIGHT ... or shards:FOLDER.")
+@several(
+    "--data",
+    "sources",
+    default=["synthetic"],
+    help="synthetic, free-music, FOLDER=WEIGHT ... or shards:FOLDER.",
+)
 @several("--validation", metavar="FOLDER=WEIGHT", help="Default: synthetic test songs, or crops of --data.")
 @run_folder
 @device
@@ -47,6 +52,9 @@ def train(context, preset, variant, sources, validation, run, changes, **setting
         held_out = training_data(validation, config.sample_rate)
     elif sources == ("synthetic",):
         held_out = training_data(sources, config.sample_rate, split="test")
+        validation_seed = 0
+    elif sources == ("free-music",):
+        held_out = training_data(sources, config.sample_rate, split="valid")
         validation_seed = 0
 
     folder = Path(run or f"runs/{preset}-{variant}")

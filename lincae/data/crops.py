@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lincae.data.corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folders
+from lincae.data.free_music import refuse_test_recordings, split_folders
 from lincae.data.shards import Shards
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, parallel, song_seed
@@ -69,17 +70,27 @@ class StemBank:
 def training_data(
     spec: str | Sequence[str], sample_rate: int, split: str = "train"
 ) -> StemBank | Corpora | Shards:
-    """What a command line names: "synthetic"; FOLDER=WEIGHT once or more often; or shards:FOLDER, a folder or
-    address that `python -m lincae.commands.shards` wrote. Else ValueError."""
+    """What a command line names: "synthetic"; "free-music"; FOLDER=WEIGHT once or more often; or
+    shards:FOLDER, a folder or address that `lincae shards` wrote.
+
+    Raises ValueError for something else, and for a folder that holds a test recording of free-music;
+    FileNotFoundError where recordings of free-music have not been fetched.
+    """
     names = [spec] if isinstance(spec, str) else list(spec)
     if names == ["synthetic"]:
         return StemBank.from_synth(N_SONGS.get(split, 0), SONG_S, sample_rate, split=split)
+    if names == ["free-music"]:
+        return Corpora(split_folders(split), sample_rate)
     if split != "train":
-        raise ValueError(f"only 'synthetic' has other splits than 'train'; got {names}, split {split!r}")
+        has_splits = "only 'synthetic' and 'free-music' have other splits than 'train'"
+        raise ValueError(f"{has_splits}; got {names}, split {split!r}")
     if len(names) == 1 and names[0].startswith("shards:"):
         return Shards(names[0].removeprefix("shards:"), sample_rate)
     try:
         folders = weighted_folders(names)
     except ValueError as error:
-        raise ValueError(f"training data is 'synthetic', shards:FOLDER or corpora; {error}") from error
-    return Corpora(folders, sample_rate)
+        allowed = "'synthetic', 'free-music', shards:FOLDER or corpora"
+        raise ValueError(f"training data is {allowed}; {error}") from error
+    corpora = Corpora(folders, sample_rate)
+    refuse_test_recordings(path for _, path, _, _ in corpora.files())
+    return corpora

@@ -37,13 +37,15 @@ SPLITS = {
     "clip": ("test",),
     "musdb": ("train", "valid", "test"),
     "embedded": ("test",),
+    "free-music": ("train", "valid", "test"),
+    "pairs": ("test",),
 }
 N_SONGS, SONG_S = {"train": 48, "test": 12}, 20.0
 # of the songs that a seed stands for: to be raised when an edit of `synth` changes what it renders, so that
 # folders rendered before are refused instead of mixed with new songs
 SYNTH_VERSION = 1
 MANIFEST = "synthetic.json"
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
 MARGIN_S = 0.05  # longer than the resampler's kernel down to rates of some kHz
 
 
@@ -101,6 +103,8 @@ def tracks(
     - "embedded": the clip, then the synthetic test songs (`root` is theirs).
     - "musdb": MUSDB18-HQ, or MUSDB18 in STEMS form, in `root` (default `$MUSDB_PATH`), with the official
       splits: "train" leaves out the 14 songs of "valid".
+    - "free-music": recordings from free packages, in `root`, and "pairs": its test recordings two by two, as
+      mixtures of known parts (`lincae.data.free_music`).
     - the path of a folder: its subfolders with stems, if any is shaped as a track of MUSDB18-HQ; else every
       audio file in it, as a track with the one stem "mixture". Split "test" only.
 
@@ -131,6 +135,10 @@ def tracks(
         found += _synthetic_tracks(split, root)
     elif dataset == "musdb":
         found = _musdb_tracks(split, root)
+    elif dataset in ("free-music", "pairs"):
+        from lincae.data.free_music import free_music_tracks, pair_tracks
+
+        found = pair_tracks(root) if dataset == "pairs" else free_music_tracks(split, root)
     return found[:n_tracks]
 
 

@@ -27,7 +27,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import content_fingerprint
-from lincae.data.audio import AudioFileError
+from lincae.checkpoints import sha256_of
+from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
 from lincae.data.tracks import audio_files
-from lincae.files import atomic_write, claim, json_object, locked, read_skipped, write_skipped
+from lincae.files import atomic_write, claim, hidden, json_object, locked, read_skipped, write_skipped
 from lincae.interface import AutoencoderLike, first_non_finite
 from lincae.machine import generator
 
@@ -55,6 +55,7 @@ CHANNELS = ("mean", "all")
 TENSOR_VALUES = 2**20  # in one tensor at most: what is held in memory while a long file is encoded
 SHARD_BYTES = 2**27  # a shard is full with so many bytes,
 SHARD_FILES = 10_000  # or so many audio files: its header is not to grow too long
+SPARE_FRAMES = 64  # that a model may leave out at the ends of a signal
 OPEN_SHARDS = 32  # that a dataset keeps mapped, in each process
 MANIFEST = "latents.json"
 SKIPPED = "skipped.csv"
@@ -69,24 +70,11 @@ class LatentFileError(ValueError):
 # ---------------------------------------------------------------- whose latents
 
 
-def fingerprint(model: AutoencoderLike) -> str:
-    """sha256 (hex) of what decides a model's latents, as the model itself says it."""
-    if hasattr(model, "fingerprint"):
-        return model.fingerprint()
-    # Models of lincae.interop, until they say it themselves: a baseline is its name and its settings.
-    traits = ("sample_rate", "latent_rate", "hop", "drive")
-    settings = {key: getattr(model, key) for key in traits if hasattr(model, key)}
-    network = getattr(model, "vae", None)
-    if network is None:
-        return content_fingerprint(model.name, settings, {})
-    return content_fingerprint(type(network).__name__, settings, network.state_dict())
-
-
 def describe(model: AutoencoderLike) -> dict[str, Any]:
     """What latents on disk say of their model: name, fingerprint, sample rate (Hz), latent rate (Hz)."""
     return {
         "name": model.name,
-        "fingerprint": fingerprint(model),
+        "fingerprint": model.fingerprint(),
         "sample_rate": model.sample_rate,
         "latent_rate": model.latent_rate,
     }
@@ -112,12 +100,14 @@ def check_description(model: Any, where: str | Path) -> None:
             raise LatentFileError(f"{where}: {key} of the model must be a number > 0, got {value!r:.80}")
 
 
-def claim_for_model(path: Path, holds: str, facts: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+def claim_for_model(
+    path: Path, holds: str, facts: Mapping[str, Any], model: Mapping[str, Any], later: Collection[str]
+) -> None:
     """`files.claim` of a folder of latents, which are those of one model.
 
     Raises ValueError as `claim`, LatentFileError for a folder of another model and a damaged description.
     """
-    found = claim(path, holds, facts, {"model": model}).get("model")
+    found = claim(path, holds, facts, {"model": model}, later).get("model")
     check_description(found, path)
     check_same_model(found, model, path.parent)
 
@@ -129,7 +119,9 @@ def claim_for_model(path: Path, holds: str, facts: Mapping[str, Any], model: Map
 class Entry:
     """The latents of one audio file: `channels` items of `n_samples` at the model's rate each.
 
-    `parts`: first frame and number of frames of every tensor.
+    `parts`: first frame and number of frames of every tensor. `source`: size in bytes, time of modification
+    (ns) and sha256 of the audio file, where these were noted. `edition`: how often that file was encoded; of
+    two entries with its name the higher one counts.
     """
 
     file: str
@@ -137,6 +129,8 @@ class Entry:
     channels: int
     latent_channels: int
     parts: tuple[tuple[int, int], ...]
+    source: tuple[int, int, str] | None = None
+    edition: int = 1
 
     @property
     def n_frames(self) -> int:
@@ -146,17 +140,31 @@ class Entry:
     def n_values(self) -> int:
         return self.channels * self.latent_channels * self.n_frames
 
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` takes, without what is at its default."""
+        values = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if values[field.name] == field.default:
+                del values[field.name]
+        return values
+
     @classmethod
     def from_json(cls, values: Any, where: str) -> "Entry":
         """Raises LatentFileError, naming `where` it stands and the value, for what cannot be."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(names) or not isinstance(values["file"], str):
-            raise LatentFileError(f"{where} must be an object of {', '.join(names)}, got {values!r:.80}")
+        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        names = set(values) if isinstance(values, dict) else set()
+        if not set(needed) <= names <= {*needed, "source", "edition"} or not isinstance(values["file"], str):
+            raise LatentFileError(f"{where} must be an object of {', '.join(needed)}, got {values!r:.80}")
 
         where = f"{where} ({values['file']})"
-        for key in ("n_samples", "channels", "latent_channels"):
-            if type(values[key]) is not int or values[key] < 1:
-                raise LatentFileError(f"{where}: {key} must be a whole number >= 1, got {values[key]!r:.80}")
+        for key in ("n_samples", "channels", "latent_channels", "edition"):
+            value = values.get(key, 1)
+            if type(value) is not int or value < 1:
+                raise LatentFileError(f"{where}: {key} must be a whole number >= 1, got {value!r:.80}")
+        source = values.get("source")
+        noted = isinstance(source, list) and [type(value) for value in source] == [int, int, str]
+        if source is not None and not noted:
+            raise LatentFileError(f"{where}: source must be [bytes, ns, sha256], got {source!r:.80}")
 
         parts = values["parts"]
         if not isinstance(parts, list) or not parts:
@@ -168,7 +176,13 @@ class Entry:
                 wanted = f"[{frame}, a number of frames]"
                 raise LatentFileError(f"{where}: the next of parts must be {wanted}, got {part!r:.80}")
             frame += part[1]
-        return cls(**{**values, "parts": tuple(map(tuple, parts))})
+
+        values = {**values, "parts": tuple(map(tuple, parts)), "source": tuple(source) if noted else None}
+        return cls(**values)
+
+
+def newer(entry: Entry, known: Entry | None) -> bool:
+    return known is None or entry.edition >= known.edition
 
 
 def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
@@ -183,8 +197,11 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
             shapes = {}
+            codes = set()
             for name in file.keys():  # noqa: SIM118
-                shapes[name] = tuple(file.get_slice(name).get_shape())
+                tensor = file.get_slice(name)
+                shapes[name] = tuple(tensor.get_shape())
+                codes.add(tensor.get_dtype())
     except SafetensorError as error:
         raise LatentFileError(f"{path} is not a whole safetensors file: {error}") from error
     if text is None:
@@ -197,7 +214,9 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     check_description(header.get("model"), path)
     dtype = header.get("dtype")
     if dtype not in tuple(DTYPES):
-        raise LatentFileError(f"{path}: dtype must be one of {tuple(DTYPES)}, got {dtype!r}")
+        raise LatentFileError(f"{path}: dtype must be one of {tuple(DTYPES)}, got {dtype!r:.80}")
+    if codes != {CODES[dtype]}:
+        raise LatentFileError(f"{path}: the header states {dtype}, the tensors are {sorted(codes)}")
 
     listed = header.pop("entries", None)
     if not isinstance(listed, list) or not listed:
@@ -211,7 +230,16 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
                 there = f"the tensor is {found}" if found else "there is no such tensor"
                 where = f"{path}: entry {k} ({entry.file})"
                 raise LatentFileError(f"{where}: the header states {stated} for part {p}, {there}")
+        check_length(entry, header["model"], f"{path}: entry {k}")
     return header, entries
+
+
+def check_length(entry: Entry, model: Mapping[str, Any], where: str | Path) -> None:
+    """Raises LatentFileError for more samples than the frames can stand for: a decoder is told the length."""
+    hop = model["sample_rate"] / model["latent_rate"]
+    if entry.n_samples > 2 * hop * (entry.n_frames + SPARE_FRAMES):
+        states = f"n_samples {entry.n_samples:.3e}" if entry.n_samples < 1e300 else "n_samples beyond 1e300"
+        raise LatentFileError(f"{where} ({entry.file}) states {states} of {entry.n_frames} latent frames")
 
 
 def tensor_name(entry: int, part: int) -> str:
@@ -251,10 +279,10 @@ class Shard:
         self.model = model
         self.dtype = dtype
         # hidden where the folder is the user's, who may have a NAME.data and a NAME.jsonl beside the file
-        unfinished = self.path.with_name(f".{self.path.name}.part") if anew else self.path
+        unfinished = hidden(self.path, "part") if anew else self.path
         self.data = unfinished.with_suffix(".data")
         self.journal = unfinished.with_suffix(".jsonl")
-        for orphan in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
+        for orphan in self.path.parent.glob(glob.escape(hidden(self.path, "").name) + "*.tmp"):
             orphan.unlink()
         if anew or self.path.exists():  # killed between the last two steps of `finish`
             self.discard()
@@ -263,6 +291,7 @@ class Shard:
         self.n_bytes = 0
         lines = b""
         for line, entry in journalled(self.journal, dtype):
+            check_length(entry, model, self.journal)
             self._note(entry)
             lines += line
         for file, size in ((self.data, self.n_bytes), (self.journal, len(lines))):
@@ -273,12 +302,12 @@ class Shard:
         self.entries.append(entry)
         self.n_bytes += entry.n_values * DTYPES[self.dtype].itemsize
 
-    def add(self, name: str, latents: Iterable[Tensor], n_samples: int) -> Entry:
+    def add(self, name: str, latents: Iterable[Tensor], n_samples: int, **about: Any) -> Entry:
         """Write the latents (B, C, L_i) of one audio file, consecutive in time, and then its line.
 
-        `n_samples` is the length of the audio file at the model's rate. What fails leaves the files before as
-        they are. Raises OSError, e.g. on a full disk; LatentFileError for values that are not finite, or too
-        large for float16, and for no frames.
+        `n_samples` is the length of the audio file at the model's rate, `about` its `source` and `edition`.
+        What fails leaves the files before as they are. Raises OSError, e.g. on a full disk; LatentFileError
+        for values that are not finite, or too large for float16, and for no frames.
         """
         parts = []
         frame = 0
@@ -301,9 +330,9 @@ class Shard:
             file.flush()
             os.fsync(file.fileno())
 
-        entry = Entry(name, n_samples, *shape, tuple(parts))
+        entry = Entry(name, n_samples, *shape, tuple(parts), **about)
         with self.journal.open("ab") as file:
-            file.write(json.dumps(dataclasses.asdict(entry)).encode() + b"\n")
+            file.write(json.dumps(entry.to_json()).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._note(entry)
@@ -322,7 +351,7 @@ class Shard:
     def _header(self) -> dict[str, Any]:
         """That of the safetensors file, whose tensors lie as they were added."""
         description = {"version": VERSION, "dtype": self.dtype, "model": self.model}
-        description["entries"] = [dataclasses.asdict(entry) for entry in self.entries]
+        description["entries"] = [entry.to_json() for entry in self.entries]
         tensors: dict[str, Any] = {"__metadata__": {KEY: json.dumps(description)}}
         start = 0
         for k, entry in enumerate(self.entries):
@@ -411,10 +440,14 @@ class Shards:
         self.rank = rank
         self.done: dict[str, Entry] = {}
         # journals first: what one holds may be in a shard a moment later, but never the other way round
+        entries: list[Entry] = []
         for path in shard_files(self.folder, ".jsonl"):
-            self.done |= {entry.file: entry for _, entry in journalled(path, dtype)}
+            entries += [entry for _, entry in journalled(path, dtype)]
         for path in shard_files(self.folder):
-            self.done |= {entry.file: entry for entry in read_header(path)[1]}
+            entries += read_header(path)[1]
+        for entry in entries:
+            if newer(entry, self.done.get(entry.file)):
+                self.done[entry.file] = entry
         self._shard = self._continued(world)
         numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob(f"{rank:05d}-*{SUFFIX}")]
         self._number = max(numbers, default=-1) + 1
@@ -436,8 +469,10 @@ class Shards:
                 shard.finish()
         return own
 
-    def add(self, name: str, latents: Iterable[Tensor], n_samples: int) -> None:
-        """Write the latents of one audio file. Raises as `Shard.add`."""
+    def add(
+        self, name: str, latents: Iterable[Tensor], n_samples: int, source: tuple[int, int, str] | None = None
+    ) -> None:
+        """Write the latents of one audio file, in place of those that it has. Raises as `Shard.add`."""
         shard = self._shard
         if shard is not None and (shard.n_bytes >= SHARD_BYTES or len(shard.entries) >= SHARD_FILES):
             shard.finish()
@@ -447,7 +482,8 @@ class Shards:
             path = self.folder / f"{self.rank:05d}-{self._number:06d}{SUFFIX}"
             shard = Shard(path, self.model, self.dtype)
         self._shard = shard
-        self.done[name] = shard.add(name, latents, n_samples)
+        edition = self.done[name].edition + 1 if name in self.done else 1
+        self.done[name] = shard.add(name, latents, n_samples, source=source, edition=edition)
 
     def finish(self) -> None:
         """Make the last shard a whole file. Raises OSError."""
@@ -485,6 +521,34 @@ def named_files(folders: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
+def source_of(path: Path) -> tuple[int, int, str]:
+    """Size in bytes, time of modification (ns) and sha256 of an audio file. Raises AudioFileError."""
+    try:
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns, sha256_of(path)
+    except OSError as error:
+        raise AudioFileError(f"{path}: {error}") from error
+
+
+def is_of(entry: Entry, path: Path, sample_rate: float) -> bool:
+    """Whether an audio file is still the one that an entry was made of. Raises AudioFileError.
+
+    It is read again only if its time of modification has changed and its size has not. Entries of earlier
+    versions note its length alone.
+    """
+    try:
+        if entry.source is None:
+            rate, n_frames = audio_header(path)
+            return -(-n_frames * sample_rate // rate) == entry.n_samples
+        n_bytes, modified_ns, sha256 = entry.source
+        stat = path.stat()
+        if stat.st_mtime_ns == modified_ns or stat.st_size != n_bytes:
+            return stat.st_size == n_bytes
+        return sha256_of(path) == sha256
+    except OSError as error:
+        raise AudioFileError(f"{path}: {error}") from error
+
+
 def encode_corpus(
     model: AutoencoderLike,
     folders: Sequence[str | Path],
@@ -498,12 +562,12 @@ def encode_corpus(
     """Encode the audio files of some folders into a folder of shards; a later call continues a killed one.
 
     Of `world` processes this one, `rank`, takes every world-th file. A file that is encoded already is not
-    encoded again, whoever did it; one that failed before is tried again. `channels`: "mean" encodes the mean
-    of a file's channels, "all" each of them, as items of a batch.
+    encoded again, whoever did it, unless it has changed; one that failed before is tried again. `channels`:
+    "mean" encodes the mean of a file's channels, "all" each of them, as items of a batch.
 
-    Raises ValueError for an `out` that holds something else, or latents of another model (naming both), dtype
-    or choice of channels, and where another process works as the same rank; LatentFileError for damaged files
-    in `out`; OSError, e.g. on a full disk: what was encoded before stays.
+    Raises ValueError for an `out` that holds something else, or latents of another model (naming both),
+    dtype, precision or choice of channels, and where another process works as the same rank; LatentFileError
+    for damaged files in `out`; OSError, e.g. on a full disk: what was encoded before stays.
     """
     out = Path(out)
     if not 0 <= rank < world:
@@ -515,9 +579,9 @@ def encode_corpus(
     files = named_files(folders)
     mine = list(files)[rank::world]
     described = describe(model)
-    claim_for_model(
-        out / MANIFEST, "latents", {"version": VERSION, "dtype": dtype, "channels": channels}, described
-    )
+    facts = {"version": VERSION, "dtype": dtype, "channels": channels}
+    facts["precision"] = getattr(model, "precision", "fp32")
+    claim_for_model(out / MANIFEST, "latents", facts, described, later=("precision",))
     skipped: dict[str, str] = {}
     n_samples = 0
     encoded = 0
@@ -525,11 +589,15 @@ def encode_corpus(
         shards = Shards(out, described, dtype, rank, world)
         try:
             for name in tqdm(mine, "encoding", unit="file", disable=not progress or rank > 0):
-                if name in shards.done:
-                    continue
+                path = files[name]
                 try:
-                    length, latents = encode_file(model, files[name], channels)
-                    shards.add(name, latents, length)
+                    if name in shards.done:
+                        if is_of(shards.done[name], path, model.sample_rate):
+                            continue
+                        log.warning("%s has changed since it was encoded: it is encoded anew", path)
+                    source = source_of(path)
+                    length, latents = encode_file(model, path, channels)
+                    shards.add(name, latents, length, source)
                 except (AudioFileError, LatentFileError) as error:
                     skipped[name] = str(error)
                     log.warning("skipped: %s", error)
@@ -572,7 +640,8 @@ class LatentDataset(Dataset):
         self.source = Path(source)
         self.crop_frames = crop_frames
         self.seed = seed
-        self.epoch = 0
+        # in memory that data workers share, so that those that outlast an epoch see the next one
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         paths = shard_files(self.source) if self.source.is_dir() else [self.source]
         if not paths:
             raise FileNotFoundError(f"{source} holds no latents (`lincae encode` writes them)")
@@ -588,7 +657,8 @@ class LatentDataset(Dataset):
                 self.dtype = header["dtype"]
             check_same_model(header["model"], self.model, path)
             for k, entry in enumerate(entries):
-                found[entry.file] = (path, k, entry)
+                if entry.file not in found or newer(entry, found[entry.file][2]):
+                    found[entry.file] = (path, k, entry)
         self._entries = dict(sorted(found.items()))  # which process wrote a file does not matter
 
         shortest = 1 if crop_frames is None else crop_frames
@@ -637,12 +707,13 @@ class LatentDataset(Dataset):
         if self.crop_frames is None:
             return self.frames(file)[channel]
         n_starts = self.entry(file).n_frames - self.crop_frames + 1
-        draw = generator(self.seed, self.epoch, index % len(self))
+        draw = generator(self.seed, int(self._epoch), index % len(self))
         start = int(torch.randint(n_starts, (), generator=draw))
         return self.frames(file, start, self.crop_frames)[channel]
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        """Draw the stretches of this epoch from now on, in running data workers as well."""
+        self._epoch.fill_(epoch)
 
     # -------- stretches of a file
 

@@ -17,31 +17,44 @@ identity (of mono-to-stereo: copies the input to both channels); latents are div
 of the training targets, so that loss weights mean the same for every autoencoder; the gains, which the paper
 does not have, start at zero; the oracle condition is the mean of the posterior.
 
-Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
+Beside the axes of `lincae.interface`, `H` are the numbers of a condition.
 """
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from lincae.checkpoints import BUNDLED, FORMAT_VERSION, check_hash, from_dict, load_strictly, read_checkpoint
-from lincae.files import atomic_write
-from lincae.interface import AutoencoderLike, check_finite, check_latents
-from lincae.latents.store import check_same_model, describe
+from lincae.checkpoints import (
+    BUNDLED,
+    FORMAT_VERSION,
+    check_fits,
+    check_hash,
+    from_dict,
+    load_strictly,
+    read_checkpoint,
+    write_weights,
+)
+from lincae.interface import AutoencoderLike, check_fields, check_finite, check_latents
+from lincae.latents.store import check_description, check_same_model, describe
 from lincae.machine import generator, resolve_device
 from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock
 
-KIND = "reencoder"  # of model, in its file
+KIND = "reencoder"  # as files say it
 TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
-START_LOG_VARIANCE = -2.0  # of the condition
-START_GAIN = 0.2  # standard deviation of AdaLN's weights
+START_LOG_VARIANCE = -2.0  # that a condition encoder starts with
+START_GAIN = 0.2  # standard deviation of AdaLN's weights at the start
+WIDEST = 2**16
+DEEPEST = 2**7
+# What a configuration may state: a file is not to make a network that nothing could hold.
+LARGEST = dict.fromkeys(("latent_channels", "hidden", "expansion", "kernel", "condition"), WIDEST)
+LARGEST |= dict.fromkeys(("blocks", "condition_blocks"), DEEPEST)
 
 
 def check_task(task: str) -> str:
@@ -75,17 +88,16 @@ class ReEncoderConfig:
 
     def __post_init__(self):
         """Raises ValueError for unknown names and sizes out of range."""
+        check_fields(self)
         check_task(self.task)
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {LAYOUTS}, got {self.layout!r}")
-        sizes = ("latent_channels", "hidden", "blocks", "expansion", "condition", "condition_blocks")
-        if any(getattr(self, name) < 1 for name in sizes):
-            raise ValueError(f"{', '.join(sizes)} must be at least 1, got {self}")
+        for name, most in LARGEST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must lie in 1..{most}, got {getattr(self, name)}")
         if self.hidden < self.latent_channels:
-            raise ValueError(
-                f"hidden ({self.hidden}) must be at least latent_channels ({self.latent_channels}): "
-                "a narrower module cannot start as the identity"
-            )
+            sizes = f"hidden ({self.hidden}) must be at least latent_channels ({self.latent_channels})"
+            raise ValueError(f"{sizes}: a narrower module cannot start as the identity")
 
 
 SIZES = {
@@ -308,23 +320,32 @@ class ReEncoder(nn.Module):
             "latent_std": self.latent_std,
             "metadata": self.metadata,
         }
-        tensors = {key: value.to("cpu", dtype).contiguous() for key, value in self.state_dict().items()}
-        with atomic_write(path) as file:
-            file.write(to_safetensors(tensors, metadata={"config": json.dumps(description)}))
+        write_weights(path, json.dumps(description), self, dtype)
         return path
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> "ReEncoder":
-        """Raises FileNotFoundError; ValueError, naming the file, for a damaged one, for another kind of
+        """A module on a device, ready for use.
+
+        Raises FileNotFoundError; ValueError, naming the file, for a damaged one, for another kind of
         checkpoint, unknown settings, tensors that do not fit, and a bundled file (one below
-        data/checkpoints/) that is not the one of its card."""
+        data/checkpoints/) that is not the one of its card.
+        """
         path = Path(path)
         if path.resolve().is_relative_to(BUNDLED):
             folder = path.parent
             check_hash(path, f"`python tools/bundle.py --reencoder {folder}` makes a card of what is there")
         description, tensors = read_checkpoint(path, KIND)
-        config = from_dict(ReEncoderConfig, description["reencoder"], f"{path}: reencoder")
-        module = cls(config, description["autoencoder"], description["latent_std"], description["metadata"])
+        config = from_dict(ReEncoderConfig, description.get("reencoder"), f"{path}: reencoder")
+        owner = description.get("autoencoder")
+        check_description(owner, path)
+        latent_std = description.get("latent_std")
+        if type(latent_std) not in (int, float) or not 0 < latent_std < math.inf:
+            raise ValueError(f"{path}: latent_std must be a number > 0, got {latent_std!r:.80}")
+        with torch.device("meta"):
+            check_fits(cls(config, owner), tensors, str(path))
+
+        module = cls(config, owner, latent_std, description.get("metadata"))
         load_strictly(module, tensors, str(path))
         return module.eval().to(resolve_device(device))
 

@@ -8,6 +8,8 @@ with a sinc kernel; the target of mono-to-stereo is left and right, its input th
 `target/`, where items of one name belong together.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,11 +47,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A training target until it is asked for: `read(sample_rate)` gives (1, T), or for stereo (2, T)."""
+    """A training target until it is asked for: `read(sample_rate)` gives (1, T), or for stereo (2, T).
+
+    `version` changes with what is read, where that is not a function of the name.
+    """
 
     name: str
     read: Callable[[int], Tensor]
     dataset: str = ""
+    version: str = ""
 
 
 def synthetic_sources(
@@ -107,8 +113,11 @@ def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
         for path in audio_files(folder):
             name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
             rate, n_samples = audio_header(path)
+            stat = path.stat()
+            version = f"{stat.st_size} bytes, modified at {stat.st_mtime_ns} ns"
             for part in range(max(1, round(n_samples / rate / SEGMENT_S))):
-                found.append(Source(f"{name}@{part}", _file_reader(path, task, part * SEGMENT_S)))
+                read = _file_reader(path, task, part * SEGMENT_S)
+                found.append(Source(f"{name}@{part}", read, version=version))
     return found
 
 
@@ -176,6 +185,12 @@ def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: st
 # ---------------------------------------------------------------- writing and reading
 
 
+def digest(sources: Sequence[Source]) -> str:
+    """How many sources there are, and a hash that changes with any of them."""
+    listed = json.dumps([(source.name, source.version) for source in sources])
+    return f"{len(sources)} ({hashlib.sha256(listed.encode()).hexdigest()[:16]})"
+
+
 def write_pairs(
     model: AutoencoderLike,
     sources: Sequence[Source],
@@ -190,14 +205,15 @@ def write_pairs(
     """Encode inputs and targets into a folder; a later call continues a killed one. Returns the folder.
 
     Of `world` processes this one takes every world-th source. An unreadable file is an error that names it.
-    Raises LatentFileError for a folder of another model; ValueError for one of another task or factor, or
-    something else, and as `Source.read`; OSError: what was encoded before stays.
+    Raises LatentFileError for a folder of another model; ValueError for one of another task, factor or other
+    sources, or something else, and as `Source.read`; OSError: what was encoded before stays.
     """
     out = Path(out)
     rate = model.sample_rate
     factor = factor if check_task(task) == "bandwidth" else 1
     described = describe(model)
-    claim_for_model(out / MANIFEST, "pairs", {"task": task, "factor": factor, "dtype": dtype}, described)
+    facts = {"task": task, "factor": factor, "dtype": dtype, "sources": digest(sources)}
+    claim_for_model(out / MANIFEST, "pairs", facts, described, later=("sources",))
     with locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
         halves = {half: Shards(out / half, described, dtype, rank, world) for half in HALVES}
         mine = sources[rank::world]
@@ -230,6 +246,7 @@ class LatentPairs:
         self.model = manifest["model"]
         self.task = check_task(manifest.get("task"))
         self.factor = manifest.get("factor")
+        self.sources = manifest.get("sources", "")
         self.inputs, self.targets = (LatentDataset(self.folder / half) for half in HALVES)
         for half in (self.inputs, self.targets):
             check_same_model(half.model, self.model, half.source)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lincae.autoencoder import MODEL_PRESETS, AutoencoderConfig
 from lincae.consistency import ConsistencyConfig
+from lincae.interface import check_fields
 from lincae.linearity import LinearityConfig
 from lincae.training.optimisers import OPTIMISERS
 
@@ -40,6 +41,7 @@ class RunConfig:
     checkpoint_every: int = 5_000
 
     def __post_init__(self):
+        check_fields(self)
         factor = self.autoencoder.network.time_factor
         if self.crop_frames < 1 or self.crop_frames % factor:
             raise ValueError(f"crop_frames must be a multiple of {factor}, got {self.crop_frames}")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from lincae.interface import check_fields
 from lincae.linearity import VARIANTS, LinearityConfig
 from lincae.training.config import ALL_GAINS, RunConfig
 from lincae.transform import TransformConfig
@@ -21,6 +22,7 @@ class VaeNetworkConfig:
     norm_frames: int = 64
 
     def __post_init__(self):
+        check_fields(self)
         sizes = (self.latent_channels, self.channels, self.hidden, self.kernel, self.norm_frames)
         if min(sizes) < 1 or self.blocks < 0 or self.kernel % 2 == 0:
             raise ValueError(f"need positive sizes and an odd kernel, got {self}")
@@ -58,6 +60,7 @@ class SpectralVaeConfig:
     window_frames: int = 2048
 
     def __post_init__(self):
+        check_fields(self)
         if self.sample_rate < 1 or self.latent_scale <= 0 or self.emphasis_hz <= 0:
             raise ValueError(f"need a positive sample_rate, latent_scale and emphasis_hz, got {self}")
         if 2 * self.context_frames >= self.window_frames:
@@ -118,8 +121,7 @@ class VaeLossConfig:
     discriminator_channels: int = 32
 
     def __post_init__(self):
-        for name in ("fft_sizes", "mel_fft_sizes", "discriminator_fft_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
         reconstruction = (self.stft, self.mel, self.waveform)
         weights = (*reconstruction, self.kl, self.adversarial, self.feature_matching)
         if min(weights) < 0 or max(reconstruction) == 0:
