@@ -38,14 +38,18 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
 
-    By default glibc returns large blocks to the kernel at once, which hands them out again page by page,
-    zeroed, a large part of the time of a large network on a CPU (benchmarks/inference.py --allocator). The
-    price is a higher peak. For the whole process: an application's choice, to be made before the first large
-    tensors.
+    By default glibc returns large blocks to the kernel at once, which hands them out again page by page and
+    zeroed: a large part of the time of a large network on a CPU (benchmarks/inference.py --allocator). The
+    price is a higher peak. This holds for the whole process, so it is an application's choice, to be made
+    before the first large tensors.
     """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if sys.platform != "linux":
         return False
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    m_trim_threshold = -1  # these two are named in malloc.h
+    m_mmap_max = -4
     return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
 
 
@@ -56,16 +60,16 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
     """
     if not keys or any(not 0 <= key < 2**64 for key in keys):
         raise ValueError(f"keys must be integers in [0, 2**64), at least one, got {keys}")
-    # SeedSequence pads with zeros: without the count, (1,) and (1, 0) would be one stream
+    # SeedSequence pads with zeros: without the count, (1,) and (1, 0) would be one stream.
     words = [word for key in keys for word in divmod(int(key), 2**32)]
     seed = np.random.SeedSequence([len(keys), *words]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed))
 
 
 def commit() -> str:
-    """Commit of the running source, with "-dirty" where it was changed; "unknown" outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    command += ["--abbrev=40", "--exclude=*"]
+    """The commit of the running source, with "-dirty" where it was changed; "unknown" outside a checkout."""
+    here = str(Path(__file__).parent)
+    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -80,7 +84,8 @@ def hardware(device: torch.device) -> str:
     named = platform.processor() or platform.machine()
     try:
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:  # not Linux
+    except OSError:  # other systems than Linux have no such file
         found = None
-    n = torch.get_num_threads()
-    return f"{found[1] if found else named}, {n} thread{'s' * (n > 1)}"
+    n_threads = torch.get_num_threads()
+    threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
+    return f"{found[1] if found else named}, {threads}"

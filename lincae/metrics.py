@@ -19,12 +19,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lincae.interface import check_finite
+
 SILENCE_DBFS = -80.0
-"""RMS below which audio is silent: music at -20 dBFS and a gain of 1/1000 is not yet."""
+"""Audio with a lower RMS is silent: music at -20 dBFS and a gain of 1/1000 is not yet."""
 WINDOWS_MS = (10, 25, 50)
+"""Windows of the multi-scale spectral distance."""
 N_MELS = 80
 EPS = 1e-8
 BANDWIDTHS = ("reference", "evaluated")
+"""Sets whose distances may set the scale of KAD."""
 
 
 def is_silent(audio: Tensor) -> Tensor:
@@ -47,7 +51,8 @@ def si_sdr_db(prediction: Tensor, reference: Tensor) -> Tensor:
     The SNR against the projection of p on r, so any gain of p is forgiven. NaN where r is silent.
     """
     p, r = _pair(prediction, reference)
-    target = ((p * r).sum(1, keepdim=True) / (_energy(r)[:, None] + EPS)) * r
+    gain = (p * r).sum(1, keepdim=True) / (_energy(r)[:, None] + EPS)
+    target = gain * r
     return _masked(_ratio_db(_energy(target), _energy(p - target)), is_silent(reference))
 
 
@@ -65,20 +70,24 @@ def band_snr_db(prediction: Tensor, reference: Tensor, sample_rate: int, edges_h
     to those of `snr_db` (Parseval). NaN where the reference is silent in a band.
     """
     p, r = _pair(prediction, reference)
-    bins = torch.fft.rfftfreq(p.shape[1], 1 / sample_rate, device=p.device)
-    spectra = [torch.fft.rfft(x, norm="ortho") for x in (r, p - r)]
+    frequencies_hz = torch.fft.rfftfreq(p.shape[1], 1 / sample_rate, device=p.device)
+    signal_power = 2 * torch.fft.rfft(r, norm="ortho").abs().square()
+    noise_power = 2 * torch.fft.rfft(p - r, norm="ortho").abs().square()
     values = []
     for low, high in itertools.pairwise(edges_hz):
-        inside = (bins >= low) & (bins < high)
-        signal, noise = (2 * spectrum[:, inside].abs().square().sum(1) for spectrum in spectra)
+        inside = (frequencies_hz >= low) & (frequencies_hz < high)
+        signal = signal_power[:, inside].sum(1)
+        noise = noise_power[:, inside].sum(1)
         silent = (signal / p.shape[1]).sqrt() < 10 ** (SILENCE_DBFS / 20)
         values.append(_masked(_ratio_db(signal, noise), silent))
     return torch.stack(values, 1)
 
 
 def mss(prediction: Tensor, reference: Tensor, sample_rate: int, spectral_convergence: bool = True) -> Tensor:
-    """Multi-scale spectral distance of (B, T) audio as (B,): the sum of both `mss_terms`, or without
-    `spectral_convergence` the second alone. Equals auraloss 0.4.0 item by item. Raises as `mss_terms`.
+    """Multi-scale spectral distance (MSS) of (B, T) audio as (B,).
+
+    It is the sum of both `mss_terms`, or without `spectral_convergence` the second alone, and equals that of
+    auraloss 0.4.0 item by item. Raises as `mss_terms`.
     """
     convergence, log_mel = mss_terms(prediction, reference, sample_rate)
     return convergence + log_mel if spectral_convergence else log_mel
@@ -87,10 +96,10 @@ def mss(prediction: Tensor, reference: Tensor, sample_rate: int, spectral_conver
 def mss_terms(prediction: Tensor, reference: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
     """Both readings of the multi-scale spectral distance of (B, T) audio in one pass, each (B,).
 
-    Of mel magnitudes P and R the spectral convergence `|R - P|_F / |R|_F` and the log-mel distance
-    `mean |ln P - ln R|`, each the mean of windows of 10, 25 and 50 ms. The Frobenius norms are of one item
-    (auraloss takes them over its whole batch). NaN where the reference is silent. Raises ValueError for audio
-    shorter than half the longest FFT.
+    For mel magnitudes P and R these are the spectral convergence `|R - P|_F / |R|_F` and the log-mel distance
+    `mean |ln P - ln R|`, each as the mean over windows of 10, 25 and 50 ms. The Frobenius norms are those of
+    one item (auraloss takes them over its whole batch). NaN where the reference is silent. Raises ValueError
+    for audio shorter than half the longest FFT.
     """
     _check(prediction, reference)
     if reference.ndim != 2:
@@ -101,9 +110,11 @@ def mss_terms(prediction: Tensor, reference: Tensor, sample_rate: int) -> tuple[
             f"mss at {sample_rate} Hz needs {n_needed} samples or more, got {reference.shape[1]}"
         )
     dtype = torch.promote_types(reference.dtype, torch.float32)
-    prediction, reference, convergence, log_mel = prediction.to(dtype), reference.to(dtype), 0.0, 0.0
+    convergence = 0.0
+    log_mel = 0.0
     for window_ms in WINDOWS_MS:
-        p, r = (_mel_magnitudes(audio, sample_rate, window_ms) for audio in (prediction, reference))
+        p = _mel_magnitudes(prediction.to(dtype), sample_rate, window_ms)
+        r = _mel_magnitudes(reference.to(dtype), sample_rate, window_ms)
         convergence = convergence + (r - p).norm(dim=(1, 2)) / r.norm(dim=(1, 2))
         log_mel = log_mel + (p.log() - r.log()).abs().mean((1, 2))
     silent = is_silent(reference)
@@ -113,23 +124,24 @@ def mss_terms(prediction: Tensor, reference: Tensor, sample_rate: int) -> tuple[
 def kad(reference: Tensor, evaluated: Tensor, bandwidth: str = "reference") -> float:
     """Kernel Audio Distance (Chung et al., 2025) of embeddings (N, D) and (M, D), such as those of CLAP.
 
-    100 times the unbiased squared maximum mean discrepancy, so of two draws of one distribution it is 0 on
-    average and often negative, with the kernel `exp(-d^2 / (2 b^2 + 1e-8))` of the Euclidean distance d, in
-    float64. b is the median distance of pairs within the set that `bandwidth` names (the lower of two middle
-    ones): "reference" compares all models on one scale; "evaluated" is what kadtk 1.1.0 computes. Memory:
-    about 25 bytes times the square of the larger set.
+    This is 100 times the unbiased squared maximum mean discrepancy with the kernel
+    `exp(-d^2 / (2 b^2 + 1e-8))` of the Euclidean distance d, in float64. For two draws of one distribution it
+    is 0 on average and often negative. b is the median distance of pairs within the set that `bandwidth`
+    names (the lower of two middle ones): "reference" compares all models on one scale, "evaluated" is what
+    kadtk 1.1.0 computes. Memory: about 25 bytes times the square of the larger set.
 
     Raises ValueError for sets of fewer than two items, other shapes, non-finite values and other bandwidths.
     """
     if bandwidth not in BANDWIDTHS:
         raise ValueError(f"bandwidth must be one of {BANDWIDTHS}, got {bandwidth!r}")
-    x, y = _embeddings(reference, "reference"), _embeddings(evaluated, "evaluated")
+    x = _embeddings(reference, "reference")
+    y = _embeddings(evaluated, "evaluated")
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"embeddings must be of one kind, got {x.shape[1]} and {y.shape[1]} dimensions")
     scale_set = x if bandwidth == "reference" else y
     distances = torch.cdist(scale_set, scale_set)
-    median = distances[torch.ones_like(distances, dtype=torch.bool).triu(1)].median()
-    scale = 2 * median.square() + EPS
+    is_pair = torch.ones_like(distances, dtype=torch.bool).triu(1)
+    scale = 2 * distances[is_pair].median().square() + EPS
 
     def within(items: Tensor) -> Tensor:
         kernel = (-torch.cdist(items, items).square() / scale).exp().fill_diagonal_(0)
@@ -144,9 +156,7 @@ def _embeddings(items: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} embeddings must be (items, dimensions), got {tuple(items.shape)}")
     if len(items) < 2:
         raise ValueError(f"KAD needs two or more {name} embeddings, got {len(items)}")
-    if bad := (~torch.isfinite(items).all(1)).nonzero().flatten().tolist():
-        raise ValueError(f"{len(bad)} of the {name} embeddings are not finite, first item {bad[0]}")
-    return items.double()
+    return check_finite(items, f"the {name} embeddings", ("item", "dimension")).double()
 
 
 def _mel_magnitudes(audio: Tensor, sample_rate: int, window_ms: int) -> Tensor:
@@ -173,11 +183,11 @@ def _resolution(sample_rate: int, window_ms: int) -> tuple[int, int]:
 
 @functools.cache
 def _mel_filters(sample_rate: int, n_fft: int) -> Tensor:
-    """Slaney's mel filters (N_MELS, F), 0 Hz to Nyquist."""
+    """Slaney's mel filters (N_MELS, F) from 0 Hz to Nyquist."""
     from torchaudio.functional import melscale_fbanks
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty filters, which `_resolution` avoids
+        warnings.simplefilter("ignore")  # they speak of empty filters, which `_resolution` avoids
         bank = melscale_fbanks(n_fft // 2 + 1, 0, sample_rate / 2, N_MELS, sample_rate, "slaney", "slaney")
     return bank.T.contiguous()
 

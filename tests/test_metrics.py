@@ -298,12 +298,12 @@ def test_mss_needs_audio_longer_than_half_an_fft():
         (
             torch.ones(2, 4),
             torch.tensor([[0.0], [math.nan]]).expand(2, 4),
-            "1 of the evaluated .* first item 1",
+            "evaluated embeddings .* item 1, dimension 0",
         ),
         (
             torch.tensor([[math.inf], [0.0]]).expand(2, 4),
             torch.ones(2, 4),
-            "1 of the reference .* first item 0",
+            "reference embeddings .* item 0, dimension 0",
         ),
     ],
 )

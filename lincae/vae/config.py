@@ -10,9 +10,11 @@ from lincae.transform import TransformConfig
 
 @dataclass(frozen=True)
 class VaeNetworkConfig:
-    """Encoder and decoder of the spectral VAE, of one architecture: `blocks` ConvNeXt-V2 blocks of width
-    `channels`, `hidden` within, over `kernel` frames, as the projections to and from latents are.
-    `norm_frames`: GRN's norms are over so many."""
+    """Encoder and decoder of the spectral VAE, which have one architecture.
+
+    There are `blocks` ConvNeXt-V2 blocks of width `channels`, `hidden` within. They span `kernel` frames, as
+    the projections to and from latents do. The norms of GRN are taken over `norm_frames` frames.
+    """
 
     latent_channels: int = 64
     channels: int = 1024
@@ -40,15 +42,15 @@ class VaeNetworkConfig:
 
 @dataclass(frozen=True)
 class SpectralVaeConfig:
-    """All that defines a spectral VAE but its weights; the defaults are the autoencoder of the Re-Encoder
+    """All that defines a spectral VAE but its weights. The defaults are the autoencoder of the Re-Encoder
     paper (section 3.1.1): 44.1 kHz, hop 1024, 64 channels at 43 Hz.
 
-    `transform`: with alpha 1 the network meets the STFT as it is: linear in it is linear in sound.
+    `transform`: with alpha 1 the network meets the STFT as it is, so what is linear in it is linear in sound.
     `emphasis_hz`: within the network, bins at frequency f are (1 + f / emphasis_hz)^0.5 as large, which
     outweighs the usual slope of music's spectrum.
     `pad_edges`, `latent_scale`: as in `AutoencoderConfig`. `window_frames`: longer signals go through the
-    network in windows of so many latent frames, of which `context_frames` on each side are dropped: all that
-    a frame depends on, so that the windows leave no trace.
+    network in windows of so many latent frames. All that a frame depends on, `context_frames` on each side,
+    is context, so that the windows leave no trace.
     """
 
     sample_rate: int = 44100
@@ -77,7 +79,7 @@ class SpectralVaeConfig:
         return self.transform.hop
 
 
-# As many samples per latent number (8) as DESK has.
+# The desk model has 8 samples per latent number, as the consistency autoencoder's preset has.
 VAE_MODEL_PRESETS = {
     "full": SpectralVaeConfig(),
     "desk": SpectralVaeConfig(
@@ -97,14 +99,14 @@ VAE_MODEL_PRESETS = {
 
 @dataclass(frozen=True)
 class VaeLossConfig:
-    """Weights of the terms of a spectral VAE's loss, 0: left out, and what they are taken of.
+    """Weights of the terms of a spectral VAE's loss (0 leaves a term out), and the settings of the terms.
 
-    `stft`, `mel`: multi-resolution STFT distances of auraloss (spectral convergence and log magnitude), with
-    `fft_sizes` and, of `mel_bins`, `mel_fft_sizes`; magnitudes below `floor` count as it. `waveform`: sum of
-    |error| over sum of |target|, without which phase is free, and with it what a difference of two decodes
-    amounts to. `kl`: of the posterior, in nats per latent number.
-    `adversarial`, `feature_matching`: of a multi-band discriminator (`lincae.vae.discriminator`) with
-    `discriminator_channels` and resolutions of `discriminator_fft_sizes`; trained where one of them counts.
+    `stft`, `mel`: multi-resolution STFT distances of auraloss (spectral convergence and log magnitude), the
+    first with `fft_sizes`, the second with `mel_bins` mel bins and `mel_fft_sizes`. Magnitudes below `floor`
+    count as it. `waveform`: the sum of |error| over the sum of |target|. Without it phase is free, and so is
+    what a difference of two decodes amounts to. `kl`: the divergence of the posterior, in nats per number.
+    `adversarial`, `feature_matching`: terms of a multi-band discriminator (`lincae.vae.discriminator`) with
+    `discriminator_channels` and `discriminator_fft_sizes`, which is trained where one of them counts.
     """
 
     stft: float = 1.0
@@ -132,8 +134,11 @@ class VaeLossConfig:
 
 @dataclass(frozen=True)
 class VaeTrainingConfig(RunConfig):
-    """A training run of a spectral VAE; the defaults are preset `full`. The Re-Encoder paper, whose model it
-    is, does not say how it was trained: crops, batch and learning rate are those of its own training."""
+    """A training run of a spectral VAE. The defaults are preset `full`.
+
+    The Re-Encoder paper, whose model it is, does not say how the model was trained. Crops, batch and learning
+    rate are those of the paper's own training.
+    """
 
     autoencoder: SpectralVaeConfig = field(default_factory=SpectralVaeConfig)
     loss: VaeLossConfig = field(default_factory=VaeLossConfig)
@@ -178,6 +183,6 @@ VAE_PRESETS = {
 }
 
 
-# Gains are not annealed: a decoder of one step has no last, gain-free stage to gain from, and its encoder
-# becomes more linear without (benchmarks/vae_trials.csv).
+# Gains are not annealed: a decoder of one step has no last, gain-free stage to profit from, and its encoder
+# becomes more linear without annealing (benchmarks/vae_trials.csv).
 VAE_VARIANTS = {"lin-vae": VARIANTS["lin-cae-2"], "vae": replace(VARIANTS["m2l"], anneal=False)}

@@ -24,10 +24,12 @@ class GlobalResponseNorm(nn.Module):
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
         """L2 norms `(B, 1 or L, C)` over time."""
-        x, n_frames, width = x.float(), x.shape[1], self.frames
+        x = x.float()
+        n_frames = x.shape[1]
+        width = self.frames
         if width is None or n_frames <= width:
             return x.norm(dim=1, keepdim=True)
-        # Differences of running sums, in double precision: a quiet passage may follow a loud one.
+        # These are differences of running sums, in double precision: a quiet passage may follow a loud one.
         double = torch.float32 if x.device.type == "mps" else torch.float64
         running = F.pad(x.square().to(double).cumsum(1), (0, 0, 1, 0))
         lower = (torch.arange(n_frames, device=x.device) - width // 2).clamp(0, n_frames - width)

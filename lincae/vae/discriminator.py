@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
-BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the bins, each band with convolutions of its own
+BANDS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Edges of the bands as shares of the bins. Each band has convolutions of its own."""
 SLOPE = 0.1
 
 
@@ -31,8 +32,7 @@ def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
 
 
 class AdversarialTerms(NamedTuple):
-    """Scalars. `adversarial` and `feature_matching` have gradients for the generator alone, `discriminator`
-    for the discriminator alone."""
+    """Scalars: the first two have gradients for the generator alone, the last for the discriminator alone."""
 
     adversarial: Tensor
     feature_matching: Tensor
@@ -69,21 +69,22 @@ class MultiBandDiscriminator(nn.Module):
         with torch.no_grad():
             wanted = functional_call(self, fixed, (target,))
         seen = functional_call(self, fixed, (audio,))
-        adversarial = [adversarial_loss(maps[-1]) for maps in seen]
-        matching = [
-            F.l1_loss(ours, theirs)
-            for maps, references in zip(seen, wanted, strict=True)
-            for ours, theirs in zip(maps[:-1], references[:-1], strict=True)
-        ]
-        own = [
-            discriminator_loss(references[-1], maps[-1])
-            for maps, references in zip(self(audio.detach()), self(target), strict=True)
-        ]
+
+        adversarial = []
+        matching = []
+        for maps, references in zip(seen, wanted, strict=True):
+            adversarial.append(adversarial_loss(maps[-1]))
+            for ours, theirs in zip(maps[:-1], references[:-1], strict=True):
+                matching.append(F.l1_loss(ours, theirs))
+
+        own = []
+        for maps, references in zip(self(audio.detach()), self(target), strict=True):
+            own.append(discriminator_loss(references[-1], maps[-1]))
         return AdversarialTerms(*(torch.stack(values).mean() for values in (adversarial, matching, own)))
 
 
 class Band(nn.Module):
-    """`(V, 2, N, F)` of one band to its maps: five of `channels`, then scores `(V, 1, N, F')`."""
+    """Bins `(V, 2, N, F)` of one band to its maps: five with `channels`, then the scores `(V, 1, N, F')`."""
 
     def __init__(self, channels: int):
         super().__init__()

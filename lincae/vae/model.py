@@ -18,18 +18,19 @@ from lincae.vae.config import SpectralVaeConfig, VaeNetworkConfig
 from lincae.vae.convnext import ConvNeXtBlock
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-LOG_VARIANCE_AT_FIRST = -4.0  # little noise: the decoder learns what latents mean before the KL is paid for
+LOG_VARIANCE_AT_FIRST = -4.0
+"""There is little noise at first: the decoder learns what latents mean before the KL is paid for."""
 
 
 class SpectralVae(FramewiseAutoencoder):
-    """`encode` audio `(B, T)` to posterior means `(B, C, L)`, `decode` them; an `AutoencoderLike`.
+    """`encode` audio `(B, T)` to posterior means `(B, C, L)`, and back; an `AutoencoderLike`.
 
-    Both are deterministic; posteriors are sampled in training alone. `metadata` and `precision`: see
-    `FramewiseAutoencoder`. Methods and errors are those of `Autoencoder`, but that there is one step to
-    decode with, and no noise for `seed` to choose.
+    Both are deterministic, since posteriors are sampled in training alone. Methods and errors are those of
+    `FramewiseAutoencoder`, but there is one step to decode with, and no noise for `seed` to choose.
     """
 
-    kind, config_class = "spectral-vae", SpectralVaeConfig
+    kind = "spectral-vae"
+    config_class = SpectralVaeConfig
 
     def __init__(self, config: SpectralVaeConfig, name: str = "vae", metadata: dict | None = None):
         super().__init__(config, VaeNetwork(config), name, metadata)
@@ -48,6 +49,8 @@ class SpectralVae(FramewiseAutoencoder):
 
 
 class VaeNetwork(nn.Module):
+    """The encoder and the decoder, and the emphasis that they share."""
+
     def __init__(self, config: SpectralVaeConfig):
         super().__init__()
         self.config = config.network
@@ -61,7 +64,7 @@ class VaeNetwork(nn.Module):
 class VaeEncoder(nn.Module):
     """Spectrogram `(B, 2, F, N)` to mean and log variance of the posterior, each `(B, C, L)` float32.
 
-    `emphasis`: factors `(F, 1)`.
+    `emphasis` `(F, 1)` holds the factors of the bins.
     """
 
     def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
@@ -69,11 +72,12 @@ class VaeEncoder(nn.Module):
         self.register_buffer("emphasis", emphasis, persistent=False)
         self.project_in = nn.Conv1d(2 * len(emphasis), config.channels, 1)
         self.blocks = blocks(config)
-        # Between width and latents, several frames: the STFT's overlap by three quarters, latents need not.
-        kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
-        self.project_out = nn.Conv1d(config.channels, config.latent_channels, **kernel)
+        # The projection to latents spans several frames: frames of the STFT overlap, latents need not.
+        self.project_out = nn.Conv1d(
+            config.channels, config.latent_channels, config.kernel, padding=config.kernel // 2
+        )
         zero_biases(self.project_in, self.project_out)
-        # Of normalised maps: linear in the level, the variance of a loud sound would grow without bound.
+        # The variance is that of normalised maps: that of a loud sound would otherwise grow without bound.
         self.norm_variance = nn.LayerNorm(config.channels, eps=1e-6)
         self.log_variance = nn.Linear(config.channels, config.latent_channels)
         nn.init.zeros_(self.log_variance.weight)
@@ -91,8 +95,9 @@ class VaeDecoder(nn.Module):
     def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
         super().__init__()
         self.register_buffer("emphasis", emphasis, persistent=False)
-        kernel = {"kernel_size": config.kernel, "padding": config.kernel // 2}
-        self.project_in = nn.Conv1d(config.latent_channels, config.channels, **kernel)
+        self.project_in = nn.Conv1d(
+            config.latent_channels, config.channels, config.kernel, padding=config.kernel // 2
+        )
         self.blocks = blocks(config)
         self.project_out = nn.Conv1d(config.channels, 2 * len(emphasis), 1)
         zero_biases(self.project_in, self.project_out)
@@ -103,13 +108,13 @@ class VaeDecoder(nn.Module):
 
 
 def blocks(config: VaeNetworkConfig) -> nn.Sequential:
-    """`(B, channels, L)` in and out."""
-    return nn.Sequential(
-        *(
+    """The blocks of an encoder or a decoder, `(B, channels, L)` in and out."""
+    each = []
+    for _ in range(config.blocks):
+        each.append(
             ConvNeXtBlock(config.channels, config.hidden, config.kernel, norm_frames=config.norm_frames)
-            for _ in range(config.blocks)
         )
-    )
+    return nn.Sequential(*each)
 
 
 def zero_biases(*layers: nn.Module) -> None:

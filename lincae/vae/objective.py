@@ -48,12 +48,14 @@ class VaeObjective(TrainingObjective):
             return reparameterised(mean, log_variance, noise.to(mean))
 
         z = implicit_conditioning(encode, batch, self.config.linearity)
-        frames, weights = self.model.network.decoder(z), self.config.loss
+        frames = self.model.network.decoder(z)
+        weights = self.config.loss
         with torch.autocast(z.device.type, enabled=False):
             decoded = self.model.transform.inverse(frames.float())
-            decoded, target = self.covered(decoded), self.covered(batch.target())
-            loss = sum(self.reconstruction(decoded, target).values())
-            loss = loss + weights.kl * torch.stack([kl_divergence(*p).mean() for p in posteriors]).mean()
+            decoded = self.covered(decoded)
+            target = self.covered(batch.target())
+            divergence = torch.stack([kl_divergence(*p).mean() for p in posteriors]).mean()
+            loss = sum(self.reconstruction(decoded, target).values()) + weights.kl * divergence
         if self.discriminator is not None:
             terms = self.discriminator.terms(decoded, target)
             loss = loss + weights.adversarial * terms.adversarial + terms.discriminator
@@ -61,12 +63,12 @@ class VaeObjective(TrainingObjective):
         return loss
 
     def covered(self, audio: Tensor) -> Tensor:
-        """Without the hops at both ends, which fewer windows cover than the others and which fade."""
+        """Audio without the hops at both ends, which fade because fewer windows cover them."""
         edge = (OVERLAP - 1) * self.config.autoencoder.transform.hop
         return audio[..., edge:-edge]
 
     def validate(self, model: Any, audio: Tensor) -> dict[str, float]:
-        """Besides what all autoencoders report, the terms of the loss (weighted, but for `kl`)."""
+        """What all autoencoders report, and the terms of the loss: weighted, but for `kl`."""
         row = super().validate(model, audio)
         with torch.no_grad():
             audio = audio.to(model.device)
@@ -112,7 +114,8 @@ class ReconstructionLoss(nn.Module):
         self.mel = resolutions(config.mel_fft_sizes, **mel)
 
     def forward(self, audio: Tensor, target: Tensor) -> dict[str, Tensor]:
-        terms, config = {}, self.config
+        terms = {}
+        config = self.config
         for name, weight, distances in (("stft", config.stft, self.stft), ("mel", config.mel, self.mel)):
             if weight:
                 each = [distance(audio[:, None], target[:, None]) for distance in distances]
