@@ -27,8 +27,8 @@ import torch
 
 import lincae
 from lincae.data.audio import read_audio
+from lincae.data.folders import audio_files
 from lincae.data.synth import render_song
-from lincae.data.tracks import audio_files
 from lincae.latents.store import encode_corpus
 from lincae.machine import keep_freed_memory, resolve_device
 

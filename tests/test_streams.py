@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lincae.data import audio as audio_room
 from lincae.data import streams
-from lincae.data.audio import AudioFileError, read_audio
-from lincae.data.streams import decode_blocks, encode_file, read_blocks, write_blocks
+from lincae.data.audio import AudioFileError, read_audio, write_blocks
+from lincae.data.streams import decode_blocks, encode_file, read_blocks
 from lincae.machine import generator
 from tests.fakes import RATE, Linear, Streams
 
@@ -102,7 +103,7 @@ def test_what_cannot_be_written(tmp_path):
 
 
 def test_long_files_are_rf64(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "WAV_BYTES", 100)
+    monkeypatch.setattr(audio_room, "WAV_BYTES", 100)
     write_blocks(tmp_path / "a.wav", [torch.ones(1, 50)], RATE, n_samples=50)
     assert (tmp_path / "a.wav").read_bytes()[:4] == b"RF64"
     assert torch.equal(read_audio(tmp_path / "a.wav")[0], torch.ones(50))
@@ -111,7 +112,7 @@ def test_long_files_are_rf64(tmp_path, monkeypatch):
 def test_a_full_disk_is_said(tmp_path):
     code = f"""
 import resource, signal, torch
-from lincae.data.streams import write_blocks
+from lincae.data.audio import write_blocks
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, {resource.RLIM_INFINITY}))
 try:

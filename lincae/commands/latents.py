@@ -8,7 +8,7 @@ import click
 import torch
 
 from lincae.commands.options import Command, choice, device, model, option, several
-from lincae.data.streams import write_blocks
+from lincae.data.audio import write_blocks
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
 from lincae.latents import algebra

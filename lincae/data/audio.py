@@ -1,28 +1,30 @@
-"""Audio in and out, devices, seeds and overlap-add windows.
+"""Audio files, read and written, and resampling.
 
-Axis legend: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L` latent frames,
-`F` frequency bins, `N` spectrogram frames. Audio is (B, T) float32 mono; stereo is two items of a batch.
-Nothing here clamps or normalises: gain is the experiment.
+Axis legend: see `lincae.interface`. Nothing here clamps or normalises: gain is the experiment.
 
 soundfile, soxr and torchaudio are imported where they are used: training on synthetic audio needs none.
 """
 
 import contextlib
-import io
+import functools
+import itertools
 import math
 import os
-import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lincae.data.containers import AudioFileError, Decoder, decoded_frames, states_its_length
 from lincae.files import atomic_write
 from lincae.interface import check_audio
 
 CHANNEL_MODES = ("mono", "mean", "all")
-
+RATES_HZ = (1000, 1_000_000)
+"""Sample rates that a file may state; others are damage, and resampling from 1 Hz fills the memory."""
 
 # libsndfile format, subtype, and whether samples beyond +-1 survive
 WRITERS = {
@@ -30,10 +32,10 @@ WRITERS = {
     ".flac": ("FLAC", "PCM_24", False),
     ".mp3": ("MP3", "MPEG_LAYER_III", False),
 }
+WAV_BYTES = 2**32 - 2**16  # what the 32-bit lengths of WAV can state, less a header
 
 
-class AudioFileError(ValueError):
-    """An audio file that cannot be used; the message names the file."""
+# ---------------------------------------------------------------- reading
 
 
 def read_audio(
@@ -53,110 +55,183 @@ def read_audio(
     (truncation shows where the format states a length: WAV, AIFF, FLAC, MP3 with a header); ValueError for a
     start beyond the end, and for a stereo file where mono is expected.
     """
-    if channels not in CHANNEL_MODES:
-        raise ValueError(f"channels must be one of {CHANNEL_MODES}, got {channels!r}")
     if start_s < 0 or (seconds is not None and seconds <= 0):
         raise ValueError(f"start_s must be >= 0 and seconds > 0, got {start_s} and {seconds}")
-    with opened(path) as file:
-        rate, start = file.samplerate, round(start_s * file.samplerate)
-        wanted = file.frames - start if seconds is None else min(file.frames - start, round(seconds * rate))
+    with opened(path, channels) as file:
+        rate = file.sample_rate
+        start = round(start_s * rate)
+        left = file.frames - start
+        wanted = left if seconds is None else min(left, round(seconds * rate))
         if wanted <= 0:
-            raise ValueError(
-                f"{path}: nothing to read from {start_s} s on, it lasts {file.frames / rate:.3f} s"
-            )
-        if channels == "mono" and file.channels > 1:
-            raise ValueError(f'{path}: has {file.channels} channels, not one: use channels="mean"')
-        block = read_frames(file, start, wanted)
+            lasts = f"it lasts {file.frames / rate:.3f} s"
+            raise ValueError(f"{path}: nothing to read from {start_s} s on, {lasts}")
+        block = file.read(start, wanted)
     audio = torch.from_numpy(np.ascontiguousarray(block.T))
     audio = audio if channels == "all" else audio.mean(0)
     return (audio, rate) if sample_rate is None else (resample(audio, rate, sample_rate), sample_rate)
 
 
-def read_frames(file, start: int, wanted: int) -> np.ndarray:
-    """Frames (wanted, channels) of a soundfile.SoundFile, from `start` on. AudioFileError as `read_audio`."""
-    name, lead_in = os.fsdecode(file.name), min(start, _lead_in(file, start + wanted))
-    file.seek(start - lead_in)
-    block = file.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
-    if len(block) < wanted:
-        raise AudioFileError(f"{name}: truncated, {len(block)} of {wanted} frames could be read")
-    if not np.isfinite(block).all():
-        bad = np.argwhere(~np.isfinite(block))
-        raise AudioFileError(f"{name}: {len(bad)} non-finite samples, first at frame {start + bad[0, 0]}")
-    return block
-
-
-def _lead_in(file, stop: int) -> int:
-    """Frames to decode and drop before a stretch that ends at `stop`, so that it is the same part of the
-    whole.
-
-    After a seek libsndfile 1.2 decodes wrongly: MP3 until the bit reservoir is full (20 frames suffice), a
-    part of a Vorbis block, and all that follows a seek into the last page of an OGG file; pages were shorter
-    than 5 s even at 16 kbit/s.
-    """
-    if file.format == "OGG":
-        tail = 5 * file.samplerate
-        return tail if stop > file.frames - tail else 4096
-    return 20 * 1152 if file.format == "MP3" else 0
-
-
 def audio_header(path: str | Path) -> tuple[int, int]:
-    """Sample rate and number of frames that a file states. Raises as `read_audio`."""
+    """Sample rate of a file and the number of frames that it holds. Raises as `read_audio`.
+
+    A file whose header does not state the number is decoded to count them.
+    """
     with opened(path) as file:
-        return file.samplerate, file.frames
+        return file.sample_rate, file.frames
 
 
 @contextlib.contextmanager
-def opened(path: str | Path):
-    """A soundfile.SoundFile of a file that has samples; its errors become AudioFileError."""
+def opened(path: str | Path, channels: str = "all") -> Iterator["AudioFile"]:
+    """A file that has samples, open for reading. What libsndfile finds wrong becomes an AudioFileError.
+
+    Raises ValueError for a stereo file where `channels` is "mono", and for another than CHANNEL_MODES.
+    """
     import soundfile
 
-    if not Path(path).is_file():
+    if channels not in CHANNEL_MODES:
+        raise ValueError(f"channels must be one of {CHANNEL_MODES}, got {channels!r}")
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # as text it refuses names that are not UTF-8
-            if file.frames == 0:
-                raise AudioFileError(f"{path}: holds no samples")
-            if missing := _missing_bytes(file.extra_info):
-                raise AudioFileError(f"{path}: truncated, {missing} bytes fewer than its header states")
+        # As text it would refuse names that are not UTF-8.
+        with soundfile.SoundFile(os.fsencode(path)) as sound:
+            file = AudioFile(path, sound)
+            if channels == "mono" and sound.channels > 1:
+                raise ValueError(f'{path}: has {sound.channels} channels, not one: use channels="mean"')
             yield file
     except soundfile.LibsndfileError as error:
         raise AudioFileError(f"{path}: cannot be read as audio, or is truncated: {error}") from error
 
 
-def _missing_bytes(header: str) -> int:
-    """Bytes that the data chunk of a WAV or AIFF file lacks, from libsndfile's account of its header.
+class AudioFile:
+    """An open audio file: its `sample_rate` and `channels`, the `frames` that it holds, and any of them."""
 
-    libsndfile corrects the length and goes on, so that a cut file looks like a shorter one. WAV written to a
-    pipe states 2**31 - 1 bytes or more, its length being unknown then: it counts as whole.
-    """
-    chunk = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", header, re.MULTILINE)
-    stated, present = map(int, chunk.groups()) if chunk else (0, 0)
-    return 0 if stated >= 2**31 - 1 else max(0, stated - present)
+    def __init__(self, path: Path, sound: Any):
+        """`sound`: a soundfile.SoundFile. Raises AudioFileError for a file that states a length that it
+        cannot hold or a rate beyond RATES_HZ, and for one without samples."""
+        self.path = path
+        self.sample_rate = sound.samplerate
+        self.channels = sound.channels
+        self._sound = sound
+        self._stated = states_its_length(path, sound)
+        self._decoder = None if self._stated else Decoder(path, sound.format)
+        if not RATES_HZ[0] <= self.sample_rate <= RATES_HZ[1]:
+            allowed = f"{RATES_HZ[0]} to {RATES_HZ[1]} Hz"
+            raise AudioFileError(f"{path}: states a sample rate of {self.sample_rate} Hz, not {allowed}")
+        if self._stated and sound.frames == 0:
+            raise AudioFileError(f"{path}: holds no samples")
+
+    @functools.cached_property
+    def frames(self) -> int:
+        """The number of frames, counted by decoding where the header does not state it."""
+        if self._stated:
+            return self._sound.frames
+        counted = decoded_frames(self.path, self._sound.format)
+        if counted == 0:
+            raise AudioFileError(f"{self.path}: holds no samples")
+        return counted
+
+    def read(self, start: int, wanted: int) -> np.ndarray:
+        """Frames (wanted, channels) float32, from `start` on. AudioFileError as `read_audio`."""
+        # What a header states must not decide how much memory is asked for at once: the file's size does.
+        size = max(2**16, 2 * self.path.stat().st_size) // self.channels
+        parts = []
+        for first in range(start, start + wanted, size):
+            part = self._part(first, min(size, start + wanted - first))
+            parts.append(part)
+            if len(part) < min(size, start + wanted - first):
+                found = sum(len(part) for part in parts)
+                raise AudioFileError(f"{self.path}: truncated, {found} of {wanted} frames could be read")
+        block = np.concatenate(parts)
+        if not np.isfinite(block).all():
+            bad = np.argwhere(~np.isfinite(block))
+            first = f"first at frame {start + bad[0, 0]}"
+            raise AudioFileError(f"{self.path}: {len(bad)} non-finite samples, {first}")
+        return block
+
+    def _part(self, start: int, wanted: int) -> np.ndarray:
+        if self._decoder is not None:
+            # libsndfile is faster, and as right as far as it goes where it can seek.
+            seekable = self._sound.format in ("MP3", "OGG") and start + wanted <= self._sound.frames
+            part = self._seek_and_read(start, wanted) if seekable else None
+            return part if seekable and len(part) == wanted else self._decoder.read(start, wanted)
+        return self._seek_and_read(start, wanted)
+
+    def _seek_and_read(self, start: int, wanted: int) -> np.ndarray:
+        """At most `wanted` frames."""
+        lead_in = min(start, self._lead_in(start + wanted))
+        self._sound.seek(start - lead_in)
+        return self._sound.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
+
+    def _lead_in(self, stop: int) -> int:
+        """Frames to decode and drop before a stretch that ends at `stop`, so that it is the same part of the
+        whole.
+
+        After a seek libsndfile 1.2 decodes wrongly: MP3 until the bit reservoir is full (20 frames suffice),
+        a part of a Vorbis block, and all that follows a seek into the last page of an OGG file; pages were
+        shorter than 5 s even at 16 kbit/s.
+        """
+        if self._sound.format == "OGG":
+            tail = 5 * self.sample_rate
+            return tail if stop > self._sound.frames - tail else 4096
+        return 20 * 1152 if self._sound.format == "MP3" else 0
+
+
+# ---------------------------------------------------------------- writing
 
 
 def write_audio(path: str | Path, audio: Tensor, sample_rate: int) -> None:
     """Write (T,) or (channels, T) audio as .wav (32-bit float), .flac (24 bit) or .mp3, atomically.
 
     Raises ValueError for another extension or shape, for non-finite samples, and for samples beyond +-1 in
-    .flac and .mp3, which would clip them.
+    .flac and .mp3, which would clip them; OSError as `write_blocks`.
+    """
+    if audio.ndim not in (1, 2):
+        raise ValueError(f"{path}: audio must have shape (T,) or (channels, T), got {tuple(audio.shape)}")
+    write_blocks(path, [torch.atleast_2d(audio)], sample_rate, audio.shape[-1])
+
+
+def write_blocks(
+    path: str | Path, blocks: Iterable[Tensor], sample_rate: int, n_samples: int | None = None
+) -> None:
+    """Write consecutive blocks (channels, T) as .wav (32-bit float), .flac (24 bit) or .mp3, atomically.
+
+    `n_samples`: of all blocks together, where known; a .wav beyond 4 GiB is written as RF64. Raises
+    ValueError as `write_audio`, and for no blocks; OSError where the file cannot be written, such as on a
+    full disk.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"{path}: extension must be one of {tuple(WRITERS)}")
-    if audio.ndim not in (1, 2):
-        raise ValueError(f"{path}: audio must have shape (T,) or (channels, T), got {tuple(audio.shape)}")
+    container, subtype, holds_any_level = WRITERS[path.suffix.lower()]
+    blocks = iter(blocks)
+    first = next(blocks, None)
+    if first is None:
+        raise ValueError(f"{path}: nothing to write")
+    check_audio(first.detach(), name=str(path))
+    if container == "WAV" and 4 * len(first) * (n_samples or 0) > WAV_BYTES:
+        container = "RF64"
     import soundfile
 
-    container, subtype, holds_any_level = WRITERS[path.suffix.lower()]
-    block = check_audio(torch.atleast_2d(audio.detach()), name=str(path)).float().cpu()
-    peak = block.abs().max().item()
-    if peak > 1 and not holds_any_level:
-        raise ValueError(f"{path}: peak {peak:.3f} would be clipped: write .wav, or scale the audio first")
-    encoded = io.BytesIO()
-    soundfile.write(encoded, block.T.numpy(), sample_rate, format=container, subtype=subtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(encoded.getbuffer())
+        options = {"format": container, "subtype": subtype, "closefd": False}
+        try:
+            with soundfile.SoundFile(file.fileno(), "w", sample_rate, len(first), **options) as sound:
+                for block in itertools.chain([first], blocks):
+                    samples = check_audio(block.detach(), name=str(path)).float().cpu()
+                    peak = samples.abs().max().item()
+                    if peak > 1 and not holds_any_level:
+                        fix = "write .wav, or scale the audio first"
+                        raise ValueError(f"{path}: peak {peak:.3f} would be clipped: {fix}")
+                    sound.write(samples.T.numpy())
+        # soundfile asserts that all was written
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            raise OSError(f"{path}: cannot be written, is the disk full? {error}") from error
+
+
+# ---------------------------------------------------------------- resampling
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -177,9 +252,8 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return sinc_resample(audio, from_rate, to_rate, resampling_method="sinc_interp_kaiser", **preset)
     import soxr
 
-    # soxr rounds the length, also down: one more output sample's worth of silence at the end makes it enough
+    # soxr rounds the length, also down: one more output sample's worth of silence at the end makes it enough.
     padded = torch.nn.functional.pad(audio, (0, from_rate // to_rate + 1))
-    out = soxr.resample(
-        padded.flatten(0, -2).T.numpy() if audio.ndim > 1 else padded.numpy(), from_rate, to_rate
-    )
+    columns = padded.flatten(0, -2).T if audio.ndim > 1 else padded
+    out = soxr.resample(columns.numpy(), from_rate, to_rate)
     return torch.from_numpy(out[:n_samples].T.copy()).reshape(*audio.shape[:-1], n_samples)

@@ -4,8 +4,6 @@ Axis legend: `B` batch, `T` samples.
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import os
@@ -17,17 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lincae.data.audio import AudioFileError, audio_header, read_audio
-from lincae.data.tracks import audio_files
-from lincae.files import add_skipped, atomic_write, read_skipped
+from lincae.data.audio import AudioFileError, read_audio
+from lincae.data.folders import THREADS, file_index
+from lincae.files import add_skipped, read_skipped
 from lincae.machine import generator
 
-MIN_RMS = 1e-3  # quieter crops (-60 dBFS) are drawn again
+MIN_RMS = 1e-3
+"""Quieter crops (-60 dBFS) are drawn again."""
 MAX_DRAWS = 200
-MAX_FAILED, FEW_DRAWS = 0.01, 1000  # the share that may fail; fewer draws are judged as if they were so many
-THREADS = 16  # that wait for the disk, which they do more than they compute
+MAX_FAILED = 0.01
+"""The share of draws that may fail; fewer than FEW_DRAWS are judged as if they were so many."""
+FEW_DRAWS = 1000
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +50,10 @@ class WeightedFiles:
         skipped: Mapping[str, str],
     ):
         """`folders`: name -> weight; `headers`: of each folder, rate and frames (2, n_files) of its files."""
-        self.sample_rate, self.min_rms = sample_rate, min_rms
-        self._folders, self._headers = list(folders), headers
+        self.sample_rate = sample_rate
+        self.min_rms = min_rms
+        self._folders = list(folders)
+        self._headers = headers
         self._weights = torch.tensor(list(folders.values()), dtype=torch.float64)
         counts = [
             f"{Path(folder).name}={weight:g} ({header.shape[1]} files)"
@@ -60,8 +61,10 @@ class WeightedFiles:
         ]
         self.description = ", ".join(counts)
         self._long_enough: dict[int, list[np.ndarray]] = {}
-        self._skipped, self._skip_list = dict(skipped), None
-        self._n_draws = self._n_failed = 0
+        self._skipped = dict(skipped)
+        self._skip_list: Path | None = None
+        self._n_draws = 0
+        self._n_failed = 0
 
     def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
         """Items `indices` (B, T) float32.
@@ -79,7 +82,8 @@ class WeightedFiles:
         """Numbers of the files of a folder that hold a crop."""
         rates, frames = self._headers[folder]
         numbers = np.flatnonzero(frames >= self._frames_of(n_samples, rates))
-        wanted, name = f"{n_samples} samples at {self.sample_rate} Hz", self._folders[folder]
+        wanted = f"{n_samples} samples at {self.sample_rate} Hz"
+        name = self._folders[folder]
         if len(numbers) == 0 and self._weights[folder] > 0:
             longest_s = (frames / rates).max(initial=0)
             raise ValueError(f"{name}: no file has {wanted}, the longest lasts {longest_s:.3f} s")
@@ -100,7 +104,7 @@ class WeightedFiles:
             start = int(u_start * (n_frames - self._frames_of(n_samples, rate) + 1))
             try:
                 crop = self._read(folder, number, start, n_samples)
-            # ValueError: an AudioFileError, or a start beyond the end of a file that has become shorter
+            # ValueError: an AudioFileError, or a start beyond the end of a file that has become shorter.
             except (OSError, ValueError) as error:
                 self._skip(self._name(folder, number), str(error))
                 continue
@@ -148,11 +152,13 @@ class WeightedFiles:
             if self._skip_list:
                 add_skipped(self._skip_list, name, reason)
         self._n_failed += 1
-        if self._n_failed > MAX_FAILED * max(self._n_draws, FEW_DRAWS):
-            limit = f"{MAX_FAILED:.0%} of {max(self._n_draws, FEW_DRAWS)}"
+        n_judged = max(self._n_draws, FEW_DRAWS)
+        if self._n_failed > MAX_FAILED * n_judged:
+            found = (
+                f"{self._n_failed} of {self._n_draws} draws failed, more than {MAX_FAILED:.0%} of {n_judged}"
+            )
             fix = "repair or remove the files, then resume"
-            message = f"{self._n_failed} of {self._n_draws} draws failed, more than {limit}: {fix}"
-            raise AudioFileError(f"{message}; {self.skip_report()}")
+            raise AudioFileError(f"{found}: {fix}; {self.skip_report()}")
 
 
 class Corpora(WeightedFiles):
@@ -166,7 +172,7 @@ class Corpora(WeightedFiles):
     # same file is drawn again soon, and corpora have many more files than a process may hold open.
 
     def __init__(self, folders: Mapping[str | Path, float], sample_rate: int, min_rms: float = MIN_RMS):
-        """`folders`: folder -> weight, searched recursively (`tracks.audio_files`).
+        """`folders`: folder -> weight, searched at any depth (`lincae.data.folders.audio_files`).
 
         Raises ValueError for weights that are negative or sum to zero, FileNotFoundError for a folder that is
         missing or without audio, AudioFileError for one without a readable file.
@@ -174,7 +180,10 @@ class Corpora(WeightedFiles):
         weights = {str(folder): weight for folder, weight in folders.items()}
         if not all(0 <= weight < math.inf for weight in weights.values()) or sum(weights.values()) <= 0:
             raise ValueError(f"weights must be >= 0 with a positive sum, got {weights}")
-        headers, skipped, self._files = [], {}, []
+        skipped = {}
+        self._stamps = []
+        self._files = []
+        headers = []
         for folder in weights:
             index, unreadable = file_index(Path(folder))
             if not index:
@@ -182,10 +191,12 @@ class Corpora(WeightedFiles):
                 raise AudioFileError(f"{folder}: none of its {len(unreadable)} files can be read: {reason}")
             if unreadable:
                 log.warning("%s: skipped %d files that cannot be read", folder, len(unreadable))
-            headers.append(np.array(list(index.values())).T)
             skipped |= {os.path.join(folder, name): reason for name, reason in unreadable.items()}
-            # an array of bytes, which data workers share; a list would be copied into each of them as its
-            # reference counts change
+            # Arrays are shared by data workers; lists would be copied into each of them as their reference
+            # counts change.
+            table = np.array(list(index.values())).T
+            self._stamps.append(table[:2])
+            headers.append(table[2:])
             self._files.append(np.array([os.fsencode(name) for name in index]))
         super().__init__(weights, headers, sample_rate, min_rms, skipped)
 
@@ -200,9 +211,14 @@ class Corpora(WeightedFiles):
             for number, header in enumerate(headers.T.tolist())
         ]
 
+    def stamps(self) -> list[tuple[int, int]]:
+        """Size and time of modification (ns) of every readable file, in the order of `files`."""
+        return [tuple(stamp) for stamps in self._stamps for stamp in stamps.T.tolist()]
+
     def _read(self, folder: int, number: int, start: int, n_samples: int) -> Tensor:
         rate = int(self._headers[folder][0, number])
-        path, seconds = self._name(folder, number), self._frames_of(n_samples, rate) / rate
+        path = self._name(folder, number)
+        seconds = self._frames_of(n_samples, rate) / rate
         crop, _ = read_audio(path, self.sample_rate, start / rate, seconds, channels="mean")
         if len(crop) < n_samples:
             raise AudioFileError(f"{path}: has become shorter since it was indexed")
@@ -210,63 +226,6 @@ class Corpora(WeightedFiles):
 
     def _name(self, folder: int, number: int) -> str:
         return os.path.join(self._folders[folder], os.fsdecode(self._files[folder][number]))
-
-
-def file_index(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Sample rate and frames of the audio files in a folder, by relative name; reasons of unreadable ones.
-
-    Headers are read once, and again where size or time of modification have changed.
-    Raises FileNotFoundError as `audio_files`.
-    """
-    # In the user's cache: corpora are often read-only, or shared by users who should not write into them.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lincae" / "corpora"
-    cache /= hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:20] + ".json"
-    known = _load(cache)
-    names = [path.relative_to(folder).as_posix() for path in audio_files(folder)]
-
-    def entries(names: Sequence[str]) -> list[list[int] | str]:
-        found = []
-        for name in names:
-            try:
-                stat = (folder / name).stat()
-                stamp = [stat.st_size, stat.st_mtime_ns]
-                fresh = known.get(name, [])[:2] == stamp
-                found.append(known[name] if fresh else [*stamp, *audio_header(folder / name)])
-            except (AudioFileError, OSError) as error:
-                found.append(str(error))
-        return found
-
-    chunks = [names[k : k + 100] for k in range(0, len(names), 100)]
-    index, unreadable = {}, {}
-    bar = tqdm(desc=f"headers of {folder.name}", total=len(names), unit="file", delay=1)
-    with ThreadPoolExecutor(THREADS) as pool, bar:
-        for chunk, found in zip(chunks, pool.map(entries, chunks), strict=True):
-            for name, entry in zip(chunk, found, strict=True):
-                (unreadable if isinstance(entry, str) else index)[name] = entry
-            bar.update(len(chunk))
-    if index != known:
-        _save(cache, index)
-    return {name: (rate, frames) for name, (_, _, rate, frames) in index.items()}, unreadable
-
-
-def _load(cache: Path) -> dict[str, list[int]]:
-    """Name -> [size, time of modification in ns, sample rate, frames]."""
-    try:
-        return json.loads(cache.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read, headers are indexed again: %s", cache, error)
-        return {}
-
-
-def _save(cache: Path, index: Mapping[str, list[int]]) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(cache) as file:
-            file.write(json.dumps(index).encode())
-    except OSError as error:
-        log.warning("headers will be indexed again next time: %s", error)
 
 
 def weighted_folders(names: Sequence[str]) -> dict[str, float]:

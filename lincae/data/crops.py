@@ -24,16 +24,20 @@ class StemBank:
     def __init__(self, stems: Iterable[Tensor], sample_rate: int, description: str, solo_share: float = 0.5):
         """`stems`: (S, T) for each song; `solo_share`: the probability that an item is a single stem."""
         self.stems = [song.to("cpu", torch.float32) for song in stems]
-        self.sample_rate, self.description, self.solo_share = sample_rate, description, solo_share
+        self.sample_rate = sample_rate
+        self.description = description
+        self.solo_share = solo_share
         if not self.stems or any(song.ndim != 2 or song.numel() == 0 for song in self.stems):
-            raise ValueError(f"stems must be (S, T), one or more, got {[tuple(s.shape) for s in self.stems]}")
+            shapes = [tuple(song.shape) for song in self.stems]
+            raise ValueError(f"stems must be (S, T), one or more, got {shapes}")
         if not 0 <= solo_share <= 1:
             raise ValueError(f"solo_share must be in [0, 1], got {solo_share}")
 
     @classmethod
     def from_tracks(cls, tracks: Sequence[Track], sample_rate: int, solo_share: float = 0.5) -> "StemBank":
         """All of some tracks. Raises AudioFileError naming a file that cannot be read."""
-        description = f"{len(tracks)} tracks of {', '.join(sorted({track.dataset for track in tracks}))}"
+        datasets = sorted({track.dataset for track in tracks})
+        description = f"{len(tracks)} tracks of {', '.join(datasets)}"
         return cls([track.stems(sample_rate) for track in tracks], sample_rate, description, solo_share)
 
     @classmethod
@@ -55,7 +59,7 @@ class StemBank:
         for _ in range(MAX_DRAWS):
             u_song, u_start, u_solo, u_stem = torch.rand(4, generator=rng, dtype=torch.float64).tolist()
             number = int(u_song * len(self.stems))
-            # numpy: torch would wake its thread pool for each of these small operations
+            # With numpy: torch would wake its thread pool for each of these small operations.
             song = self.stems[number].numpy()
             if song.shape[1] < n_samples:
                 raise ValueError(f"song {number} of {self.description} is shorter than {n_samples} samples")

@@ -1,11 +1,8 @@
-"""Audio files of any length, read, encoded, decoded and written block by block.
+"""Audio files of any length, read, encoded and decoded block by block.
 
 Axis legend: `B` batch (channels of a file), `T` samples, `C` latent channels, `L` latent frames.
-
-soundfile and soxr are imported where they are used.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lincae.data.audio import CHANNEL_MODES, WRITERS, AudioFileError, audio_header, opened, read_frames
-from lincae.files import atomic_write
-from lincae.interface import AutoencoderLike, check_audio
+from lincae.data.audio import audio_header, opened
+from lincae.data.containers import AudioFileError
+from lincae.interface import AutoencoderLike
 
 BLOCK_S = 10.0
-WAV_BYTES = 2**32 - 2**16  # what the 32-bit lengths of WAV can state, less a header
 
 
 def read_blocks(
@@ -31,71 +27,37 @@ def read_blocks(
     them to one, "all" keeps them, "mono" expects one. Raises as `read_audio`; a fault within the file when
     it is reached.
     """
-    if channels not in CHANNEL_MODES:
-        raise ValueError(f"channels must be one of {CHANNEL_MODES}, got {channels!r}")
-    with opened(path) as file:
-        if channels == "mono" and file.channels > 1:
-            raise ValueError(f'{path}: has {file.channels} channels, not one: use channels="mean"')
-        rate, read = file.samplerate, 0
-        target = sample_rate or rate
-        if target != rate:
-            import soxr
-
-            n_channels = file.channels if channels == "all" else 1
-            resampler = soxr.ResampleStream(rate, target, n_channels, dtype="float32")
-            left = math.ceil(file.frames * target / rate)
-        while read < file.frames:
-            wanted = min(math.ceil(block_s * rate), file.frames - read)
-            # not simply the next ones: soundfile seeks after each read, which upsets compressed formats
-            block = read_frames(file, read, wanted)
-            read += wanted
-            if channels != "all":
-                block = block.mean(1, keepdims=True)
-            if target != rate:
-                last = read == file.frames
-                if last:  # soxr rounds the length down: as in `audio.resample`
-                    block = np.pad(block, ((0, rate // target + 1), (0, 0)))
-                block = resampler.resample_chunk(block, last=last)[:left]
-                left -= len(block)
-            if len(block):
-                yield torch.from_numpy(np.ascontiguousarray(block.T))
+    with opened(path, channels) as file:
+        size = math.ceil(block_s * file.sample_rate)
+        # Not simply the next ones: soundfile seeks after each read, which upsets compressed formats.
+        blocks = (file.read(k, min(size, file.frames - k)) for k in range(0, file.frames, size))
+        if channels != "all":
+            blocks = (block.mean(1, keepdims=True) for block in blocks)
+        if sample_rate not in (None, file.sample_rate):
+            blocks = _resampled(blocks, file.frames, file.sample_rate, sample_rate)
+        for block in blocks:
+            yield torch.from_numpy(np.ascontiguousarray(block.T))
 
 
-def write_blocks(
-    path: str | Path, blocks: Iterable[Tensor], sample_rate: int, n_samples: int | None = None
-) -> None:
-    """Write consecutive blocks (channels, T) as .wav (32-bit float), .flac (24 bit) or .mp3, atomically.
+def _resampled(
+    blocks: Iterator[np.ndarray], n_frames: int, from_rate: int, to_rate: int
+) -> Iterator[np.ndarray]:
+    """Blocks (frames, channels), `n_frames` in all, at another rate, as `audio.resample` does at once."""
+    import soxr
 
-    `n_samples`: of all blocks together, where known; a .wav beyond 4 GiB is written as RF64. Raises
-    ValueError as `write_audio`, and for no blocks; OSError where the file cannot be written, such as on a
-    full disk.
-    """
-    path, blocks = Path(path), iter(blocks)
-    if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"{path}: extension must be one of {tuple(WRITERS)}")
-    first = next(blocks, None)
-    if first is None:
-        raise ValueError(f"{path}: nothing to write")
-    import soundfile
-
-    container, subtype, holds_any_level = WRITERS[path.suffix.lower()]
-    if container == "WAV" and 4 * len(first) * (n_samples or 0) > WAV_BYTES:
-        container = "RF64"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        options = {"format": container, "subtype": subtype, "closefd": False}
-        try:
-            with soundfile.SoundFile(file.fileno(), "w", sample_rate, len(first), **options) as sound:
-                for block in itertools.chain([first], blocks):
-                    samples = check_audio(block.detach(), name=str(path)).float().cpu()
-                    peak = samples.abs().max().item()
-                    if peak > 1 and not holds_any_level:
-                        raise ValueError(
-                            f"{path}: peak {peak:.3f} would be clipped: write .wav, or scale the audio first"
-                        )
-                    sound.write(samples.T.numpy())
-        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all was written
-            raise OSError(f"{path}: cannot be written, is the disk full? {error}") from error
+    resampler = None
+    wanted = math.ceil(n_frames * to_rate / from_rate)
+    for block in blocks:
+        resampler = resampler or soxr.ResampleStream(from_rate, to_rate, block.shape[1], dtype="float32")
+        n_frames -= len(block)
+        last = n_frames == 0
+        if last:
+            # soxr rounds the length down: silence makes it enough, as in `audio.resample`.
+            block = np.pad(block, ((0, from_rate // to_rate + 1), (0, 0)))
+        out = resampler.resample_chunk(block, last=last)[:wanted]
+        wanted -= len(out)
+        if len(out):
+            yield out
 
 
 def encode_file(
@@ -107,7 +69,6 @@ def encode_file(
     the file has for "all". Raises AudioFileError for whatever is wrong with the file; the iterator does so
     where it comes to it.
     """
-    path = Path(path)
     try:
         rate, n_frames = audio_header(path)
     except OSError as error:
@@ -116,7 +77,8 @@ def encode_file(
     def blocks() -> Iterator[Tensor]:
         try:
             yield from read_blocks(path, model.sample_rate, channels)
-        except OSError as error:  # not to be taken for one of the output
+        # An error of the input is not to be taken for one of the output.
+        except OSError as error:
             raise AudioFileError(f"{path}: {error}") from error
 
     n_samples = -(-n_frames * model.sample_rate // rate)

@@ -4,9 +4,9 @@ A mixture is the sum of the stems, by definition.
 Axis legend: `S` source (stem), `T` samples.
 """
 
+import errno
 import functools
 import importlib.util
-import json
 import logging
 import math
 import multiprocessing
@@ -29,8 +29,9 @@ from tqdm.auto import tqdm
 
 from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
+from lincae.data.folders import audio_files
 from lincae.data.synth import STEMS, render_song
-from lincae.files import atomic_write
+from lincae.files import claim, json_object
 
 SPLITS = {
     "synthetic": ("train", "test"),
@@ -40,13 +41,17 @@ SPLITS = {
     "free-music": ("train", "valid", "test"),
     "pairs": ("test",),
 }
-N_SONGS, SONG_S = {"train": 48, "test": 12}, 20.0
-# of the songs that a seed stands for: to be raised when an edit of `synth` changes what it renders, so that
-# folders rendered before are refused instead of mixed with new songs
+N_SONGS = {"train": 48, "test": 12}
+SONG_S = 20.0
+# To be raised when an edit of `synth` changes the song that a seed stands for, so that folders rendered
+# before are refused instead of mixed with new songs.
 SYNTH_VERSION = 1
 MANIFEST = "synthetic.json"
-AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
 MARGIN_S = 0.05  # longer than the resampler's kernel down to rates of some kHz
+# Left out of the clip: its encoder's delay, silence that ends in a spike of 0.6 in every stem, and a spike of
+# 0.9 in every stem 35 ms before its end, with silence after it.
+CLIP_START_S = 0.05
+CLIP_END_S = 0.037
 
 
 log = logging.getLogger(__name__)
@@ -75,14 +80,15 @@ class Track:
 
         Raises AudioFileError or FileNotFoundError, naming the file; ValueError where there is no such sample.
         """
-        own_rate, rate = self.sample_rate, self.sample_rate if sample_rate is None else sample_rate
+        own_rate = self.sample_rate
+        rate = own_rate if sample_rate is None else sample_rate
         n_own = round(self.duration_s * own_rate)
         first = round(start_s * rate)
         count = None if seconds is None else round(seconds * rate)
         if start_s < 0 or first >= math.ceil(n_own * rate / own_rate) or (count is not None and count < 1):
             asked = f"start_s={start_s}, seconds={seconds}, sample_rate={rate}"
             raise ValueError(f"track {self.name!r} lasts {self.duration_s:.3f} s, nothing at {asked}")
-        # both rates have a sample every `grid` own samples: reading from there on keeps the phase
+        # Both rates have a sample every `grid` own samples: reading from there on keeps the phase.
         grid = own_rate // math.gcd(own_rate, rate)
         margin = 0 if rate == own_rate else math.ceil(MARGIN_S * own_rate)
         begin = max(0, first * own_rate // rate - margin) // grid * grid
@@ -99,7 +105,8 @@ def tracks(
 
     - "synthetic": songs of `lincae.data.synth` in `root`, rendered on first use; by default in
       `$LINCAE_DATA/synthetic`, else `data/synthetic` of the repository, without one of the working directory.
-    - "clip": the real four-stem track that the stempeg package carries (CC BY-NC-SA 3.0), for testing only.
+    - "clip": the real four-stem track that the stempeg package carries (CC BY-NC-SA 3.0), for testing only;
+      without the spikes at its two ends.
     - "embedded": the clip, then the synthetic test songs (`root` is theirs).
     - "musdb": MUSDB18-HQ, or MUSDB18 in STEMS form, in `root` (default `$MUSDB_PATH`), with the official
       splits: "train" leaves out the 14 songs of "valid".
@@ -146,8 +153,17 @@ def _synthetic_tracks(split: str, root: str | Path | None) -> list[Track]:
     here = REPOSITORY_DATA if REPOSITORY_DATA.is_dir() else "data"
     root = Path(root or Path(os.environ.get("LINCAE_DATA", here)) / "synthetic")
     manifest = root / MANIFEST
-    known = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    write_synthetic(root, splits=(split,), **{k: value for k, value in known.items() if k != "version"})
+    known = json_object(manifest.read_bytes(), manifest) if manifest.is_file() else {}
+    stated = {
+        key: known[key] for key in ("n_train", "n_test", "seconds", "sample_rate", "seed") if key in known
+    }
+    try:
+        write_synthetic(root, splits=(split,), **stated)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        fix = "set LINCAE_DATA to a folder that can, or pass root=..."
+        raise PermissionError(f"{root}, for synthetic songs, cannot be written ({error}): {fix}") from error
     return [_song_track(song, "synthetic") for song in _song_folders(root / split)]
 
 
@@ -174,7 +190,8 @@ def _musdb_tracks(split: str, root: str | Path | None) -> list[Track]:
 
 
 def _folder_tracks(folder: Path, n_tracks: int | None) -> list[Track]:
-    dataset, songs = folder.resolve().name, _song_folders(folder)
+    dataset = folder.resolve().name
+    songs = _song_folders(folder)
     if any(_stem_files(song) for song in songs):
         return [_song_track(song, dataset) for song in songs[:n_tracks]]
     if any(map(_stem_files, _song_folders(folder / "test"))):
@@ -182,24 +199,17 @@ def _folder_tracks(folder: Path, n_tracks: int | None) -> list[Track]:
         raise ValueError(f"{folder} has tracks with stems in its folder test: use {musdb}")
     files = audio_files(folder)
     names = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
-    counts = Counter(names.values())  # a.wav beside a.mp3: both keep their suffix
-    for path, name in names.items():
-        names[path] = name if counts[name] == 1 else path.relative_to(folder).as_posix()
-    return [file_track(names[path], dataset, {"mixture": path}) for path in files[:n_tracks]]
-
-
-def audio_files(folder: Path) -> list[Path]:
-    """All files with AUDIO_EXTENSIONS at any depth, sorted, hidden ones left out. Else FileNotFoundError."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_EXTENSIONS)
-    files = sorted(p for p in found if not any(part[0] == "." for part in p.relative_to(folder).parts))
-    if not files:
-        reason = f"holds no file {', '.join(AUDIO_EXTENSIONS)}" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"folder {folder} {reason}")
-    return files
+    counts = Counter(names.values())
+    found = []
+    for path in files[:n_tracks]:
+        # a.wav beside a.mp3: both keep their suffix.
+        name = names[path] if counts[names[path]] == 1 else path.relative_to(folder).as_posix()
+        found.append(file_track(name, dataset, {"mixture": path}))
+    return found
 
 
 def _song_folders(folder: Path) -> list[Path]:
-    # an interrupted rendering leaves hidden folders
+    # An interrupted rendering leaves hidden folders.
     names = ("mixture", *STEMS)
     return sorted({path.parent for name in names for path in folder.glob(f"[!.]*/{name}.wav")})
 
@@ -219,8 +229,11 @@ def _song_track(song: Path, dataset: str) -> Track:
 
 
 def file_track(name: str, dataset: str, paths: Mapping[str, Path]) -> Track:
-    headers = [audio_header(path) for path in paths.values()]
-    stems, files = tuple(paths), tuple(paths.values())
+    """A track of a file for each stem. AudioFileError where they differ in rate or length, or cannot be
+    read."""
+    stems = tuple(paths)
+    files = tuple(paths.values())
+    headers = [audio_header(path) for path in files]
     if len(set(headers)) > 1:
         raise AudioFileError(f"{files[0].parent}: {stems} differ in sample rate or length: {headers}")
     sample_rate, n_samples = headers[0]
@@ -239,33 +252,38 @@ def _package_folder(package: str) -> Path:
 
 
 def _clip() -> Track:
-    # `import stempeg` fails without ffmpeg; its example needs neither
+    # `import stempeg` fails without ffmpeg; its example needs neither.
     path = _package_folder("stempeg") / "data" / "The Easton Ellises - Falcon 69.stem.mp4"
     import av
 
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
-        sample_rate, duration_s = stream.rate, float(stream.duration * stream.time_base)
+        sample_rate = stream.rate
+        n_samples = round(stream.duration * stream.time_base * sample_rate)
+    n_samples -= round(CLIP_START_S * sample_rate) + round(CLIP_END_S * sample_rate)
     name = path.name.removesuffix(".stem.mp4")
-    return Track(name, "clip", STEMS, sample_rate, duration_s, partial(_read_clip, path, sample_rate))
+    read = partial(_read_clip, path, sample_rate)
+    return Track(name, "clip", STEMS, sample_rate, n_samples / sample_rate, read)
 
 
 def _read_clip(path: Path, sample_rate: int, start_s: float, seconds: float | None) -> Tensor:
     import av
 
     with av.open(str(path)) as container:
-        streams = container.streams.audio[1:]  # the first is the mixture, which is not the sum of the stems
+        # The first is the mixture, which is not the sum of the stems.
+        streams = container.streams.audio[1:]
         blocks = {stream.index: [] for stream in streams}
         for packet in container.demux(streams):
             blocks[packet.stream.index] += [frame.to_ndarray() for frame in packet.decode()]
     stems = np.stack([np.concatenate(frames, axis=1).mean(0) for frames in blocks.values()])
+    stems = stems[:, round(CLIP_START_S * sample_rate) : -round(CLIP_END_S * sample_rate)]
     start = round(start_s * sample_rate)
     stop = None if seconds is None else start + round(seconds * sample_rate)
     return torch.from_numpy(stems[:, start:stop])
 
 
 def _stem_file_tracks(folder: Path, split: str) -> list[Track]:
-    # `import musdb` fails without ffmpeg too, but does not say how to get it
+    # `import musdb` fails without ffmpeg too, but does not say how to get it.
     if missing := [tool for tool in ("ffmpeg", "ffprobe") if shutil.which(tool) is None]:
         fix = "apt install ffmpeg, or conda install -c conda-forge ffmpeg (MUSDB18-HQ needs none)"
         raise RuntimeError(f"MUSDB18 in STEMS form needs {' and '.join(missing)}: {fix}")
@@ -288,10 +306,11 @@ def _read_stem_file(track: Any, start_s: float, seconds: float | None) -> Tensor
     import ffmpeg
     import stempeg
 
-    # the track's own `stems` are read as 16 bit, which clips what overshoots full scale; this is float
+    # The track's own `stems` are read as 16 bit, which clips what overshoots full scale; this is float.
     try:
         streams, _ = stempeg.read_stems(track.path, start=start_s, duration=seconds, info=track.info)
-    except (ffmpeg.Error, Warning) as error:  # stempeg raises Warning
+    # stempeg raises Warning
+    except (ffmpeg.Error, Warning) as error:
         raise AudioFileError(f"{track.path}: cannot be read: {error}") from error
     stems = np.stack([streams[track.sources[stem].stem_id].mean(-1) for stem in STEMS])
     return torch.from_numpy(stems).float()
@@ -319,19 +338,15 @@ def write_synthetic(
     parameters or of another version of the synthesizer, or something else.
     """
     root = Path(root)
-    songs, audio = {"n_train": n_train, "n_test": n_test}, {"seconds": seconds, "sample_rate": sample_rate}
-    wanted = {**songs, **audio, "seed": seed, "version": SYNTH_VERSION}
+    wanted = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "sample_rate": sample_rate}
+    wanted |= {"seed": seed, "version": SYNTH_VERSION}
     manifest = root / MANIFEST
     if manifest.is_file():
-        found = {"version": 1, **json.loads(manifest.read_text())}  # the first manifests state none
+        # The first manifests state no version.
+        found = {"version": 1, **json_object(manifest.read_bytes(), manifest)}
         if found != wanted:
             raise ValueError(f"{root} has songs of {found}, not {wanted}: delete it, or use another root")
-    elif root.is_dir() and any(root.iterdir()):
-        raise ValueError(f"{root} is not empty and has no {MANIFEST}: use an empty or new folder as root")
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        with atomic_write(manifest) as file:
-            file.write((json.dumps(wanted, indent=2) + "\n").encode())
+    claim(manifest, "songs", {}, wanted)
     jobs = [
         (root / split / f"{split}_{index:03d}", song_seed(split, index, seed), seconds, sample_rate)
         for split, n_songs in (("train", n_train), ("test", n_test))
@@ -362,7 +377,7 @@ def parallel(function: Callable, jobs: Sequence[tuple], workers: int | None = No
     """Results of `function(*job)` in order of `jobs`, from `workers` processes, with a progress bar."""
     if not jobs:
         return
-    # fork, where it is safe (no torch in the children): spawned ones would run unguarded scripts again
+    # Fork, where it is safe (no torch in the children): spawned ones would run unguarded scripts again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     with ProcessPoolExecutor(workers, mp_context=context) as pool:

@@ -40,8 +40,8 @@ from tqdm.auto import tqdm
 
 from lincae.checkpoints import sha256_of
 from lincae.data.audio import AudioFileError, audio_header
+from lincae.data.folders import audio_files
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
-from lincae.data.tracks import audio_files
 from lincae.files import atomic_write, claim, hidden, json_object, locked, read_skipped, write_skipped
 from lincae.interface import AutoencoderLike, first_non_finite
 from lincae.machine import generator
@@ -506,7 +506,7 @@ class Summary:
 
 
 def named_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """FOLDER/relative/name -> path of all audio files in some folders, at any depth (`tracks.audio_files`).
+    """FOLDER/relative/name -> path of all audio files in some folders, at any depth (`folders.audio_files`).
 
     Raises FileNotFoundError for a folder that is missing or without audio; ValueError for two of one name.
     """

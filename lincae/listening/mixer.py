@@ -34,8 +34,9 @@ from torch import Tensor
 
 from lincae.checkpoints import BUNDLED
 from lincae.data.audio import read_audio, resample
+from lincae.data.folders import audio_files
 from lincae.data.stereo import constant_power
-from lincae.data.tracks import Track, audio_files
+from lincae.data.tracks import Track
 from lincae.interface import AutoencoderLike, check_audio
 from lincae.latents.algebra import mix
 from lincae.listening.loudness import amplitude

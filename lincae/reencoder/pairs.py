@@ -20,9 +20,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lincae.data.audio import audio_header, read_audio, resample
+from lincae.data.folders import audio_files
 from lincae.data.stereo import upmix
 from lincae.data.synth import render_song
-from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, audio_files, song_seed
+from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, song_seed
 from lincae.files import json_object, locked
 from lincae.interface import AutoencoderLike
 from lincae.latents.store import (

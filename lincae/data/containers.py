@@ -1,0 +1,237 @@
+"""What an audio file says of its own length, and what it really holds.
+
+Headers are written before the audio is: by pipes, by recorders that crash and by tools that join files
+without rewriting them. `states_its_length` says, from a few bytes, whether a header can be believed; where it
+cannot, `Decoder` reads until the data ends.
+
+soundfile and av are imported where they are used.
+"""
+
+import functools
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+DEMUXERS = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
+"""libsndfile's names of formats, and FFmpeg's."""
+# What writers state that do not know the length yet: SoX 2**31 - 4096 (AIFF: 0x7F000000 and a header), others
+# 2**31 - 1, 2**31 or 2**32 - 1, less the header.
+UNKNOWN_BYTES = (range(0x7F000000, 0x80000100), range(0xFFFF0000, 0x100000000))
+WAV_PADDING = 4096  # bytes that may follow the samples without being samples
+MAX_BLOCK = 65535  # samples of a FLAC frame
+MIN_FLAC_FRAME = 9  # bytes
+MIN_MP3_FRAME = 24  # bytes
+MP3_TAGS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+
+
+class AudioFileError(ValueError):
+    """An audio file that cannot be used; the message names the file."""
+
+
+def states_its_length(path: Path, sound: Any) -> bool:
+    """Whether a file, open as a soundfile.SoundFile, holds the number of frames that libsndfile reports.
+
+    False where the header states none, or less than there is, as far as that shows without decoding. Raises
+    AudioFileError where it states a length that the file's bytes cannot hold.
+    """
+    if missing := _missing_bytes(sound.extra_info):
+        raise AudioFileError(f"{path}: truncated, {missing} bytes fewer than its header states")
+    stat = path.stat()
+    return _is_whole(path, sound.format, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _is_whole(path: Path, kind: str, size: int, time_ns: int) -> bool:
+    checks = {"WAV": _wav_is_whole, "WAVEX": _wav_is_whole, "FLAC": _flac_is_whole}
+    checks |= {"MP3": _mp3_is_whole, "OGG": _ogg_is_whole}
+    if kind not in checks:
+        return True
+    with path.open("rb") as file:
+        try:
+            return checks[kind](file, size)
+        except struct.error:
+            # The header is not laid out as expected: RIFX, for one, which libsndfile knows.
+            return kind in ("WAV", "WAVEX")
+        except ValueError as error:
+            raise AudioFileError(f"{path}: truncated, {error}") from error
+
+
+def _missing_bytes(header: str) -> int:
+    """Bytes that the data chunk of a WAV or AIFF file lacks, from libsndfile's account of its header.
+
+    libsndfile corrects the length and goes on, so that a cut file looks like a shorter one.
+    """
+    chunk = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", header, re.MULTILINE)
+    if chunk is None:
+        return 0
+    stated, present = map(int, chunk.groups())
+    unknown = any(stated in values for values in UNKNOWN_BYTES)
+    return 0 if unknown else max(0, stated - present)
+
+
+def _wav_is_whole(file: BinaryIO, size: int) -> bool:
+    """Not where samples follow the data chunk: its length was left 0 or is old, or overflowed its 32 bits."""
+    file.seek(12)
+    name, length = struct.unpack("<4sI", file.read(8))
+    while name != b"data":
+        file.seek(length + length % 2, os.SEEK_CUR)
+        name, length = struct.unpack("<4sI", file.read(8))
+    end = file.tell() + length + length % 2
+    left = size - end
+    if left >= 2**32:
+        return False
+    file.seek(end)
+    after = file.read(4)
+    next_chunk = len(after) == 4 and after.isascii() and after.decode().isprintable()
+    return next_chunk or left <= (WAV_PADDING if length else 0)
+
+
+def _flac_is_whole(file: BinaryIO, size: int) -> bool:
+    _skip_id3(file)
+    begin = file.tell()
+    info = file.read(42)[8:]
+    min_block, max_frame = int.from_bytes(info[:2]), int.from_bytes(info[7:10])
+    n_samples = int.from_bytes(info[13:18]) & 0xFFFFFFFFF
+    if n_samples > ((size - begin) // MIN_FLAC_FRAME + 1) * MAX_BLOCK:
+        raise ValueError(f"{size} bytes cannot hold the {n_samples} samples that its header states")
+    if n_samples == 0:
+        return False
+    audio_at = _end_of_flac_metadata(file, begin + 4)
+    most = (n_samples // max(min_block, 1) + 1) * max_frame
+    return max_frame == 0 or size - audio_at <= most + 2**16
+
+
+def _end_of_flac_metadata(file: BinaryIO, begin: int) -> int:
+    position, last = begin, False
+    while not last:
+        file.seek(position)
+        kind, length = struct.unpack(">B3s", file.read(4))
+        last = bool(kind & 0x80)
+        position += 4 + int.from_bytes(length)
+    return position
+
+
+def _mp3_is_whole(file: BinaryIO, size: int) -> bool:
+    """Only with a Xing header that states frames and bytes, behind which the file ends, or tags follow."""
+    _skip_id3(file)
+    begin = file.tell()
+    head = file.read(200)
+    at = max(head.find(b"Xing"), head.find(b"Info"))
+    if at < 0 or int.from_bytes(head[at + 4 : at + 8]) & 3 != 3:
+        return False
+    n_frames, n_bytes = struct.unpack(">II", head[at + 8 : at + 16])
+    if n_frames > (size - begin) // MIN_MP3_FRAME + 1:
+        raise ValueError(f"{size} bytes cannot hold the {n_frames} MPEG frames that its header states")
+    file.seek(begin + n_bytes)
+    after = file.read(16)
+    return not after.strip(b"\0") or after.startswith(MP3_TAGS)
+
+
+def _skip_id3(file: BinaryIO) -> None:
+    position = 0
+    while (header := file.read(10))[:3] == b"ID3":
+        length = 0
+        for byte in header[6:]:
+            length = length << 7 | byte & 0x7F
+        position += 10 + length + 10 * bool(header[5] & 0x10)
+        file.seek(position)
+    file.seek(position)
+
+
+def _ogg_is_whole(file: BinaryIO, size: int) -> bool:
+    """Not where a second stream begins behind the first."""
+    first_page = file.read(28)
+    begins = first_page[:4] + b"\0\2"
+    held = b""
+    while block := file.read(2**20):
+        if begins in held + block:
+            return False
+        held = block[-len(begins) :]
+    return True
+
+
+# ---------------------------------------------------------------- until the data ends
+
+
+NOTHING = np.zeros((0, 1), np.float32)
+
+
+class Decoder:
+    """A file decoded from its beginning by FFmpeg's libraries, whatever its header says of its length.
+
+    The samples are those of libsndfile, at the same places, to their rounding.
+    """
+
+    def __init__(self, path: Path, kind: str):
+        """`kind`: libsndfile's name of the format, a key of DEMUXERS."""
+        self.path = path
+        self.kind = kind
+        self._blocks: Iterator[np.ndarray] = iter(())
+        self._held: np.ndarray | None = None
+        self._position = 0
+
+    def read(self, start: int, wanted: int) -> np.ndarray:
+        """At most `wanted` frames from `start` on, (frames, channels) float32. Raises AudioFileError."""
+        if self._held is None or start < self._position:
+            self._blocks = self.blocks()
+            self._held = next(self._blocks, NOTHING)
+            self._position = 0
+        parts = [self._held[:0]]
+        end = start + wanted
+        while self._position < end and len(self._held):
+            first = max(0, start - self._position)
+            last = min(len(self._held), end - self._position)
+            parts.append(self._held[first:last])
+            self._held = self._held[last:]
+            self._position += last
+            if len(self._held) == 0:
+                self._held = next(self._blocks, NOTHING)
+        return np.concatenate(parts)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All of the file, (frames, channels) float32 each. Raises AudioFileError for damage within it."""
+        import av
+
+        options = {"ignore_length": "1"} if DEMUXERS[self.kind] == "wav" else {}
+        try:
+            with (
+                self.path.open("rb") as file,
+                av.open(file, format=DEMUXERS[self.kind], options=options) as c,
+            ):
+                stream = c.streams.audio[0]
+                resampler = av.AudioResampler("fltp", stream.codec_context.layout, stream.codec_context.rate)
+                damage = None
+                for packet in c.demux(stream):
+                    try:
+                        frames = packet.decode()
+                    except av.error.InvalidDataError as error:
+                        damage = error
+                        continue
+                    # Damage is where a file was cut, unless more follows it.
+                    if damage is not None and frames:
+                        raise AudioFileError(f"{self.path}: is damaged within: {damage}")
+                    for frame in frames:
+                        for part in resampler.resample(frame):
+                            yield np.ascontiguousarray(part.to_ndarray().T)
+        except AudioFileError:
+            raise
+        except (av.error.FFmpegError, IndexError) as error:
+            raise AudioFileError(f"{self.path}: cannot be read as audio: {error}") from error
+        except ValueError as error:
+            raise AudioFileError(f"{self.path}: changes its rate or channels within: {error}") from error
+
+
+def decoded_frames(path: Path, kind: str) -> int:
+    """The number of frames that a file really holds. Raises as `Decoder.blocks`."""
+    stat = path.stat()
+    return _decoded_frames(path, kind, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _decoded_frames(path: Path, kind: str, size: int, time_ns: int) -> int:
+    return sum(len(block) for block in Decoder(path, kind).blocks())
