@@ -1,7 +1,15 @@
-"""One thread: small tensors are faster without a pool, and runs side by side do not fight for cores."""
+"""One thread a process, a cache of their own, and what many tests need made once for all processes.
+
+Small tensors are faster without a pool of threads, and runs side by side do not fight for cores.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 
@@ -14,12 +22,48 @@ def _own_cache(tmp_path_factory):
         yield
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_report_to_serializable(config, report):
-    """Captured logs may name files that are not UTF-8, which the workers of pytest-xdist cannot send."""
-    data = yield
-    if data and "sections" in data:
-        data["sections"] = [
-            (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in data["sections"]
-        ]
-    return data
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`once(name, make)`: the folder that `make(folder)` fills, once for all processes of `pytest -n`."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        whole = root / f"shared-{name}"
+        with FileLock(f"{whole}.lock"):
+            if not whole.is_dir():
+                part = root / f"unfinished-{name}-{os.getpid()}"
+                part.mkdir()
+                make(part)
+                part.rename(whole)
+        return whole
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def songs(once) -> Path:
+    """A folder of two synthetic songs of 2.5 s at 16 kHz, each with its four stems."""
+    from lincae.data.tracks import write_synthetic
+
+    def make(folder: Path) -> None:
+        write_synthetic(folder / "songs", 0, 2, seconds=2.5, sample_rate=16000, workers=1)
+
+    return once("songs", make) / "songs" / "test"
+
+
+@pytest.fixture(scope="session")
+def run_folder(once, songs) -> Path:
+    """The folder of a finished training: preset "test", six steps on the songs. Not to be written to."""
+    from lincae.data.crops import training_data
+    from lincae.interop.recipes import objective_of, recipe
+    from lincae.training.loop import train
+
+    def make(folder: Path) -> None:
+        config = recipe("test", "lin-cae", steps=6)
+        data = training_data([f"{songs}=1"], config.sample_rate)
+        held_out = data.crops(range(4), config.crop_samples, 1)
+        train(objective_of(config), data, folder / "run", held_out, device="cpu", progress=False, name="tiny")
+
+    return once("run", make) / "run"

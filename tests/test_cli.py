@@ -15,6 +15,7 @@ import torch
 
 import lincae
 from lincae import cli
+from lincae.data.tracks import tracks
 from lincae.latents.store import LatentDataset
 
 ROOT = Path(__file__).parent.parent
@@ -185,12 +186,11 @@ def test_models_say_where_they_come_from(capsys):
     assert Path(lines["desk/lin-cae"], "model.safetensors").is_file()
 
 
-@pytest.fixture(scope="module")
-def songs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "songs"
-    arguments = ["--train", 0, "--test", 2, "--seconds", 2.5, "--sample-rate", 16000]
-    assert run("data", "synthetic", root, *arguments) == 0
-    return root / "test"
+def test_synthetic_songs_are_rendered(tmp_path):
+    arguments = ["--train", 0, "--test", 1, "--seconds", 1, "--sample-rate", 8000]
+    assert run("data", "synthetic", tmp_path / "songs", *arguments) == 0
+    (song,) = tracks(tmp_path / "songs" / "test")
+    assert len(song.stem_names) == 4
 
 
 def test_evaluate_writes_what_it_measures(songs, tmp_path, capsys):

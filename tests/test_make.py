@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lincae.data.tracks import write_synthetic
 from tools.notebooks import EVALUATION, NEED_STEMS, absolute, asked, planned
 
 ROOT = Path(__file__).parent.parent
@@ -99,9 +98,8 @@ def test_folders_of_one_name_get_runs_of_their_own(tmp_path, monkeypatch):
     assert asked({"MODELS": "my run"})[1]["models"] == [absolute("my run")]
 
 
-def test_a_folder_without_stems_is_not_asked_for_sums(tmp_path):
-    songs = write_synthetic(tmp_path / "songs", n_train=0, n_test=1, seconds=1, sample_rate=8000, workers=1)
-    assert planned("") == planned(str(songs / "test")) == EVALUATION
+def test_a_folder_without_stems_is_not_asked_for_sums(tmp_path, songs):
+    assert planned("") == planned(str(songs)) == EVALUATION
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(next(songs.rglob("mixture.wav")), alone)

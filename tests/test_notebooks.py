@@ -13,7 +13,6 @@ import torch
 from matplotlib.image import imread
 
 import lincae
-from lincae.data.tracks import write_synthetic
 from lincae.evaluation import tables
 from lincae.latents.store import describe
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
@@ -99,6 +98,7 @@ def test_decibels_in_the_text_are_measured(path):
     assert set(claimed) <= measured
 
 
+@pytest.mark.page
 def test_quickstart(tmp_path):
     """Trains for a moment where no checkpoint is, then does the four operations on the real clip."""
     execute("00_quickstart", tmp_path, models=[str(tmp_path / "model")], seconds=2.0, train_steps=20)
@@ -111,10 +111,11 @@ def test_quickstart(tmp_path):
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_training(tmp_path):
+@pytest.mark.page
+def test_training(tmp_path, songs):
     execute(
         "01_training", tmp_path, models=[str(tmp_path / "run")], preset="test", variant="m2l", steps=20,
-        validate_every=10, n_tracks=2, seconds=2.0,
+        validate_every=10, n_tracks=2, seconds=2.0, dataset=[f"{songs}=1"],
     )  # fmt: skip
     curves = pd.read_csv(tmp_path / "01_curves.csv")
     assert curves.step.tolist() == [10, 20]
@@ -127,16 +128,19 @@ def test_training(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory):
+def evaluation(once, songs):
     """Parameters of notebooks 02 to 06: an untrained network and the toy, two short songs, a shared store."""
-    root = tmp_path_factory.mktemp("evaluation")
-    write_synthetic(root / "songs", n_train=0, n_test=2, seconds=2.5, sample_rate=16000)
-    config = lincae.recipe("test", "lin-cae").autoencoder
-    lincae.Autoencoder(config, "untrained").save(root / "untrained")
-    shared = {"models": [str(root / "untrained"), "tanh"], "dataset": str(root / "songs" / "test")}
+
+    def make(folder: Path) -> None:
+        config = lincae.recipe("test", "lin-cae").autoencoder
+        lincae.Autoencoder(config, "untrained").save(folder / "untrained")
+
+    root = once("evaluation", make)
+    shared = {"models": [str(root / "untrained"), "tanh"], "dataset": str(songs)}
     return shared | {"seconds": 2.2, "store": str(root / "store")}
 
 
+@pytest.mark.page
 def test_reconstruction(tmp_path, evaluation):
     transformers = pytest.importorskip("transformers")
     config = transformers.ClapAudioConfig(
@@ -157,6 +161,7 @@ def test_reconstruction(tmp_path, evaluation):
     assert bands[bands.model == "tanh"].snr_db.min() > 5
 
 
+@pytest.mark.page
 def test_homogeneity(tmp_path, evaluation):
     execute("03_homogeneity", tmp_path, **evaluation, gains=[-1.0, 0.5])
     curves = pd.read_csv(tmp_path / "03_homogeneity.csv")
@@ -171,6 +176,7 @@ def test_homogeneity(tmp_path, evaluation):
     }
 
 
+@pytest.mark.page
 def test_additivity(tmp_path, evaluation):
     execute("04_additivity", tmp_path, **evaluation, noise="independent")
     lines = pd.read_csv(tmp_path / "04_additivity.csv")
@@ -178,6 +184,7 @@ def test_additivity(tmp_path, evaluation):
     assert lines[lines.model == "tanh"]["mean"].between(0, 1).all()  # the untrained decoder is silent
 
 
+@pytest.mark.page
 def test_separation(tmp_path, evaluation, reencoders):
     """The page has a stereo section of the one model that has a module."""
     execute("05_separation", tmp_path, **evaluation, modules=reencoders["modules"])
@@ -191,6 +198,7 @@ def test_separation(tmp_path, evaluation, reencoders):
     assert set(sounds[sounds.operation == "random c"].sound) == {"untrained"}
 
 
+@pytest.mark.page
 def test_latent_mixer(tmp_path, evaluation):
     """On the linear reference every fader does what it says."""
     small = {"dataset": evaluation["dataset"], "seconds": 1.0, "faders_db": [-12.0, 6.0]}
@@ -202,6 +210,7 @@ def test_latent_mixer(tmp_path, evaluation):
     assert faders[faders.model == "tanh"].error_db.abs().max() > 0.01
 
 
+@pytest.mark.page
 def test_any_autoencoder(tmp_path, evaluation):
     """The report of two models, and the loop of twenty lines for a moment."""
     execute("07_any_autoencoder", tmp_path, **evaluation, n_songs=2, steps=3)
@@ -234,6 +243,7 @@ def test_the_loop_needs_one_file_of_the_package():
     assert len(ast.unparse(function).splitlines()) <= 20
 
 
+@pytest.mark.page
 def test_ablations(tmp_path, evaluation):
     """Every cell can be recomputed from the chunks."""
     execute("06_ablations", tmp_path, **evaluation)
@@ -260,6 +270,7 @@ def write_random(folder: Path, name: str, seed: int) -> None:
     model.save(folder / name)
 
 
+@pytest.mark.page
 def test_claims_of_the_study(tmp_path):
     """Values and verdicts follow from the chunks; models by the names of the study."""
     models = ["desk/lin-cae", "desk/m2l"]
@@ -286,6 +297,7 @@ def test_claims_of_the_study(tmp_path):
         )
 
 
+@pytest.mark.page
 def test_open_questions(tmp_path):
     write_random(tmp_path, "random", 0)
     given = {"models": [str(tmp_path / "random")], "gains": [0.1, 1.0], "counts": [1, 2], "steps": [1, 2]}
@@ -320,6 +332,7 @@ def reencoders(tmp_path, evaluation):
     return shared | {"modules": str(tmp_path / "modules")}
 
 
+@pytest.mark.page
 def test_bandwidth_extension(tmp_path, reencoders):
     execute("09_bandwidth_extension", tmp_path, **reencoders, factor=4, top_hz=4000.0)
     table = pd.read_csv(tmp_path / "09_table.csv")
@@ -339,6 +352,7 @@ def test_bandwidth_extension(tmp_path, reencoders):
     assert len(pd.read_csv(tmp_path / "09_timings.csv")) == 1
 
 
+@pytest.mark.page
 def test_mono_to_stereo(tmp_path, reencoders):
     execute("10_mono_to_stereo", tmp_path, **reencoders, lambdas=[0.0, 1.0])
     table = pd.read_csv(tmp_path / "10_table.csv")
