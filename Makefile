@@ -78,10 +78,10 @@ lint: $(READY)
 
 # Two tests at a time: more need more memory than cores.
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not page"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not page"
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The checkpoints that ship: the EMA weights of finished runs in half precision, with the runs' logs.
 bundle: $(READY)

@@ -51,19 +51,3 @@ def songs(once) -> Path:
         write_synthetic(folder / "songs", 0, 2, seconds=2.5, sample_rate=16000, workers=1)
 
     return once("songs", make) / "songs" / "test"
-
-
-@pytest.fixture(scope="session")
-def run_folder(once, songs) -> Path:
-    """The folder of a finished training: preset "test", six steps on the songs. Not to be written to."""
-    from lincae.data.crops import training_data
-    from lincae.interop.recipes import objective_of, recipe
-    from lincae.training.loop import train
-
-    def make(folder: Path) -> None:
-        config = recipe("test", "lin-cae", steps=6)
-        data = training_data([f"{songs}=1"], config.sample_rate)
-        held_out = data.crops(range(4), config.crop_samples, 1)
-        train(objective_of(config), data, folder / "run", held_out, device="cpu", progress=False, name="tiny")
-
-    return once("run", make) / "run"

@@ -220,6 +220,7 @@ def test_demo_writes_a_page(songs, tmp_path):
     assert "cannot be part of a published page" in run("demo", "stft", "--data", "clip", "--out", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_released_card_s_command_still_trains(songs, tmp_path):
     command = ["-m", "lincae.training", "--preset", "test", "--variant", "m2l", "--data", f"{songs}=1"]
     command += ["--set", "steps=2", "--run", str(tmp_path / "run")]
