@@ -290,7 +290,7 @@ def test_every_audio_file_of_a_folder_is_a_mixture(tmp_path):
     level = {f"b.1{suffix}": 0.1 * (k + 1) for k, suffix in enumerate(AUDIO_EXTENSIONS)}
     level |= {"deep/a.flac": 0.2, "deep/UPPER.WAV": 0.3, ".hidden.wav": 0.9, "deep/.cache/c.wav": 0.9}
     for name, value in level.items():
-        form = "AIFF" if name.endswith(".aif") else None  # soundfile knows it by the longer name only
+        form = {".aif": "AIFF", ".opus": "OGG"}.get(Path(name).suffix)  # soundfile knows neither name
         soundfile.write(folder / name, np.full((4410, 2), value), 44100, format=form)
     (folder / "notes.txt").write_text("")
     found = tracks(folder)

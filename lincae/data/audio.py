@@ -143,7 +143,7 @@ class AudioFile:
             if len(part) < min(size, start + wanted - first):
                 found = sum(len(part) for part in parts)
                 raise AudioFileError(f"{self.path}: truncated, {found} of {wanted} frames could be read")
-        block = np.concatenate(parts)
+        block = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if not np.isfinite(block).all():
             bad = np.argwhere(~np.isfinite(block))
             first = f"first at frame {start + bad[0, 0]}"
