@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import click
-import pandas as pd
 
 from lincae.commands.options import Command, dataset, device, models, n_tracks, option
 from lincae.data.tracks import tracks
+from lincae.evaluation import plots, tables
 from lincae.evaluation import report as reports
-from lincae.evaluation import tables
-from lincae.evaluation.evaluate import evaluate as measured
+from lincae.evaluation.evaluate import evaluate_models
 from lincae.evaluation.protocols import EvaluationConfig
-from lincae.interop.models import listed, load
 
 seconds = option("--seconds", type=float, help="Take so many seconds of each track; default: all.")
 seed = option("--seed", default=0, help="Seed of gains and noise.")
@@ -37,10 +35,7 @@ def evaluate(models, dataset, n_tracks, seconds, seed, device, out) -> None:
     music = tracks(dataset, n_tracks=n_tracks)
     config = EvaluationConfig(seconds=seconds, seed=seed)
     folder = Path(out)
-    frames = []
-    for name in listed(models):
-        frames.append(measured(load(name, device), music, config=config, store=folder / "store"))
-    chunks = pd.concat(frames, ignore_index=True)
+    chunks = evaluate_models(models, music, config=config, store=folder / "store", device=device)
     cells = tables.cells(chunks)
 
     chunks.to_csv(folder / "chunks.csv", index=False)
@@ -60,7 +55,8 @@ def evaluate(models, dataset, n_tracks, seconds, seed, device, out) -> None:
 def report(models, dataset, n_tracks, seconds, seed, device, out) -> None:
     """Report how linear each MODEL is; "bundled" stands for all that come with lincae.
 
-    OUT gets report.html, a page that needs nothing beside it, and report.csv with its numbers.
+    OUT gets report.html, a page that needs nothing beside it, and its figure and numbers as report.png and
+    report.csv.
 
     \b
         lincae report desk/lin-cae encodec-24khz --data musdb --n-tracks 6 --seconds 20 --out runs/report
@@ -68,11 +64,9 @@ def report(models, dataset, n_tracks, seconds, seed, device, out) -> None:
     music = tracks(dataset, n_tracks=n_tracks)
     config = EvaluationConfig(seconds=seconds, seed=seed)
     folder = Path(out)
-    found = []
-    for name in listed(models):
-        found.append(reports.linearity_report(load(name, device), music, config, folder / "store"))
-    joined = reports.Report.join(found)
+    chunks = evaluate_models(models, music, reports.PROTOCOLS, config, folder / "store", device)
+    joined = reports.Report(chunks, config)
 
     page = joined.html(folder / "report.html")
-    joined.table().to_csv(folder / "report.csv", index=False)
+    plots.save(joined.figure(), joined.table(), "report", folder)
     click.echo(f"{joined.linearity().round(2).to_string(index=False)}\n{page}")

@@ -270,10 +270,12 @@ class _Music:
             self._latents.pop((t, k), None)
 
     def digest(self, chunk: Chunk) -> str:
-        """A sha256 of the sound of a chunk, computed once."""
+        """A sha256 of the sound of a chunk and of what its stems are called, computed once."""
         key = (chunk.track.dataset, chunk.track.name, chunk.start)
         if key not in self._digests:
-            self._digests[key] = hashlib.sha256(chunk.stems.numpy().tobytes()).hexdigest()
+            sound = chunk.stems.numpy().tobytes()
+            names = json.dumps(chunk.track.stem_names).encode()
+            self._digests[key] = hashlib.sha256(names + sound).hexdigest()
         return self._digests[key]
 
 
@@ -311,7 +313,7 @@ class Store:
     def path(self, chunk: Chunk, number: int, absent: Sequence[str], sounds: Sequence[str | None]) -> Path:
         """Where the rows of a chunk are kept. `sounds`: digests of its sound and of its stranger's."""
         track = chunk.track
-        facts = [printable(track.dataset), printable(track.name), track.stem_names, absent]
+        facts = [printable(track.dataset), printable(track.name), absent]
         facts += [number, chunk.start, chunk.n_samples, sounds]
         digest = hashlib.sha256(json.dumps([self.settings, facts]).encode()).hexdigest()
         return self.folder / f"{_slug(track.name)}-{number}-{digest[:16]}.csv"
