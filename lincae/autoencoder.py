@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lincae.checkpoints import Checkpointed
+from lincae.checkpoints import Checkpointed, unwrapped
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
 from lincae.machine import generator
@@ -162,6 +162,7 @@ class FramewiseAutoencoder(Checkpointed):
     def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
         super().__init__(config, network, name, metadata)
         self.transform = Transform(config.transform)
+        self.float()  # whatever torch's default dtype is
 
     def _latents_of(self, audio: Tensor) -> Tensor:
         """Unscaled latents `(B, C, L)` of a window of audio `(B, t)`."""
@@ -220,8 +221,8 @@ class FramewiseAutoencoder(Checkpointed):
         """
         audio = check_audio(audio)
         n_frames = self.latent_frames(audio.shape[1])
-        z = torch.empty(audio.shape[0], self.config.network.latent_channels, n_frames, device=self.device)
-        return joined(self._encoded([audio]), z)
+        shape = (audio.shape[0], self.config.network.latent_channels, n_frames)
+        return joined(self._encoded([audio]), torch.empty(shape, device=self.device, dtype=torch.float32))
 
     def encode_stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Audio in blocks `(B, t_i)` of any lengths to latents `(B, C, l_i)`, as they become known.
@@ -287,7 +288,7 @@ class FramewiseAutoencoder(Checkpointed):
                 f"length must lie in 1..{held}, what {n_frames} latent frames hold, got {length}"
             )
         stream = self.decode_stream([latents], length, seed, steps, first_frame)
-        return joined(stream, torch.empty(n_items, length, device=self.device))
+        return joined(stream, torch.empty(n_items, length, device=self.device, dtype=torch.float32))
 
     def decode_stream(
         self,
@@ -344,9 +345,15 @@ class FramewiseAutoencoder(Checkpointed):
 
     @contextlib.contextmanager
     def _precise(self) -> Iterator[None]:
-        """The precision of the network. Raises ValueError for an unknown one."""
+        """The precision of the network. Raises ValueError for an unknown one, and for weights not in fp32."""
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        dtype = next(self.network.parameters()).dtype
+        if dtype != torch.float32:
+            raise ValueError(
+                f"{self.name} has weights in {dtype}, lincae computes with float32: call model.float(), and "
+                'set model.precision = "bf16" for less precision'
+            )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
@@ -365,9 +372,10 @@ class Autoencoder(FramewiseAutoencoder):
 
     def denoise(self, latents: Tensor, noises: Iterable[Tensor], steps: int = 1) -> Tensor:
         """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step to a spectrogram like these."""
-        f = precondition(self.network.denoiser, self.config.noise)
+        network = unwrapped(self.network)
+        f = precondition(network.denoiser, self.config.noise)
         with self._inference(latents.shape[-1]):
-            return sample(f, self.network.condition(latents, steps), noises, steps, self.config.noise)
+            return sample(f, network.condition(latents, steps), noises, steps, self.config.noise)
 
     @contextlib.contextmanager
     def _inference(self, n_latents: int) -> Iterator[None]:
@@ -378,7 +386,7 @@ class Autoencoder(FramewiseAutoencoder):
     def _latents_of(self, audio: Tensor) -> Tensor:
         spectrogram = self.transform(audio)
         with self._inference(-(-spectrogram.shape[-1] // self.config.network.time_factor)):
-            return self.network.encoder(spectrogram)
+            return unwrapped(self.network).encoder(spectrogram)
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         n_items, _, n_frames = latents.shape
@@ -389,5 +397,7 @@ class Autoencoder(FramewiseAutoencoder):
     def _noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
         """Standard normal `(1, 2, F, N)` of latent frames start..stop, drawn on the CPU for any device."""
         shape = (2, self.config.transform.n_bins, self.config.network.time_factor)
-        frames = [torch.randn(shape, generator=generator(seed, step, frame)) for frame in range(start, stop)]
+        frames = []
+        for frame in range(start, stop):
+            frames.append(torch.randn(shape, generator=generator(seed, step, frame), dtype=torch.float32))
         return torch.cat(frames, dim=-1)[None].to(self.device)

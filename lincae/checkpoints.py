@@ -42,6 +42,8 @@ BUNDLED = REPOSITORY_DATA / "checkpoints"
 if not BUNDLED.is_dir():
     BUNDLED = PACKAGE / "bundled"
 
+WRAPPERS = ("_orig_mod", "module")
+"""What torch.compile, DataParallel and DistributedDataParallel call the module that they wrap."""
 LFS_POINTER = b"version https://git-lfs"
 CUTTING = ("window_frames", "context_frames", "norm_frames")
 """Settings that say how a long signal is cut for the network, not what its latents mean."""
@@ -71,7 +73,8 @@ class Checkpointed(nn.Module):
         """
         settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate}
         settings |= changed_settings(self.config)
-        return content_fingerprint(type(self.network).__name__, settings, self.network.state_dict())
+        kind = type(unwrapped(self.network)).__name__
+        return content_fingerprint(kind, settings, weights_of(self.network))
 
     def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
         """Write a checkpoint into `folder`, weights as `dtype`, and return the folder.
@@ -113,9 +116,18 @@ class Checkpointed(nn.Module):
                 folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=files))
         path = folder / WEIGHTS
         description, tensors = read_checkpoint(path, cls.kind)
-        config = from_dict(cls.config_class, description["autoencoder"], f"{path}: autoencoder")
-        model = cls(config, description["name"], description["metadata"])
-        load_strictly(model.network, tensors, str(path))
+        config = from_dict(cls.config_class, description.get("autoencoder"), f"{path}: autoencoder")
+        name = description.get("name")
+        metadata = description.get("metadata")
+        if not isinstance(name, str) or not isinstance(metadata, dict):
+            raise ValueError(f"{path}: name and metadata must be text and an object, got {name!r:.80}")
+        if n_blocks(config.network) > len(tensors):
+            raise ValueError(f"{path} states more blocks than it holds tensors ({len(tensors)})")
+        # Whether the file holds what it states is seen without memory, before any is taken for it.
+        with torch.device("meta"):
+            check_fits(cls(config).network, tensors, str(path))
+        model = cls(config, name, metadata)
+        model.network.load_state_dict(tensors)
         return model.eval().to(resolve_device(device))
 
     def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
@@ -156,12 +168,30 @@ def write_weights(path: Path, description: str, module: nn.Module, dtype: torch.
     Returns the sha256 (hex) of the file. Raises OSError.
     """
     tensors = {}
-    for key, value in module.state_dict().items():
+    for key, value in weights_of(module).items():
         tensors[key] = value.to("cpu", dtype).contiguous()
     content = to_safetensors(tensors, metadata={"config": description})
     with atomic_write(path) as file:
         file.write(content)
     return hashlib.sha256(content).hexdigest()
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that torch.compile, DataParallel or DistributedDataParallel may have wrapped."""
+    children = dict(module.named_children())
+    for name in WRAPPERS:
+        if name in children:
+            return unwrapped(children[name])
+    return module
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module as it was before it, or a part of it, was wrapped."""
+    state = {}
+    for key, value in module.state_dict().items():
+        names = [name for name in key.split(".") if name not in WRAPPERS]
+        state[".".join(names)] = value
+    return state
 
 
 def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
@@ -289,6 +319,15 @@ def check_fits(module: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
         raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
 
 
+def n_blocks(config: Any) -> int:
+    """The blocks that a network's configuration asks for, which making the network would take a loop over."""
+    total = 0
+    for key, value in flat(plain(config)).items():
+        if key.endswith("blocks"):
+            total += sum(value) if isinstance(value, list) else value
+    return total
+
+
 # ---------------------------------------------------------------- files that ship
 
 
@@ -315,7 +354,8 @@ def check_hash(path: Path, otherwise: str = "load the folder by its path to use 
     refuse_pointer(path)
     card = path.parent / CARD
     row = re.escape(HASH_ROW.format(path.name))
-    stated = re.search(rf"{row} \| ([0-9a-f]{{64}})", card.read_text() if card.is_file() else "")
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    stated = re.search(rf"{row} \| ([0-9a-f]{{64}})", text)
     found = sha256_of(path)
     if not stated or stated[1] != found:
         states = f"states {stated[1]}" if stated else "states none"

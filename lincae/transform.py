@@ -51,7 +51,7 @@ class Transform(nn.Module):
     def __init__(self, config: TransformConfig):
         super().__init__()
         self.config = config
-        window = torch.hann_window(config.window)
+        window = torch.hann_window(config.window, dtype=torch.float32)
         # Sum of the squared windows over any sample covered by OVERLAP windows: 1.5 for Hann and four hops.
         coverage = window.square().reshape(OVERLAP, config.hop).sum(0).repeat(OVERLAP)
         self.register_buffer("analysis_window", window, persistent=False)

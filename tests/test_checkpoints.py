@@ -7,9 +7,13 @@ from dataclasses import replace as replaced
 
 import pytest
 import torch
+from fuzzing import fuzz, limited
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import lincae
-from lincae.checkpoints import from_dict
+from lincae.checkpoints import CARD, WEIGHTS, check_hash, from_dict
+from lincae.interop.recipes import objective_of
 from lincae.linearity import LinearityConfig
 from lincae.vae.config import VaeLossConfig
 
@@ -86,3 +90,40 @@ def test_fields_may_come_as_json_has_them():
     again["transform"]["hop"] = "64"
     with pytest.raises(ValueError, match=r"^here\.transform: hop of TransformConfig must be int, got '64'"):
         from_dict(type(TEST), again, "here")
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+@pytest.mark.parametrize("variant", ["lin-cae", "vae"])
+def test_damaged_weights(variant, tmp_path):
+    model = objective_of(lincae.recipe("test", variant)).model
+    path = model.save(tmp_path) / WEIGHTS
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    fuzz(path, lambda damaged: lincae.load(damaged.parent, "cpu"), header_bytes)
+
+
+def test_damaged_card(tmp_path):
+    lincae.Autoencoder(TEST).save(tmp_path)
+    # What is damaged is the card, what the error has to name is the file that can no longer be trusted.
+    fuzz(tmp_path / CARD, lambda card: check_hash(card.parent / WEIGHTS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": {"bottleneck_blocks": 10**12}}, "more blocks than it holds tensors"),
+        ({"network": {"base_channels": 2**20}}, "does not fit the network"),
+        ({"transform": {"hop": 2**40}}, "does not fit the network"),
+    ],
+)
+def test_no_memory_is_taken_for_sizes_that_only_the_header_states(settings, message, tmp_path):
+    path = lincae.Autoencoder(TEST).save(tmp_path) / WEIGHTS
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    for part, changes in settings.items():
+        description["autoencoder"][part] |= changes
+    save_file(tensors, path, metadata={"config": json.dumps(description)})
+    with limited(2**29), pytest.raises(ValueError, match=rf"{path}.*{message}"):
+        lincae.load(tmp_path, "cpu")

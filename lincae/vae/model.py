@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lincae.autoencoder import FramewiseAutoencoder
+from lincae.checkpoints import unwrapped
 from lincae.vae.config import SpectralVaeConfig, VaeNetworkConfig
 from lincae.vae.convnext import ConvNeXtBlock
 
@@ -38,14 +39,14 @@ class SpectralVae(FramewiseAutoencoder):
     def _latents_of(self, audio: Tensor) -> Tensor:
         spectrogram = self.transform(audio)
         with self._precise():
-            mean, _ = self.network.encoder(spectrogram)
+            mean, _ = unwrapped(self.network).encoder(spectrogram)
         return mean
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         if steps != 1:
             raise ValueError(f"{self.name} decodes in one step, not {steps}: it is no consistency model")
         with self._precise():
-            return self.network.decoder(latents).float()
+            return unwrapped(self.network).decoder(latents).float()
 
 
 class VaeNetwork(nn.Module):
@@ -55,7 +56,7 @@ class VaeNetwork(nn.Module):
         super().__init__()
         self.config = config.network
         n_bins = config.transform.n_bins
-        bins_hz = torch.arange(n_bins) * config.sample_rate / config.transform.window
+        bins_hz = torch.arange(n_bins, dtype=torch.float32) * config.sample_rate / config.transform.window
         emphasis = (1 + bins_hz / config.emphasis_hz).sqrt()[:, None]
         self.encoder = VaeEncoder(config.network, emphasis)
         self.decoder = VaeDecoder(config.network, emphasis)
