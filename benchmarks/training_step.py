@@ -79,7 +79,7 @@ class Ours:
         generate = generator(0, k, device=self.device)
         batch = augment(audio, k / self.config.steps, self.config.linearity, generate)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = self.objective(batch, k, generate)
+            loss = self.objective(batch, k, generate)["loss"]
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])

@@ -35,6 +35,18 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     return resolved
 
 
+def fabric_precision(precision: str, device: torch.device) -> str:
+    """What Lightning Fabric calls a precision of training.
+
+    `precision`: "fp32", "bf16" (autocast), a name of Fabric's own, or "auto", which is bf16 where a CUDA
+    device computes in it, else fp32.
+    """
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return {"fp32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+
+
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
 

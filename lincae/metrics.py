@@ -205,6 +205,8 @@ def _pair(prediction: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 def _flat(x: Tensor) -> Tensor:
     """(B, ...) to (B, values) in float64: in float32 the epsilon and the sums would bias quiet items."""
+    if x.device.type == "mps":  # which has no float64
+        x = x.cpu()
     return x.double().flatten(1)
 
 

@@ -21,7 +21,7 @@ def test_orthogonalised_has_equal_singular_values_and_the_same_directions(shape)
 def test_every_parameter_has_one_optimiser_and_small_matrices_stay_with_radam():
     parts = nn.ModuleList([nn.Conv2d(2, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(16, 2), nn.GroupNorm(4, 16)])
     parameters = list(parts.parameters())
-    radam, muon = optimisers("muon", parameters, 1e-2)
+    radam, muon = optimisers("muon", parameters, 1e-2).values()
     groups = [group["params"] for part in (radam, muon) for group in part.param_groups]
     assert [id(p) for p in groups[1]] == [id(parts[0].weight), id(parts[1].weight)]
     assert sorted(id(p) for group in groups for p in group) == sorted(id(p) for p in parameters)

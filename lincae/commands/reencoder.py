@@ -1,7 +1,5 @@
 """`lincae reencoder`."""
 
-from dataclasses import replace
-
 import click
 import torch
 
@@ -12,7 +10,8 @@ from lincae.reencoder import training
 from lincae.reencoder.config import FACTORS, OBJECTIVES, PRESETS, recipe
 from lincae.reencoder.module import SIZES, TASKS
 from lincae.reencoder.pairs import LatentPairs, sources_of, write_pairs
-from lincae.training.runs import assignment
+from lincae.training import loop
+from lincae.training.config import assignment, changed
 
 task = click.argument("task", type=click.Choice(TASKS))
 songs = option("--songs", type=int, help="Synthetic songs to encode; default: all.")
@@ -50,7 +49,8 @@ def train(
         lincae reencoder train stereo --model lin-cae --preset full --data musdb18hq/train
     """
     config = recipe(task, preset, size, objective, layout)
-    config = replace(config, **dict(map(assignment, changes)))
+    for name, value in map(assignment, changes):
+        config = changed(config, name.split("."), value)
     autoencoder = loaded(model, device)
     factor = factor or FACTORS[preset]
     sources = list(sources)
@@ -62,21 +62,10 @@ def train(
             count = songs and songs // (4 if split == "test" else 1)
             write_pairs(autoencoder, sources_of(task, sources, split, count), folder, task, factor)
 
-    through = None
-    if objective == "l1+mel":  # its loss is heard through the decoder, which stays as it is
-        through = autoencoder
-        if hasattr(through, "requires_grad_"):
-            through.requires_grad_(False)
-
-    module = training.train(
-        config,
-        LatentPairs(halves["train"]),
-        run,
-        validation=LatentPairs(halves["test"]) if synthetic else None,
-        model=through,
-        start=start,
-        device=device,
-    )
+    data = LatentPairs(halves["train"])
+    held_out = LatentPairs(halves["test"]) if synthetic else None
+    goal = training.ReEncoderObjective.build(config, data, autoencoder, start)
+    module = loop.train(goal, data, run, validation=held_out, device=device)
     if out:
         click.echo(module.save(out, torch.float16))
 

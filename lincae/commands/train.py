@@ -10,8 +10,8 @@ from lincae.data.crops import training_data
 from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import VARIANTS
 from lincae.training import loop
-from lincae.training.config import OWN_VARIANTS, PRESETS
-from lincae.training.runs import assignment, noted
+from lincae.training.config import OWN_VARIANTS, PRESETS, assignment
+from lincae.training.logs import noted
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS
 
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 from lincae.linearity import VARIANTS
-from lincae.training.config import OWN_VARIANTS, PRESETS, RunConfig, TrainingConfig, changed
-from lincae.training.objective import Objective, TrainingObjective
+from lincae.training.config import OWN_VARIANTS, PRESETS, AutoencoderRunConfig, TrainingConfig, changed
+from lincae.training.objective import AutoencoderObjective, Objective
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeTrainingConfig
 from lincae.vae.objective import VaeObjective
 
 
-def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> RunConfig:
+def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> AutoencoderRunConfig:
     """The configuration of a preset and variant; `changes` are fields, dotted ones nested
     ("linearity.gain_max"). The variant says what is trained: "vae" and "lin-vae" a spectral VAE.
 
@@ -34,13 +34,13 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Ru
     return config
 
 
-OBJECTIVES: dict[type[RunConfig], type[TrainingObjective]] = {
+OBJECTIVES: dict[type[AutoencoderRunConfig], type[AutoencoderObjective]] = {
     TrainingConfig: Objective,
     VaeTrainingConfig: VaeObjective,
 }
 """What each kind of configuration trains."""
 
 
-def objective_of(config: RunConfig) -> TrainingObjective:
+def objective_of(config: AutoencoderRunConfig) -> AutoencoderObjective:
     """A new model of that configuration and what it minimises, for `lincae.training.loop.train`."""
     return OBJECTIVES[type(config)].build(config)

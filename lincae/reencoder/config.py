@@ -1,15 +1,16 @@
 """What to train of a Re-Encoder, and how: the configuration of a run, and the presets."""
 
-import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from lincae.reencoder.module import SIZES, TASKS, ReEncoderConfig
+from lincae.training.config import RunConfig
 
 OBJECTIVES = ("l1", "l1+mel", "l1+gan")
 
 
 @dataclass(frozen=True)
-class ReEncoderTraining:
+class ReEncoderTraining(RunConfig):
     """One run. The defaults are the paper's (section 3.2) for bandwidth extension.
 
     `objective`: "l1", "l1+mel" (row 7 of Table 1; the paper does not give its weight) or "l1+gan".
@@ -36,22 +37,25 @@ class ReEncoderTraining:
     chunk_s: float = 1.4
     steps: int = 250_000
     precision: str = "bf16"
-    seed: int = 0
     log_every: int = 100
-    validate_every: int = 5_000
-    checkpoint_every: int = 5_000
+
+    LOWERABLE: ClassVar[tuple[str, ...]] = ("batch_size", "chunk_s")
 
     def __post_init__(self):
         """Raises ValueError for unknown names and values out of range."""
+        super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {OBJECTIVES}, got {self.objective!r}")
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision must be bf16 or fp32, got {self.precision!r}")
         if self.module.task == "stereo" and self.objective != "l1":
             raise ValueError(f"mono-to-stereo is trained with l1 and a KL divergence, got {self.objective!r}")
-        counts = ("batch_size", "steps", "log_every", "validate_every", "checkpoint_every")
-        if any(getattr(self, name) < 1 for name in counts) or not self.chunk_s > 0:
-            raise ValueError(f"{', '.join(counts)} must be at least 1, and chunk_s positive, got {self}")
+        if not self.chunk_s > 0:
+            raise ValueError(f"chunk_s must be positive, got {self.chunk_s}")
+
+    @property
+    def final_learning_rate(self) -> float:
+        return self.final_share * self.learning_rate
 
 
 FULL = ReEncoderTraining()
@@ -72,7 +76,7 @@ DESK = replace(
     checkpoint_every=100,
 )
 TEST = replace(DESK, batch_size=2, steps=20, log_every=5, validate_every=10, checkpoint_every=10)
-# Of the band, an input keeps 1 / factor. Half rate is the paper's; the desk autoencoders reproduce about
+# An input keeps 1 / factor of the band. Half rate is the paper's; the desk autoencoders reproduce about
 # 1 kHz of their 8 kHz (figures/02_bands.csv), so half of that is where an input is cut for them.
 FACTORS = {"full": 2, "desk": 16, "test": 2}
 PRESETS = {"full": FULL, "desk": DESK, "test": TEST}
@@ -107,12 +111,3 @@ def recipe(
         short = {"chunk_s": 1.0, "batch_size": 32, "steps": 500, "learning_rate": 2e-3}
         changes = short if preset == "desk" else {"chunk_s": 4.0}
     return replace(PRESETS[preset], module=module, objective=objective, **changes)
-
-
-def learning_rate(step: int, config: ReEncoderTraining) -> float:
-    """Linear from the first step over the warm-up, then a cosine down to `final_share` of the rate."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    moved = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    share = config.final_share + 0.5 * (1 - config.final_share) * (1 + math.cos(math.pi * moved))
-    return config.learning_rate * share

@@ -1,12 +1,14 @@
-"""Losses in the latent space (Re-Encoder, section 2): equations 1 to 5, and the latent discriminator.
+"""Losses in the latent space (Re-Encoder, section 2), and the latent discriminator.
+
+Equations 2 and 4 are the least-squares losses of `lincae.vae.discriminator`, equation 5 and the KL divergence
+stand in `lincae.vae.model`.
 
 Where the paper is silent: |.|_1 of equation 1 is the mean over all numbers; those of equation 3 are sums over
-a map, whose ratio is taken for every item, and N counts the hidden layers, the last map being the score; the
-KL divergence is the sum over the condition and the mean over the batch. The discriminator's kernels span 3
-channels and 7 frames, its convolutions are weight-normalised and its leaky ReLU has slope 0.1, as in the
-waveform discriminators that it mimics (DAC).
+a map, whose ratio is taken for every item, and N counts the hidden layers, the last map being the score. The
+discriminator's kernels span 3 channels and 7 frames, its convolutions are weight-normalised and its leaky
+ReLU has slope 0.1, as in the waveform discriminators that it mimics (DAC).
 
-Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
+The axis legend is that of `lincae.interface`.
 """
 
 from collections.abc import Sequence
@@ -28,11 +30,6 @@ def latent_l1(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).abs().mean()
 
 
-def adversarial_loss(fake_score: Tensor) -> Tensor:
-    """Equation 2: what the module minimises of the discriminator's scores of its latents."""
-    return (1 - fake_score).square().mean()
-
-
 def feature_matching(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:
     """Equation 3 over hidden maps `(B, ...)` of real and made latents. The real ones are constants; the
     denominator is not, as the equation is written."""
@@ -41,21 +38,6 @@ def feature_matching(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -
         for real, fake in zip(real_maps, fake_maps, strict=True)
     ]
     return torch.stack(terms).sum(0).mean()
-
-
-def discriminator_loss(real_score: Tensor, fake_score: Tensor) -> Tensor:
-    """Equation 4; the caller cuts the made latents off from the module."""
-    return (1 - real_score).square().mean() + fake_score.square().mean()
-
-
-def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """Equation 5: c = mu + sigma * eps, all `(B, H)`; log_variance is 2 log sigma."""
-    return mean + (0.5 * log_variance).exp() * noise
-
-
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, I)) of `(B, H)`: summed over H, mean over B."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1).mean()
 
 
 def decoded_mel_loss(model, prediction: Tensor, target: Tensor, seed: int = 0) -> Tensor:

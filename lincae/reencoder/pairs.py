@@ -257,6 +257,10 @@ class LatentPairs:
             raise LatentFileError(f"{folder}: {len(differing)} items lack their other half: {differing[:3]}")
 
     @property
+    def description(self) -> str:
+        return f"{len(self.names)} pairs of {self.task} in {self.folder.name}"
+
+    @property
     def names(self) -> list[str]:
         return self.inputs.files
 

@@ -1,252 +1,230 @@
-"""Training of a Re-Encoder over pairs of cached latents (section 3.2), resumable to the bit.
+"""What a Re-Encoder is trained for (section 3.2): an objective of the common loop, over pairs of latents.
 
-    python -m lincae.commands.reencoder bandwidth --preset desk --model desk/lin-cae
-    python -m lincae.commands.reencoder bandwidth --preset full --size m --objective l1+gan \
+    lincae reencoder train bandwidth --preset desk --model desk/lin-cae
+    lincae reencoder train bandwidth --preset full --size m --objective l1+gan \
         --model lin-cae --data FOLDER ...
 
-No waveform is decoded, but for the mel loss of Table 1's row 7. The crops of step k and all noise are pure
-functions of (seed, k), so a resumed run needs no generator state. A run folder holds `log.csv`,
-`validation.csv`, `state-STEP.ckpt` and `module.safetensors`, which `ReEncoder.load` reads.
+No waveform is decoded, but for the mel loss of Table 1's row 7. A run folder holds what that of every run
+does (`lincae.training.loop`), and `module.safetensors`, which `ReEncoder.load` reads.
 
-Axis legend: `B` batch, `C` latent channels, `L` latent frames.
+Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
 """
 
-import dataclasses
-import logging
-import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
 from lincae.interface import AutoencoderLike
 from lincae.latents.store import check_same_model, describe
-from lincae.machine import commit, generator, resolve_device
-from lincae.reencoder.config import ReEncoderTraining, learning_rate
+from lincae.reencoder.config import ReEncoderTraining
 from lincae.reencoder.module import ReEncoder
-from lincae.reencoder.objective import (
-    LatentDiscriminator,
-    adversarial_loss,
-    decoded_mel_loss,
-    discriminator_loss,
-    feature_matching,
-    kl_divergence,
-    latent_l1,
-    reparameterised,
-)
+from lincae.reencoder.objective import LatentDiscriminator, decoded_mel_loss, feature_matching, latent_l1
 from lincae.reencoder.pairs import LatentPairs
-from lincae.training.runs import (
-    Interruption,
-    Log,
-    NonFiniteError,
-    alone,
-    explained,
-    newest,
-    restore,
-    store,
-)
+from lincae.training.objective import TrainingObjective, scheduled
+from lincae.vae.discriminator import adversarial_loss, discriminator_loss, with_fixed_weights
+from lincae.vae.model import kl_divergence, reparameterised
 
-MODULE, LOG, VALIDATION = "module.safetensors", "log.csv", "validation.csv"
+MODULE = "module.safetensors"
+VALIDATION_PAIRS = 32
 
 
-log = logging.getLogger(__name__)
+class ReEncoderObjective(TrainingObjective):
+    """The weighted sum of the losses of a configuration, over batches of inputs `(B, C, L)` and targets,
+    `(B, C, L)` or for stereo `(B, 2, C, L)`. Latents count in units of the module's `latent_std`.
 
-
-# ---------------------------------------------------------------- the loop
-
-
-def train(
-    config: ReEncoderTraining,
-    pairs: LatentPairs,
-    run_dir: str | Path,
-    *,
-    validation: LatentPairs | None = None,
-    model: AutoencoderLike | None = None,
-    start: str | Path | None = None,
-    device: str = "auto",
-    keep: int = 2,
-    stop_at: int | None = None,
-    progress: bool = True,
-) -> ReEncoder:
-    """Train a module, or continue the run in `run_dir`, until `config.steps` (or `stop_at`); returns it.
-
-    `model`: the autoencoder, needed for the mel loss alone. `start`: a module to start from instead of the
-    identity. `config.module.latent_channels` is taken from the pairs.
-
-    Raises ValueError for pairs of another task, a `start` that does not fit and a run folder of another
-    configuration; LatentFileError for a `model`, `start` or `validation` of another autoencoder;
-    NonFiniteError, with the step; BlockingIOError while another process trains in `run_dir`.
+    The latent discriminator learns in the same backward pass, from outputs that are cut off from the module,
+    and judges them with its weights held fixed.
     """
-    run_dir, device_ = Path(run_dir), resolve_device(device)
-    if pairs.task != config.module.task:
-        raise ValueError(
-            f"{pairs.folder} has pairs of {pairs.task}, the module is one of {config.module.task}"
-        )
-    config = replace(config, module=replace(config.module, latent_channels=pairs.channels))
-    if validation is not None:
-        check_same_model(validation.model, pairs.model, validation.folder)
-    if model is not None:
-        check_same_model(pairs.model, describe(model), pairs.folder)
-    if config.objective == "l1+mel" and model is None:
-        raise ValueError("the mel loss goes through the decoder: give the autoencoder as model")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    n_frames = pairs.frames(config.chunk_s)
-    metadata = {"training": dataclasses.asdict(config), "factor": pairs.factor, "pairs": len(pairs.names)}
-    module = ReEncoder(config.module, pairs.model, pairs.latent_std(n_frames, config.seed + 1), metadata)
-    if start is not None:
-        module = _started(start, module)
-    module = module.train().to(device_)
-    adversary = Adversary(config).to(device_) if config.objective == "l1+gan" else None
-    optimizer = torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    sums = Sums()
-    state = {"module": module, "optimizer": optimizer, "sums": sums}
-    if adversary:
-        state |= {"discriminator": adversary.network, "discriminator_optimizer": adversary.optimizer}
-    described = dataclasses.asdict(config) | {"pairs": pairs.model["fingerprint"], "start": str(start or "")}
-    path = newest(run_dir)
-    first = restore(state, described, 1, path, False) if path else 0
-    stop = min(config.steps, config.steps if stop_at is None else stop_at)
-    logs = {kind: Log(run_dir / kind, first) for kind in (LOG, VALIDATION)}
-    saved = step = first
 
-    def where() -> str:
-        last = f"{run_dir} at step {saved}" if saved else "none"
-        return f"step {step} (lr {learning_rate(step, config):.3g}); last good checkpoint: {last}"
+    model: ReEncoder
+    config: ReEncoderTraining
 
-    lowerable = {"batch_size": config.batch_size, "chunk_s": config.chunk_s}
-    bar = tqdm(range(first, stop), initial=first, total=stop, unit="step", disable=not progress)
-    with alone(run_dir), Interruption() as interruption, explained(lowerable, where):
-        for step in bar:
-            batch = range(step * config.batch_size, (step + 1) * config.batch_size)
-            z_in, z_target = (z.to(device_) for z in pairs.crops(batch, n_frames, config.seed))
-            optimizer.param_groups[0]["lr"] = learning_rate(step, config)
-            losses = step_losses(module, adversary, model, z_in, z_target, config, step)
-            optimizer.zero_grad()
-            losses["loss"].backward()
-            norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-            sums.add(losses | {"grad_norm": norm})
-            done = step + 1
-            finishing = done % config.checkpoint_every == 0 or done == stop or interruption.signal
-            # reading numbers off an accelerator waits for it: there, only as often as they are written
-            read = device_.type == "cpu" or done % config.log_every == 0 or finishing
-            if read and not sums.finite():
-                raise NonFiniteError(f"loss or gradient is not finite at {where()}")
-            optimizer.step()
-            if done % config.log_every == 0:
-                row = {"step": done, "lr": learning_rate(step, config), **sums.means()}
-                logs[LOG].write(row)
-                bar.set_postfix(l1=f"{row['l1']:.4g}", refresh=False)
-            if validation is not None and (done % config.validate_every == 0 or done == stop):
-                logs[VALIDATION].write({"step": done, **validate(module, validation, config)})
-            if finishing:
-                module.metadata = metadata | {"step": done, "commit": commit()}
-                module.save(run_dir / MODULE)
-                store(state, described, done, 1, run_dir, keep)
-                saved = done
-            if interruption.signal:
-                break
-    interruption.raise_if_any(None)
-    return ReEncoder.load(run_dir / MODULE, str(device_))
+    def __init__(
+        self,
+        module: ReEncoder,
+        config: ReEncoderTraining,
+        autoencoder: AutoencoderLike | None = None,
+        start: str | Path = "",
+    ):
+        super().__init__(module.train(), config)
+        self.autoencoder = autoencoder
+        self.start = str(start)
+        self.discriminator = None
+        if config.objective == "l1+gan":
+            self.discriminator = LatentDiscriminator(config.discriminator_channels)
 
+    @classmethod
+    def build(
+        cls,
+        config: ReEncoderTraining,
+        pairs: LatentPairs,
+        autoencoder: AutoencoderLike | None = None,
+        start: str | Path | None = None,
+    ) -> Self:
+        """The objective around a new module for the pairs, whose weights are a function of `config.seed`.
 
-class Adversary:
-    """The latent discriminator and its optimiser."""
+        `autoencoder`: needed for the mel loss alone; its parameters are frozen. `start`: a module to start
+        from instead of the identity. `config.module.latent_channels` is taken from the pairs.
 
-    def __init__(self, config: ReEncoderTraining):
-        self.config, self.network = config, LatentDiscriminator(config.discriminator_channels)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.discriminator_learning_rate, weight_decay=config.weight_decay
-        )
+        Raises ValueError for pairs of another task, for chunks that a loss cannot take and for a `start` that
+        does not fit; LatentFileError for a `start` or an `autoencoder` of other latents.
+        """
+        if pairs.task != config.module.task:
+            raise ValueError(
+                f"{pairs.folder} has pairs of {pairs.task}, the module is one of {config.module.task}"
+            )
+        config = replace(config, module=replace(config.module, latent_channels=pairs.channels))
+        n_frames = pairs.frames(config.chunk_s)
+        _check_chunks(config, n_frames, pairs.model["latent_rate"])
+        if config.objective == "l1+mel":
+            _check_decoder(autoencoder, pairs)
+        torch.manual_seed(config.seed)
+        metadata = {"factor": pairs.factor, "pairs": len(pairs.names)}
+        latent_std = pairs.latent_std(n_frames, config.seed + 1)
+        module = ReEncoder(config.module, pairs.model, latent_std, metadata)
+        if start is not None:
+            module = _started(start, module)
+        return cls(module, config, autoencoder, start or "")
 
-    def to(self, device: torch.device) -> "Adversary":
-        self.network.to(device)
-        return self
+    def identity(self) -> dict[str, str]:
+        return {"pairs": self.model.autoencoder["fingerprint"], "start": self.start}
 
-    def learn(self, real: Tensor, fake: Tensor, step: int, autocast: torch.autocast) -> Tensor:
-        """One step of equation 4; returns the loss."""
-        warm = min(1.0, (step + 1) / self.config.discriminator_warmup_steps)
-        self.optimizer.param_groups[0]["lr"] = self.config.discriminator_learning_rate * warm
-        self.network.requires_grad_(True)
-        with autocast:
-            scores = self.network(real)[0], self.network(fake.detach())[0]
-        loss = discriminator_loss(*(score.float() for score in scores))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.network.requires_grad_(False)
-        return loss.detach()
+    def check_data(self, data: LatentPairs, held_out: LatentPairs | None = None) -> None:
+        for pairs in (data, held_out):
+            if pairs is not None:
+                check_same_model(pairs.model, self.model.autoencoder, pairs.folder)
 
-    def judge(self, real: Tensor, fake: Tensor, autocast: torch.autocast) -> tuple[Tensor, Tensor]:
-        """Equations 2 and 3."""
-        with autocast:
-            with torch.no_grad():
-                real_maps = self.network(real)[1]
-            score, maps = self.network(fake)
-        return adversarial_loss(score.float()), feature_matching(
-            [m.float() for m in real_maps], [m.float() for m in maps]
-        )
+    def crop_length(self, data: LatentPairs) -> int:
+        return data.frames(self.config.chunk_s)
 
+    def trained(self) -> list[nn.Parameter]:
+        own = [] if self.discriminator is None else list(self.discriminator.parameters())
+        return [*self.model.parameters(), *own]
 
-def step_losses(
-    module: ReEncoder,
-    adversary: Adversary | None,
-    model: AutoencoderLike | None,
-    z_in: Tensor,
-    z_target: Tensor,
-    config: ReEncoderTraining,
-    step: int,
-) -> dict[str, Tensor]:
-    """`loss`, the weighted sum, and its terms, of one batch; the discriminator learns first.
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        config = self.config
+        named = {"optimizer": (self.model, config.learning_rate)}
+        if self.discriminator is not None:
+            rate = config.discriminator_learning_rate
+            named["discriminator_optimizer"] = (self.discriminator, rate)
+        return {
+            name: torch.optim.AdamW(network.parameters(), rate, weight_decay=config.weight_decay)
+            for name, (network, rate) in named.items()
+        }
 
-    Latents count in units of the module's `latent_std`.
-    """
-    autocast = torch.autocast(z_in.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    terms: dict[str, Tensor] = {}
-    with autocast:
+    def learning_rate(self, optimiser: str, step: int) -> float:
+        if optimiser == "optimizer":
+            return super().learning_rate(optimiser, step)
+        rate = self.config.discriminator_learning_rate
+        return scheduled(step, self.config.steps, self.config.discriminator_warmup_steps, rate, rate)
+
+    def parts(self) -> dict[str, nn.Module]:
+        own = {} if self.discriminator is None else {"discriminator": self.discriminator}
+        return {"module": self.model} | own
+
+    def forward(
+        self, batch: tuple[Tensor, Tensor], step: int, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        z_in, z_target = batch
+        terms: dict[str, Tensor] = {}
+        condition = None
+        if self.model.stereo:
+            mean, log_variance = (x.float() for x in self.model.posterior(z_target))
+            noise = torch.randn(mean.shape, generator=generator, device=generator.device)
+            condition = reparameterised(mean, log_variance, noise.to(mean))
+            terms["kl"] = kl_divergence(mean, log_variance).sum(-1).mean()
+        prediction = self.model(z_in, condition).float()
+        scaled = prediction / self.model.latent_std
+        wanted = z_target / self.model.latent_std
+        terms["l1"] = latent_l1(scaled, wanted)
+        if self.discriminator is not None:
+            terms |= self._adversarial(scaled, wanted)
+        if self.config.objective == "l1+mel":
+            with torch.autocast(z_in.device.type, enabled=False):
+                terms["mel"] = decoded_mel_loss(self.autoencoder, prediction, z_target, seed=step)
+        weights = {
+            "l1": self.config.reconstruction_weight,
+            "kl": self.config.kl_weight,
+            "adversarial": self.config.adversarial_weight,
+            "matching": self.config.matching_weight,
+            "mel": self.config.mel_weight,
+        }
+        return {"loss": sum(weights[name] * terms[name] for name in weights if name in terms), **terms}
+
+    def minimised(self, terms: dict[str, Tensor]) -> Tensor:
+        """The discriminator's own loss besides, which has no gradient for the module."""
+        if self.discriminator is None:
+            return terms["loss"]
+        return terms["loss"] + terms["discriminator"]
+
+    def _adversarial(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Equations 4, 2 and 3 for latents `(B, C, L)`."""
+        real_score, real_maps = self.discriminator(real)
+        made_score, _ = self.discriminator(made.detach())
+        score, maps = with_fixed_weights(self.discriminator, made)
+        return {
+            "discriminator": discriminator_loss(real_score.float(), made_score.float()),
+            "adversarial": adversarial_loss(score.float()),
+            "matching": feature_matching([m.float() for m in real_maps], [m.float() for m in maps]),
+        }
+
+    @torch.no_grad()
+    def validate(self, held_out: LatentPairs) -> dict[str, float]:
+        """Latent L1 of held-out crops, in units of `latent_std`: `input_l1` of the input left as it is (a
+        mono latent in both channels), `l1` of the module; of mono-to-stereo with a condition from the prior
+        (`prior_l1`) and the oracle's (`oracle_l1`)."""
+        module = self.model
+        n_frames = held_out.frames(self.config.chunk_s)
+        crops = held_out.crops(range(VALIDATION_PAIRS), n_frames, self.config.seed + 2)
+        z_in, z_target = (z.to(module.device) for z in crops)
+        left_as_it_is = z_in[:, None].expand_as(z_target) if module.stereo else z_in
+        predictions = {"input_l1": left_as_it_is}
         if module.stereo:
-            mean, log_variance = (x.float() for x in module.posterior(z_target))
-            noise = torch.randn(mean.shape, generator=generator(config.seed, step, 1)).to(mean)
-            prediction = module(z_in, reparameterised(mean, log_variance, noise)).float()
-            terms["kl"] = kl_divergence(mean, log_variance)
+            predictions["prior_l1"] = module.process(z_in)
+            predictions["oracle_l1"] = module.process(z_in, module.oracle(z_target))
         else:
-            prediction = module(z_in).float()
-    scaled, wanted = prediction / module.latent_std, z_target / module.latent_std
-    terms["l1"] = latent_l1(scaled, wanted)
-    if adversary:
-        terms["discriminator"] = adversary.learn(wanted, scaled, step, autocast)
-        terms["adversarial"], terms["matching"] = adversary.judge(wanted, scaled, autocast)
-    if config.objective == "l1+mel":
-        terms["mel"] = decoded_mel_loss(model, prediction, z_target, seed=step)
-    weights = {
-        "l1": config.reconstruction_weight,
-        "kl": config.kl_weight,
-        "adversarial": config.adversarial_weight,
-        "matching": config.matching_weight,
-        "mel": config.mel_weight,
-    }
-    return {"loss": sum(weights[key] * terms[key] for key in weights if key in terms)} | terms
+            predictions["l1"] = module.process(z_in)
+        return {
+            name: (latent_l1(prediction, z_target) / module.latent_std).item()
+            for name, prediction in predictions.items()
+        }
+
+    def publish(self, folder: Path, data: LatentPairs, metadata: dict[str, Any]) -> None:
+        self.model.metadata |= {name: metadata[name] for name in ("training", "step", "commit")}
+        self.model.save(folder / MODULE)
+
+    def load(self, folder: Path, device: str) -> ReEncoder:
+        return ReEncoder.load(folder / MODULE, device)
 
 
-@torch.no_grad()
-def validate(module: ReEncoder, pairs: LatentPairs, config: ReEncoderTraining, items: int = 32) -> dict:
-    """Latent L1 of held-out crops, in units of `latent_std`: `input_l1` of the input left as it is (a mono
-    latent in both channels), `l1` of the module; of mono-to-stereo with a condition from the prior
-    (`prior_l1`) and the oracle's (`oracle_l1`)."""
-    z_in, z_target = (
-        z.to(module.device) for z in pairs.crops(range(items), pairs.frames(config.chunk_s), config.seed + 2)
-    )
-    unit = 1 / module.latent_std
-    left = z_in[:, None].expand_as(z_target) if module.stereo else z_in
-    scores = {"input_l1": unit * latent_l1(left, z_target)}
-    if module.stereo:
-        scores["prior_l1"] = unit * latent_l1(module.process(z_in), z_target)
-        scores["oracle_l1"] = unit * latent_l1(module.process(z_in, module.oracle(z_target)), z_target)
-    else:
-        scores["l1"] = unit * latent_l1(module.process(z_in), z_target)
-    return {key: value.item() for key, value in scores.items()}
+def _check_chunks(config: ReEncoderTraining, n_frames: int, latent_rate: float) -> None:
+    """Raises ValueError for chunks that are too short, before any work is done."""
+    fewest = {"the kernel of the blocks": config.module.kernel}
+    if config.objective == "l1+gan":
+        fewest["the discriminator"] = LatentDiscriminator.FEWEST_FRAMES
+    for part, frames in fewest.items():
+        if n_frames < frames:
+            raise ValueError(
+                f"chunk_s {config.chunk_s:g} are {n_frames} latent frames at {latent_rate:g} Hz, {part} "
+                f"needs {frames}: chunk_s={shortest_chunk_s(frames, latent_rate):g}"
+            )
+
+
+def shortest_chunk_s(n_frames: int, latent_rate: float) -> float:
+    """Seconds, in hundredths, that hold so many latent frames."""
+    return -(-100 * n_frames // latent_rate) / 100
+
+
+def _check_decoder(autoencoder: AutoencoderLike | None, pairs: LatentPairs) -> None:
+    """Freeze the autoencoder of a mel loss. Raises ValueError without one, LatentFileError for another."""
+    if autoencoder is None:
+        raise ValueError("the mel loss goes through the decoder: give the autoencoder")
+    check_same_model(pairs.model, describe(autoencoder), pairs.folder)
+    if isinstance(autoencoder, nn.Module):
+        autoencoder.requires_grad_(False)
 
 
 def _started(start: str | Path, fresh: ReEncoder) -> ReEncoder:
@@ -257,33 +235,6 @@ def _started(start: str | Path, fresh: ReEncoder) -> ReEncoder:
     check_same_model(module.autoencoder, fresh.autoencoder, start)
     module.metadata = fresh.metadata
     return module
-
-
-class Sums:
-    """Sums of what a step measures, since the last row of the log; part of the training state."""
-
-    def __init__(self):
-        self.totals: dict[str, Tensor | float] = {}
-        self.steps = 0
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        for key, value in values.items():
-            self.totals[key] = self.totals.get(key, 0.0) + value.detach()
-        self.steps += 1
-
-    def finite(self) -> bool:
-        return all(math.isfinite(float(total)) for total in self.totals.values())
-
-    def means(self) -> dict[str, float]:
-        means = {key: float(total) / self.steps for key, total in self.totals.items()}
-        self.totals, self.steps = {}, 0
-        return means
-
-    def state_dict(self) -> dict:
-        return {"totals": {key: float(total) for key, total in self.totals.items()}, "steps": self.steps}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.totals, self.steps = dict(state["totals"]), state["steps"]
 
 
 def folders(
@@ -305,7 +256,3 @@ def folders(
     extra = config.objective if module.task == "bandwidth" else module.layout
     run = Path(run or f"runs/reencoder/{owner}/{kind}-{shape}-{extra}")
     return run, {split: parts / split for split in ("train", "test")}
-
-
-def _frozen(model):
-    return model if model is None or not hasattr(model, "requires_grad_") else model.requires_grad_(False)

@@ -1,8 +1,10 @@
 """What to train: the configuration of a run, the presets and the variants of the paper's ablation."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lincae.autoencoder import MODEL_PRESETS, AutoencoderConfig
 from lincae.consistency import ConsistencyConfig
@@ -13,55 +15,82 @@ from lincae.training.optimisers import OPTIMISERS
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every training run has, whatever it minimises. Every schedule (learning rate, gains, the
-    objective's own) runs over `steps`: to train less, lower it.
+    """What every run has, whatever it trains. Schedules run over `steps`: to train less, lower it.
 
-    `crop_frames`: spectrogram frames of a crop. `batch_size`: originals of a step, shared by all
-    processes, doubled by mixtures. `warmup_steps` of `learning_rate` (the first is 0), then a cosine down to
-    `final_learning_rate`.
-    `ema_every`, `ema_max_decay`: every so many steps ema += (1 - d) (weights - ema), d = min(ema_max_decay,
-    (1 + n) / (10 + n)) at update n. `optimiser`: "radam", the paper's, or "muon".
-    `precision`: Fabric's, "auto" is bf16-mixed on CUDA and fp32 elsewhere.
+    `batch_size`: items of the data in a step, shared by all processes. `warmup_steps` of `learning_rate`, of
+    which the first is 0; a subclass says with `final_learning_rate` where the rate ends. `precision`: see
+    `lincae.machine.fabric_precision`. `log_every`, `validate_every`, `checkpoint_every`: steps between rows
+    of the log, validations and checkpoints.
     """
 
-    linearity: LinearityConfig = field(default_factory=LinearityConfig)
-    crop_frames: int = 168
     batch_size: int = 20
     steps: int = 800_000
     learning_rate: float = 1e-4
-    final_learning_rate: float = 1e-6
     warmup_steps: int = 10_000
-    ema_every: int = 10
-    ema_max_decay: float = 0.9999
-    optimiser: str = "radam"
     precision: str = "auto"
     seed: int = 0
     log_every: int = 50
     validate_every: int = 5_000
     checkpoint_every: int = 5_000
 
+    FEWEST_ITEMS: ClassVar[int] = 1
+    """Items that a process needs at least."""
+    LOWERABLE: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Fields that decide how much memory a step takes."""
+
     def __post_init__(self):
         check_fields(self)
+        for name in ("batch_size", "steps", "log_every", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def share(self, processes: int) -> int:
+        """Items of a batch for each process. Raises ValueError for unequal or too small parts."""
+        size, rest = divmod(self.batch_size, processes)
+        if rest or size < self.FEWEST_ITEMS:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared by {processes} processes: each takes the "
+                f"same number, and at least {self.FEWEST_ITEMS}"
+            )
+        return size
+
+    @property
+    def seen_items(self) -> int:
+        """Items that a step trains on, for the speed in the log."""
+        return self.batch_size
+
+
+@dataclass(frozen=True)
+class AutoencoderRunConfig(RunConfig):
+    """A run that trains an autoencoder of spectrogram frames; a subclass says which, as `autoencoder`.
+
+    `crop_frames`: spectrogram frames of a crop. `batch_size`: originals of a step, doubled by mixtures. After
+    the warm-up the rate falls on a cosine to `final_learning_rate`. `ema_every`, `ema_max_decay`: every so
+    many steps ema += (1 - d) (weights - ema), d = min(ema_max_decay, (1 + n) / (10 + n)) at update n.
+    `optimiser`: "radam", the paper's, or "muon".
+    """
+
+    linearity: LinearityConfig = field(default_factory=LinearityConfig)
+    crop_frames: int = 168
+    final_learning_rate: float = 1e-6
+    ema_every: int = 10
+    ema_max_decay: float = 0.9999
+    optimiser: str = "radam"
+
+    FEWEST_ITEMS = 2  # a mixture takes two
+    LOWERABLE = ("batch_size", "crop_frames", "precision")
+
+    def __post_init__(self):
+        super().__post_init__()
         factor = self.autoencoder.network.time_factor
         if self.crop_frames < 1 or self.crop_frames % factor:
             raise ValueError(f"crop_frames must be a multiple of {factor}, got {self.crop_frames}")
-        if self.batch_size < 2:
-            raise ValueError(f"mixtures need batch_size >= 2, got {self.batch_size}")
+        if self.batch_size < self.FEWEST_ITEMS:
+            raise ValueError(f"mixtures need batch_size >= {self.FEWEST_ITEMS}, got {self.batch_size}")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
-        counts = ("steps", "ema_every", "log_every", "validate_every", "checkpoint_every")
-        if any(getattr(self, name) < 1 for name in counts):
-            raise ValueError(f"{', '.join(counts)} must be at least 1")
-
-    def share(self, processes: int) -> int:
-        """Originals of a batch for each process. Raises ValueError for unequal or too small parts."""
-        size, rest = divmod(self.batch_size, processes)
-        if rest or size < 2:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {processes} processes: each takes the "
-                "same number, and at least 2 for mixtures"
-            )
-        return size
+        if self.ema_every < 1:
+            raise ValueError(f"ema_every must be at least 1, got {self.ema_every}")
 
     @property
     def crop_samples(self) -> int:
@@ -71,9 +100,14 @@ class RunConfig:
     def sample_rate(self) -> int:
         return self.autoencoder.sample_rate
 
+    @property
+    def seen_items(self) -> int:
+        """Originals and mixtures."""
+        return 2 * self.batch_size
+
 
 @dataclass(frozen=True)
-class TrainingConfig(RunConfig):
+class TrainingConfig(AutoencoderRunConfig):
     """A training run of a consistency autoencoder. The defaults are preset `paper`, the paper's section
     3.3; where the paper is silent, the released code's.
 
@@ -194,11 +228,32 @@ OWN_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def changed(config: Any, path: list[str], value: Any) -> Any:
-    """A copy of a (nested) config dataclass with the field at `path` replaced. Raises ValueError."""
-    names = [f.name for f in dataclasses.fields(config)]
-    if path[0] not in names:
-        raise ValueError(f"{type(config).__name__} has no {path[0]!r}; it has {', '.join(names)}")
-    return replace(
-        config, **{path[0]: value if len(path) == 1 else changed(getattr(config, path[0]), path[1:], value)}
-    )
+def changed(config: Any, path: Sequence[str], value: Any) -> Any:
+    """A copy of a (nested) config dataclass with the field at `path` replaced, such as ["linearity", "peak"].
+
+    Raises ValueError for an unknown field, naming the known ones, and as the dataclass does for the value.
+    """
+    name, *rest = path
+    types = {f.name: f.type for f in dataclasses.fields(config)}
+    where = f"{type(config).__name__}.{name}"
+    if name not in types:
+        raise ValueError(f"{type(config).__name__} has no {name!r}; it has {', '.join(types)}")
+    if rest and not dataclasses.is_dataclass(types[name]):
+        raise ValueError(f"{where} has no fields of its own, such as {rest[0]!r}")
+    if rest:
+        value = changed(getattr(config, name), rest, value)
+    return replace(config, **{name: value})
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """The field and value of a command line's FIELD=VALUE; the value is JSON, or else text.
+
+    Raises ValueError for another form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

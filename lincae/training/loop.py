@@ -1,68 +1,48 @@
 """The trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
 
-    python -m lincae.training --preset desk --variant lin-cae --data synthetic --run runs/desk-lin-cae
-    python -m lincae.training --preset desk --variant lin-vae
+    lincae train --preset desk --variant lin-cae --data synthetic --run runs/desk-lin-cae
+    lincae train --preset desk --variant lin-vae
     torchrun --nproc-per-node 4 -m lincae.training --preset paper --data FOLDER=WEIGHT ...
+
+What is trained, and what it minimises, is an objective's matter (`lincae.training.objective`).
 
 The crops of step k are a pure function of (seed, k), whatever the number W of processes; process r takes the
 r-th of W equal parts. What depends on W: an item is mixed with its neighbour within its part, and gains,
 noise levels and noise are a pure function of (seed, k, r). Gradients are averaged over the processes.
 
 A resumed run thus needs no generator state. A run folder holds `log.csv`, `validation.csv`, `state-STEP.ckpt`
-(training states) and, from the EMA weights, a checkpoint that `lincae.load` reads; another one in `best/`,
-of the highest `rec_snr_db` in a validation. What is trained, and what it minimises, is an objective's matter
-(`lincae.training.objective.TrainingObjective`). Axis legend: see `lincae.autoencoder`.
+(training states) and what the objective publishes: of an autoencoder its EMA weights as a checkpoint that
+`lincae.load` reads, and another one in `best/`, of the highest `rec_snr_db` in a validation.
 """
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from lincae.autoencoder import FramewiseAutoencoder
-from lincae.machine import commit, generator, hardware, keep_freed_memory, resolve_device
+from lincae.files import locked
+from lincae.machine import commit, generator, hardware
 from lincae.training.config import RunConfig
-from lincae.training.objective import (
-    SkippingData,
-    TrainingData,
-    TrainingObjective,
-    compile_network,
-    learning_rate,
-    update_ema,
-)
-from lincae.training.optimisers import optimisers
-from lincae.training.runs import (
-    Interruption,
-    Log,
-    Meter,
-    NonFiniteError,
-    alone,
-    explained,
-    launched,
-    leave_interrupts,
-    newest,
-    restore,
-    store,
-)
+from lincae.training.logs import Log, Meter
+from lincae.training.objective import SkippingData, TrainingData, TrainingObjective, compile_network
+from lincae.training.processes import Interruption, NonFiniteError, explained, launch, leave_interrupts
+from lincae.training.states import newest, restore, store
 
-LOG, VALIDATION, SKIPPED = "log.csv", "validation.csv", "skipped.csv"
-
-
-BEST, CRITERION = "best", "rec_snr_db"
-
+LOG = "log.csv"
+VALIDATION = "validation.csv"
+SKIPPED = "skipped.csv"
+BEST = "best"
 
 log = logging.getLogger(__name__)
-
-
-# ---------------------------------------------------------------- the loop
 
 
 def train(
@@ -70,7 +50,7 @@ def train(
     data: TrainingData,
     run_dir: str | Path,
     *,
-    validation: Tensor | None = None,
+    validation: Any = None,
     name: str | None = None,
     device: str = "auto",
     devices: int | None = None,
@@ -82,151 +62,256 @@ def train(
     stop_at: int | None = None,
     progress: bool = True,
     command: str | None = None,
-) -> FramewiseAutoencoder:
-    """Train, or continue the run in `run_dir`, until `its last step (or `stop_at`); returns the EMA model.
+) -> nn.Module:
+    """Train, or continue the run in `run_dir`, until its last step (or `stop_at`); returns what is published.
 
     `objective`: a model and what it minimises (`lincae.interop.recipes.objective_of` makes one of a recipe).
 
-    `validation`: held-out audio `(B, T)` for `validate`. `devices`: processes on each of `nodes` machines (by
-    default what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data
-    for each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another
-    number of processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first.
-    `command`: what started the run, for the checkpoint's card.
+    `validation`: held-out data for the objective's `validate`, for an autoencoder audio `(B, T)`. `name`: of
+    the model (by default that of the folder). `devices`: processes on each of `nodes` machines (by default
+    what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data for
+    each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another number of
+    processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first. `command`:
+    what started the run, for the checkpoint's card.
 
     Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
-    where batch and processes do not match, and when `run_dir` holds a run of another configuration or number
-    of processes (showing the difference); NonFiniteError, OutOfMemoryError and OSError (such as a full disk)
-    with the step and the last good checkpoint; BlockingIOError while another process trains in `run_dir`.
+    for data that does not suit the model, where batch and processes do not match, and when `run_dir` holds a
+    run of another configuration or number of processes (showing the difference); NonFiniteError,
+    OutOfMemoryError and OSError (such as a full disk) with the step and the last good checkpoint;
+    BlockingIOError while another process trains in `run_dir`.
     """
-    config = objective.config
-    run_dir, device_ = Path(run_dir), resolve_device(device)
-    if data.sample_rate != config.sample_rate:
-        rates = f"{data.sample_rate} Hz, the model works at {config.sample_rate} Hz"
-        raise ValueError(f"the data ({data.description}) is at {rates}: load it at the model's rate")
+    run_dir = Path(run_dir)
+    objective.check_data(data, validation)
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    devices, nodes = launched(devices, nodes)
-    config.share(devices * nodes)
+    fabric = launch(objective.config, device, devices, nodes)
     run_dir.mkdir(parents=True, exist_ok=True)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device_.type == "cuda" else "32-true"
-    chosen_devices = devices if device_.index is None or devices > 1 else [device_.index]
-    fabric = Fabric(accelerator=device_.type, devices=chosen_devices, num_nodes=nodes, precision=precision)
-    fabric.launch()
-    if fabric.device.type == "cpu":
-        keep_freed_memory()
-    model = objective.model
-    model.name = name or run_dir.name
-    ema = copy.deepcopy(model).eval().requires_grad_(False).to(fabric.device)
-    if compiler:
-        compile_network(model, compiler)
-    parameters = [p for p in objective.parameters() if p.requires_grad]
-    chosen = optimisers(config.optimiser, parameters, config.learning_rate)
-    wrapped, *chosen = fabric.setup(objective, *chosen)
-
-    main_process, several = fabric.is_global_zero, fabric.world_size > 1
-    lock = alone(run_dir) if main_process else contextlib.nullcontext()
-    meter, described = Meter(), dataclasses.asdict(config)
-    state = {"model": model.network, "ema": ema.network, "meter": meter, **objective.parts()}
-    state |= dict(zip(("optimizer", "muon"), chosen, strict=False))
-    path = fabric.broadcast(newest(run_dir) if main_process else None)
-    first = restore(state, described, fabric.world_size, path, regroup) if path else 0
-    stop = min(config.steps, config.steps if stop_at is None else stop_at)
-    logs = {kind: Log(run_dir / kind, first) for kind in (LOG, VALIDATION)} if main_process else {}
-    best = logs[VALIDATION].best(CRITERION) if logs and (run_dir / BEST).exists() else -math.inf
-    metadata = {"data": data.description, "training": described, "commit": commit()}
-    metadata |= {"hardware": hardware(fabric.device), **({"command": command} if command else {})}
-
-    def publish(step: int, folders: list[Path]) -> None:
-        ema.metadata = {"step": step, **metadata}
-        objective.publish(ema, folders, data)
-
-    if isinstance(data, SkippingData):
-        data.share_skipped(run_dir / SKIPPED)
-    batches = StepBatches(config, data, fabric.global_rank, fabric.world_size)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, stop),
-        num_workers=workers,
-        worker_init_fn=leave_interrupts,
-    )
-    bar = tqdm(loader, initial=first, total=stop, unit="step", disable=not (progress and main_process))
-    saved, step, stopping = first, first, None
-
-    def where() -> str:
-        last = f"{run_dir} at step {saved}" if saved else "none"
-        return f"step {step} (lr {learning_rate(step, config):.3g}); last good checkpoint: {last}"
-
-    lowerable = {key: described[key] for key in ("batch_size", "crop_frames", "precision")}
-    with lock, Interruption() as interruption, explained(lowerable, where):
-        for step, audio in zip(range(first, stop), bar, strict=True):
-            generate = generator(config.seed, step, fabric.global_rank, 1, device=fabric.device)
-            lr = learning_rate(step, config)
-            for optimizer in chosen:
-                optimizer.param_groups[0]["lr"] = lr
-                optimizer.zero_grad()
-            batch = objective.prepare(audio.to(fabric.device), step, generate)
-            loss = wrapped(batch, step, generate)
-            fabric.backward(loss)
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            meter.add(loss, norm)
-            done, stopping = step + 1, interruption.signal
-            checkpoints = done % config.checkpoint_every == 0 or done == stop
-            # Reading numbers off an accelerator waits for it: there, only as often as they are written.
-            read = done % config.log_every == 0 or checkpoints or fabric.device.type == "cpu"
-            if several:  # they stop together, or some would wait for the gradients of the others
-                stopping = read and int(fabric.all_reduce(float(stopping or 0), reduce_op="max"))
-                meter.loss = fabric.all_reduce(meter.loss) if read else meter.loss
-            read = read or bool(stopping)
-            if read and not meter.finite():
-                raise NonFiniteError(f"loss or gradient is not finite at {where()}")
-            for optimizer in chosen:
-                optimizer.step()
-            if done % config.ema_every == 0:
-                update_ema(ema, model, done // config.ema_every, config.ema_max_decay)
-            if done % config.log_every == 0 and logs:
-                loss_mean, norm_mean, steps_per_s = meter.means()
-                row = {
-                    "step": done,
-                    "loss": loss_mean,
-                    "lr": lr,
-                    **objective.schedules((done - 1) / config.steps),
-                }
-                row |= {"grad_norm": norm_mean, "items_per_s": round(2 * config.batch_size * steps_per_s, 2)}
-                logs[LOG].write(row)
-                bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{lr:.2g}", refresh=False)
-            folders = [run_dir] if checkpoints or stopping else []
-            if validation is not None and logs and (done % config.validate_every == 0 or done == stop):
-                scores = objective.validate(ema, validation)
-                logs[VALIDATION].write({"step": done, **scores})
-                if scores[CRITERION] > best:
-                    best = scores[CRITERION]
-                    folders.append(run_dir / BEST)
-            if folders and main_process:
-                publish(done, folders)
-            if checkpoints or stopping:
-                if main_process:
-                    store(state, described, done, fabric.world_size, run_dir, keep)
-                fabric.barrier()
-                saved = done
-            if stopping:
-                break
+    lock = contextlib.nullcontext()
+    if fabric.is_global_zero:
+        lock = locked(run_dir / "lock", f"another process trains in {run_dir}")
+    with lock:
+        objective.begin(name or run_dir.name)
+        if compiler:
+            compile_network(objective.model, compiler)
+        run = Run(objective, data, run_dir, fabric, keep, regroup, stop_at, command)
+        with Interruption() as interruption, explained(run.lowerable(), run.where):
+            stopping = None
+            for batch in run.batches(workers, progress):
+                run.backward(batch)
+                due = run.due(interruption.signal, validation is not None)
+                if due.reading:
+                    run.check_finite()
+                run.update()
+                if due.log:
+                    run.log_row()
+                if due.validation:
+                    run.validate(validation)
+                if due.checkpoint:
+                    run.checkpoint()
+                stopping = due.stopping
+                if stopping:
+                    break
     if isinstance(data, SkippingData) and data.skipped and fabric.is_global_zero:
         log.warning(data.skip_report())
     interruption.raise_if_any(stopping)
-    return objective.model_class.load(run_dir, device=str(fabric.device))
+    return objective.load(run_dir, str(fabric.device))
+
+
+class Due(NamedTuple):
+    """What is to be done after a step. `stopping`: the number of a signal that one of the processes got."""
+
+    reading: bool
+    log: bool
+    validation: bool
+    checkpoint: bool
+    stopping: int | None
+
+
+class Run:
+    """A run in one of its processes: what it trains, where it stands, and the folder it writes, which is the
+    matter of the first process."""
+
+    def __init__(
+        self,
+        objective: TrainingObjective,
+        data: TrainingData,
+        folder: Path,
+        fabric: Fabric,
+        keep: int,
+        regroup: bool,
+        stop_at: int | None,
+        command: str | None,
+    ):
+        """Continues from the newest state in the folder. Raises as `train`."""
+        self.objective = objective
+        self.config = objective.config
+        self.data = data
+        self.folder = folder
+        self.fabric = fabric
+        self.keep = keep
+        self.writes = fabric.is_global_zero
+
+        self.parameters = objective.trained()
+        named = objective.optimisers()
+        self.wrapped, *chosen = fabric.setup(objective, *named.values())
+        self.optimisers = dict(zip(named, chosen, strict=True))
+        self.meter = Meter()
+        self.state = {**objective.parts(), **self.optimisers, "meter": self.meter}
+        self.described = dataclasses.asdict(self.config) | objective.identity()
+
+        path = fabric.broadcast(newest(folder) if self.writes else None)
+        self.first = 0
+        if path is not None:
+            self.first = restore(self.state, self.described, fabric.world_size, path, regroup)
+        self.step = self.first
+        self.saved = self.first
+        self.stop = self.config.steps if stop_at is None else min(stop_at, self.config.steps)
+        self._open_folder(command)
+
+    def _open_folder(self, command: str | None) -> None:
+        """Logs, the best score so far, the list of skipped files, and what a checkpoint says of the run."""
+        if isinstance(self.data, SkippingData):
+            self.data.share_skipped(self.folder / SKIPPED)
+        if not self.writes:
+            return
+        self.log = Log(self.folder / LOG, self.first)
+        self.validation_log = Log(self.folder / VALIDATION, self.first)
+        self.best = -math.inf
+        if self.objective.criterion and (self.folder / BEST).exists():
+            self.best = self.validation_log.best(self.objective.criterion)
+        self.metadata = {
+            "data": self.data.description,
+            "training": dataclasses.asdict(self.config),
+            "commit": commit(),
+            "hardware": hardware(self.fabric.device),
+        }
+        if command:
+            self.metadata["command"] = command
+
+    def where(self) -> str:
+        """Where the run stands, for an error message."""
+        last = f"{self.folder} at step {self.saved}" if self.saved else "none"
+        rate = self.objective.learning_rate("optimizer", self.step)
+        return f"step {self.step} (lr {rate:.3g}); last good checkpoint: {last}"
+
+    def lowerable(self) -> dict[str, Any]:
+        """The settings that decide how much memory a step takes."""
+        return {name: getattr(self.config, name) for name in self.config.LOWERABLE}
+
+    # -------- a step
+
+    def batches(self, workers: int, progress: bool) -> Iterator[Any]:
+        """This process's part of the batch of every step that is left, on its device, with a progress bar."""
+        length = self.objective.crop_length(self.data)
+        loader = DataLoader(
+            StepBatches(self.config, self.data, length, self.fabric.global_rank, self.fabric.world_size),
+            batch_size=None,
+            sampler=range(self.first, self.stop),
+            num_workers=workers,
+            worker_init_fn=leave_interrupts,
+        )
+        self.bar = tqdm(
+            loader,
+            initial=self.first,
+            total=self.stop,
+            unit="step",
+            disable=not (progress and self.writes),
+        )
+        for step, batch in zip(range(self.first, self.stop), self.bar, strict=True):
+            self.step = step
+            yield self.fabric.to_device(batch)
+
+    def backward(self, batch: Any) -> None:
+        """Gradients of the loss of one batch."""
+        for name, optimiser in self.optimisers.items():
+            optimiser.param_groups[0]["lr"] = self.objective.learning_rate(name, self.step)
+            optimiser.zero_grad()
+        device = self.fabric.device
+        draw = generator(self.config.seed, self.step, self.fabric.global_rank, 1, device=device)
+        prepared = self.objective.prepare(batch, self.step, draw)
+        terms = self.wrapped(prepared, self.step, draw)
+        self.fabric.backward(self.objective.minimised(terms))
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.meter.add({**terms, "grad_norm": torch.nn.utils.get_total_norm(gradients)})
+
+    def due(self, signal: int | None, validating: bool) -> Due:
+        """What is to be done after this step; the same in all processes, or some would wait for others."""
+        done = self.step + 1
+        is_last = done == self.stop
+        logs = done % self.config.log_every == 0
+        checkpoints = done % self.config.checkpoint_every == 0 or is_last
+        validates = validating and (done % self.config.validate_every == 0 or is_last)
+        # Reading numbers off an accelerator waits for it: there, only as often as they are written.
+        reading = logs or checkpoints or self.fabric.device.type == "cpu"
+        if self.fabric.world_size > 1:
+            if reading:
+                signal = int(self.fabric.all_reduce(float(signal or 0), reduce_op="max"))
+                self.meter.totals = self.fabric.all_reduce(self.meter.totals)
+            else:
+                signal = None
+        return Due(reading or bool(signal), logs, validates, checkpoints or bool(signal), signal)
+
+    def check_finite(self) -> None:
+        """Raises NonFiniteError before the parameters are touched."""
+        if not self.meter.finite():
+            raise NonFiniteError(f"loss or gradient is not finite at {self.where()}")
+
+    def update(self) -> None:
+        """Move the parameters, and what follows them."""
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        self.objective.follow(self.step + 1)
+
+    # -------- what happens every so many steps
+
+    def log_row(self) -> None:
+        """The means since the last row."""
+        if not self.writes:
+            return
+        means, steps_per_s = self.meter.read()
+        rate = self.objective.learning_rate("optimizer", self.step)
+        row = {"step": self.step + 1, "loss": means.pop("loss"), "lr": rate}
+        row |= self.objective.schedules(self.step / self.config.steps)
+        row |= means
+        row["items_per_s"] = round(self.config.seen_items * steps_per_s, 2)
+        self.log.write(row)
+        self.bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{rate:.2g}", refresh=False)
+
+    def validate(self, validation: Any) -> None:
+        """A row of scores, and a checkpoint in `best/` where they are the highest so far."""
+        if not self.writes:
+            return
+        scores = self.objective.validate(validation)
+        self.validation_log.write({"step": self.step + 1, **scores})
+        if self.objective.criterion and scores[self.objective.criterion] > self.best:
+            self.best = scores[self.objective.criterion]
+            self._publish(self.folder / BEST)
+
+    def checkpoint(self) -> None:
+        """Publish the model and write a training state, from which the run can continue."""
+        done = self.step + 1
+        if self.writes:
+            self._publish(self.folder)
+            store(self.state, self.described, done, self.fabric.world_size, self.folder, self.keep)
+        self.fabric.barrier()
+        self.saved = done
+
+    def _publish(self, folder: Path) -> None:
+        self.objective.publish(folder, self.data, {"step": self.step + 1, **self.metadata})
 
 
 class StepBatches:
     """Item k is this process's part of the batch of step k, which is the same for any number of processes."""
 
-    def __init__(self, config: RunConfig, data: TrainingData, rank: int, world: int):
-        self.config, self.data, self.rank, self.world = config, data, rank, world
+    def __init__(self, config: RunConfig, data: TrainingData, length: int, rank: int, world: int):
+        self.data = data
+        self.length = length
+        self.seed = config.seed
+        self.batch_size = config.batch_size
+        self.size = config.share(world)
+        self.offset = rank * self.size
 
-    def __getitem__(self, step: int) -> Tensor:
-        size = self.config.share(self.world)
-        start = step * self.config.batch_size + self.rank * size
-        return self.data.crops(range(start, start + size), self.config.crop_samples, self.config.seed)
+    def __getitem__(self, step: int) -> Any:
+        start = step * self.batch_size + self.offset
+        return self.data.crops(range(start, start + self.size), self.length, self.seed)

@@ -1,9 +1,12 @@
-"""What the trainer minimises, follows and watches: loss, learning rate, EMA, validation (paper 3.3)."""
+"""What the trainer minimises, follows and watches: loss, learning rate, EMA, validation (paper 3.3).
 
+The axis legend is that of `lincae.interface`.
+"""
+
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -12,18 +15,20 @@ from torch import Tensor, nn
 
 from lincae.autoencoder import Autoencoder, FramewiseAutoencoder
 from lincae.consistency import consistency_loss, precondition, step_size
+from lincae.interface import check_audio
 from lincae.linearity import AugmentedBatch, augment, gain_range, implicit_conditioning
-from lincae.training.config import RunConfig, TrainingConfig
+from lincae.metrics import relative_l2, snr_db
+from lincae.training.config import AutoencoderRunConfig, RunConfig, TrainingConfig
+from lincae.training.optimisers import optimisers
 
 
 class TrainingData(Protocol):
     """Crops to train on. Item i is a pure function of (seed, i); see `lincae.data`."""
 
     description: str
-    sample_rate: int
 
-    def crops(self, indices: range, n_samples: int, seed: int) -> Tensor:
-        """Items `indices` as audio (B, n_samples)."""
+    def crops(self, indices: range, length: int, seed: int) -> Any:
+        """Items `indices`: audio (B, length), or what else the objective is made for."""
 
 
 @runtime_checkable
@@ -40,50 +45,146 @@ class SkippingData(Protocol):
         """One line for the log: how many, the first with their reasons, where the list is."""
 
 
+# ---------------------------------------------------------------- what a run asks for
+
+
 class TrainingObjective(nn.Module):
-    """All that the trainer asks of what it trains. A subclass says which model, and the loss of a batch in
-    `forward(batch, step, generator)`; the rest is as it suits an autoencoder, and may be overridden.
+    """All that the training loop asks of what it trains: a model, a loss, optimisers, what is watched and
+    what is published.
 
     Fabric wraps it, so that precision and gradient averaging apply to `forward`. All of its parameters that
-    require a gradient are trained; the EMA and the checkpoint are of `model`, whose `network` they are.
+    require a gradient are trained.
     """
 
-    model_class: ClassVar[type[FramewiseAutoencoder]]
+    criterion: ClassVar[str | None] = None
+    """The column of a validation by whose highest value the checkpoint in `best/` is chosen, if any."""
 
     def __init__(self, model: nn.Module, config: RunConfig):
         super().__init__()
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
+
+    def identity(self) -> dict[str, str]:
+        """What makes a run another one besides its configuration; compared when it is resumed."""
+        return {}
+
+    def check_data(self, data: TrainingData, held_out: Any = None) -> None:
+        """Raises ValueError for data that the model cannot be trained or validated on."""
+
+    def crop_length(self, data: TrainingData) -> int:
+        """The `length` that `data.crops` is asked for."""
+        raise NotImplementedError
+
+    def begin(self, name: str) -> None:
+        """Called once, before the optimisers are made and a training state is read."""
+
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """By their names in a training state; together they take all of `trained`."""
+        raise NotImplementedError
+
+    def learning_rate(self, optimiser: str, step: int) -> float:
+        """The rate of one of `optimisers`; the log shows that of "optimizer"."""
+        return learning_rate(step, self.config)
+
+    def prepare(self, batch: Any, step: int, generator: torch.Generator) -> Any:
+        """What `forward` takes, from the crops of a step; outside Fabric's precision."""
+        return batch
+
+    def forward(self, batch: Any, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars by name, each a column of the log; "loss" is `minimised`."""
+        raise NotImplementedError
+
+    def minimised(self, terms: dict[str, Tensor]) -> Tensor:
+        """What the backward pass starts from."""
+        return terms["loss"]
+
+    def follow(self, done: int) -> None:
+        """Called after each update of the parameters, with the number of steps that are done."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """By name, what a training state holds besides optimisers."""
+        raise NotImplementedError
+
+    def schedules(self, progress: float) -> dict[str, float]:
+        """Columns of the log at `progress` = step / steps."""
+        return {}
+
+    def validate(self, held_out: Any) -> dict[str, float]:
+        """A row of `validation.csv` from held-out data of the form that `train` was given."""
+        raise NotImplementedError
+
+    def publish(self, folder: Path, data: TrainingData, metadata: dict[str, Any]) -> None:
+        """Write a checkpoint into a folder. Leaves everything as it was, to the bit: a run goes on."""
+        raise NotImplementedError
+
+    def load(self, folder: Path, device: str) -> nn.Module:
+        """What was published into a folder."""
+        raise NotImplementedError
+
+
+class AutoencoderObjective(TrainingObjective):
+    """What the objectives of autoencoders share: the paper's augmentation, an EMA, which is what is validated
+    and published, and the measures of a validation. A subclass says which model, and the loss."""
+
+    criterion = "rec_snr_db"
+    model_class: ClassVar[type[FramewiseAutoencoder]]
+    model: FramewiseAutoencoder
+    config: AutoencoderRunConfig
 
     @classmethod
-    def build(cls, config: RunConfig, name: str = "autoencoder") -> Self:
+    def build(cls, config: AutoencoderRunConfig, name: str = "autoencoder") -> Self:
         """The objective around a new model of that name, whose weights are a function of `config.seed`."""
         torch.manual_seed(config.seed)
         return cls(cls.model_class(config.autoencoder, name), config)
 
+    def check_data(self, data: TrainingData, held_out: Tensor | None = None) -> None:
+        if data.sample_rate != self.config.sample_rate:
+            raise ValueError(
+                f"the data ({data.description}) is at {data.sample_rate} Hz, the model works at "
+                f"{self.config.sample_rate} Hz: load it at the model's rate"
+            )
+        if held_out is not None and len(check_audio(held_out, name="validation")) % 2:
+            raise ValueError(f"validation takes an even number of items, got {len(held_out)}")
+
+    def crop_length(self, data: TrainingData) -> int:
+        return self.config.crop_samples
+
+    def begin(self, name: str) -> None:
+        self.model.name = name
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        return optimisers(self.config.optimiser, self.trained(), self.config.learning_rate)
+
     def prepare(self, audio: Tensor, step: int, generator: torch.Generator) -> Any:
-        """What `forward` takes, from the crops `(B, T)` of a step; outside Fabric's precision."""
         return augment(audio, step / self.config.steps, self.config.linearity, generator)
 
+    def follow(self, done: int) -> None:
+        if done % self.config.ema_every == 0:
+            update_ema(self.ema, self.model, done // self.config.ema_every, self.config.ema_max_decay)
+
     def parts(self) -> dict[str, nn.Module]:
-        """By name, what a training state holds besides model and EMA."""
-        return {}
+        return {"model": self.model.network, "ema": self.ema.network}
 
     def schedules(self, progress: float) -> dict[str, float]:
-        """Columns of the log at `progress` = step / steps."""
         low, high = gain_range(progress, self.config.linearity)
         return {"gain_min": low, "gain_max": high}
 
-    def validate(self, model: Any, audio: Tensor) -> dict[str, float]:
-        """A row of `validation.csv`; the higher its `rec_snr_db`, the better."""
-        return validate(model, audio)
+    def validate(self, held_out: Tensor) -> dict[str, float]:
+        return validate(self.ema, held_out)
 
-    def publish(self, model: Any, folders: Sequence[Path], data: TrainingData) -> None:
-        """Write checkpoints of the EMA model, which afterwards is as it was, to the bit: a resumed run goes
-        on with it."""
-        model.config = replace(self.config.autoencoder, latent_scale=self.latent_scale(model, data))
-        for folder in folders:
-            model.save(folder)
-        model.config = self.config.autoencoder
+    def publish(self, folder: Path, data: TrainingData, metadata: dict[str, Any]) -> None:
+        self.ema.metadata = metadata
+        latent_scale = self.latent_scale(self.ema, data)
+        self.ema.config = replace(self.config.autoencoder, latent_scale=latent_scale)
+        self.ema.save(folder)
+        self.ema.config = self.config.autoencoder
+
+    def load(self, folder: Path, device: str) -> FramewiseAutoencoder:
+        return self.model_class.load(folder, device)
 
     def latent_scale(self, model: FramewiseAutoencoder, data: TrainingData, n_items: int = 64) -> float:
         """The factor that gives the network's latents unit deviation on (other) items of the data."""
@@ -97,7 +198,7 @@ class TrainingObjective(nn.Module):
             return self.model.transform(audio)
 
 
-class Objective(TrainingObjective):
+class Objective(AutoencoderObjective):
     """Consistency training (paper 3.3)."""
 
     model_class = Autoencoder
@@ -107,12 +208,13 @@ class Objective(TrainingObjective):
     def schedules(self, progress: float) -> dict[str, float]:
         return {"step_size": step_size(progress, self.config.consistency), **super().schedules(progress)}
 
-    def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> Tensor:
-        config, network = self.config, self.model.network
+    def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        network = self.model.network
         latents = implicit_conditioning(
             lambda audio: network.encoder(self.spectrogram(audio)), batch, config.linearity
         )
-        return consistency_loss(
+        loss = consistency_loss(
             precondition(network.denoiser, config.autoencoder.noise),
             self.spectrogram(batch.target()),
             network.condition(latents, calls=2),
@@ -121,6 +223,10 @@ class Objective(TrainingObjective):
             config.consistency,
             generator,
         )
+        return {"loss": loss}
+
+
+# ---------------------------------------------------------------- parts of an objective
 
 
 def compile_network(model: nn.Module, backend: str) -> None:
@@ -131,11 +237,17 @@ def compile_network(model: nn.Module, backend: str) -> None:
 
 def learning_rate(step: int, config: RunConfig) -> float:
     """Linear from 0 over the warm-up, then a cosine to the final rate at `steps` (section 3.3)."""
-    if step < config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    moved = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    span = config.learning_rate - config.final_learning_rate
-    return config.final_learning_rate + 0.5 * span * (1 + math.cos(math.pi * moved))
+    return scheduled(
+        step, config.steps, config.warmup_steps, config.learning_rate, config.final_learning_rate
+    )
+
+
+def scheduled(step: int, steps: int, warmup_steps: int, peak: float, final: float) -> float:
+    """Linear from 0 to `peak` over the warm-up, then a cosine that ends at `final` after `steps`."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    moved = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * moved))
 
 
 @torch.no_grad()
@@ -148,36 +260,35 @@ def update_ema(ema: nn.Module, model: nn.Module, n_updates: int, max_decay: floa
 
 @torch.no_grad()
 def validate(model: FramewiseAutoencoder, audio: Tensor) -> dict[str, float]:
-    """What a run should watch, on held-out crops `(B, T)` with B >= 2, B even.
+    """What a run should watch: means over held-out crops `(B, T)`, B even and at least 2.
 
     `rec_rel_l2`: one-step reconstruction error in the transform domain, `rec_snr_db` on the waveform;
     `swap_rel_l2`: the same error when every item is given another item's latent (a decoder that ignores its
     latent scores no worse); `level_ratio`: |Enc(0.1 x)| / |Enc(x)|, 0.1 when homogeneous, 1 when the
     encoder is blind to level; `enc_additivity_error`: relative L2 of Enc(u) + Enc(v) against Enc(u + v);
     `dec_homogeneity_snr_db`: Dec(0.5 z) against 0.5 Dec(z); `dec_additivity_snr_db`: Dec(Enc(u) + Enc(v))
-    against Dec(Enc(u + v)). All decodes start from the same noise.
+    against Dec(Enc(u + v)). All decodes start from the same noise. Items with a silent reference, for which
+    `lincae.metrics` gives NaN, do not count.
     """
 
-    def relative(prediction: Tensor, reference: Tensor) -> float:
-        error, size = (x.flatten(1).norm(dim=1) for x in (prediction - reference, reference))
-        return (error / size).mean().item()
-
-    def snr_db(prediction: Tensor, reference: Tensor) -> float:
-        noise_power, power = ((x**2).sum(-1) for x in (prediction - reference, reference))
-        return (10 * torch.log10(power / noise_power)).mean().item()
+    def decode(z: Tensor) -> Tensor:
+        return model.decode(z, length=audio.shape[-1])
 
     z = model.encode(audio)
     audio = audio.to(z.device)
     u, v = audio.chunk(2)
-    z_sum, z_of_sum, z_quiet = sum(z.chunk(2)), model.encode(u + v), model.encode(0.1 * audio)
-    decode = partial(model.decode, length=audio.shape[-1])
-    decoded, target = decode(z), model.transform(audio)
-    return {
-        "rec_rel_l2": relative(model.transform(decoded), target),
-        "swap_rel_l2": relative(model.transform(decode(z.roll(1, 0))), target),
+    z_u, z_v = z.chunk(2)
+    z_of_sum = model.encode(u + v)
+    z_quiet = model.encode(0.1 * audio)
+    decoded = decode(z)
+    target = model.transform(audio)
+    measured = {
+        "rec_rel_l2": relative_l2(model.transform(decoded), target),
+        "swap_rel_l2": relative_l2(model.transform(decode(z.roll(1, 0))), target),
         "rec_snr_db": snr_db(decoded, audio),
-        "level_ratio": (z_quiet.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).mean().item(),
-        "enc_additivity_error": relative(z_sum, z_of_sum),
+        "level_ratio": z_quiet.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1),
+        "enc_additivity_error": relative_l2(z_u + z_v, z_of_sum),
         "dec_homogeneity_snr_db": snr_db(decode(0.5 * z), 0.5 * decoded),
-        "dec_additivity_snr_db": snr_db(decode(z_sum), decode(z_of_sum)),
+        "dec_additivity_snr_db": snr_db(decode(z_u + z_v), decode(z_of_sum)),
     }
+    return {name: values.nanmean().item() for name, values in measured.items()}

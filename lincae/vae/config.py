@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from lincae.interface import check_fields
 from lincae.linearity import VARIANTS, LinearityConfig
-from lincae.training.config import ALL_GAINS, RunConfig
+from lincae.training.config import ALL_GAINS, AutoencoderRunConfig
 from lincae.transform import TransformConfig
 
 
@@ -133,7 +133,7 @@ class VaeLossConfig:
 
 
 @dataclass(frozen=True)
-class VaeTrainingConfig(RunConfig):
+class VaeTrainingConfig(AutoencoderRunConfig):
     """A training run of a spectral VAE. The defaults are preset `full`.
 
     The Re-Encoder paper, whose model it is, does not say how the model was trained. Crops, batch and learning

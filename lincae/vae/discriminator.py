@@ -8,7 +8,7 @@ loss and one training state do for both.
 Axis legend: `V` items, `T` samples, `F` frequency bins, `N` spectrogram frames.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,12 @@ def adversarial_loss(fake_scores: Tensor) -> Tensor:
 def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     """What a discriminator minimises: real scores are to be 1, those of a generator (cut off from it) 0."""
     return (1 - real_scores).square().mean() + fake_scores.square().mean()
+
+
+def with_fixed_weights(network: nn.Module, *inputs: Tensor) -> Any:
+    """The output of a network, with gradients for its inputs and none for its weights."""
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+    return functional_call(network, weights, inputs)
 
 
 class AdversarialTerms(NamedTuple):
@@ -65,10 +71,9 @@ class MultiBandDiscriminator(nn.Module):
 
     def terms(self, audio: Tensor, target: Tensor) -> AdversarialTerms:
         """Losses of generated `audio` `(V, T)` against `target`; means over items, maps and resolutions."""
-        fixed = {name: p.detach() for name, p in self.named_parameters()}
         with torch.no_grad():
-            wanted = functional_call(self, fixed, (target,))
-        seen = functional_call(self, fixed, (audio,))
+            wanted = self(target)
+        seen = with_fixed_weights(self, audio)
 
         adversarial = []
         matching = []

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lincae.linearity import AugmentedBatch, implicit_conditioning
-from lincae.training.objective import TrainingObjective
+from lincae.training.objective import AutoencoderObjective
 from lincae.transform import OVERLAP
 from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
 from lincae.vae.discriminator import MultiBandDiscriminator
 from lincae.vae.model import SpectralVae, kl_divergence, reparameterised
 
 
-class VaeObjective(TrainingObjective):
+class VaeObjective(AutoencoderObjective):
     """Weighted sum of the terms of `VaeLossConfig` over the scaled mixtures of a batch, and with a
     discriminator its own loss, which has no gradient for the model."""
 
@@ -36,9 +36,10 @@ class VaeObjective(TrainingObjective):
             self.discriminator = MultiBandDiscriminator(sizes, config.loss.discriminator_channels)
 
     def parts(self) -> dict[str, nn.Module]:
-        return {} if self.discriminator is None else {"discriminator": self.discriminator}
+        own = {} if self.discriminator is None else {"discriminator": self.discriminator}
+        return super().parts() | own
 
-    def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> Tensor:
+    def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         posteriors = []
 
         def encode(audio: Tensor) -> Tensor:
@@ -60,18 +61,19 @@ class VaeObjective(TrainingObjective):
             terms = self.discriminator.terms(decoded, target)
             loss = loss + weights.adversarial * terms.adversarial + terms.discriminator
             loss = loss + weights.feature_matching * terms.feature_matching
-        return loss
+        return {"loss": loss}
 
     def covered(self, audio: Tensor) -> Tensor:
         """Audio without the hops at both ends, which fade because fewer windows cover them."""
         edge = (OVERLAP - 1) * self.config.autoencoder.transform.hop
         return audio[..., edge:-edge]
 
-    def validate(self, model: Any, audio: Tensor) -> dict[str, float]:
+    def validate(self, held_out: Tensor) -> dict[str, float]:
         """What all autoencoders report, and the terms of the loss: weighted, but for `kl`."""
-        row = super().validate(model, audio)
+        model = self.ema
+        row = super().validate(held_out)
         with torch.no_grad():
-            audio = audio.to(model.device)
+            audio = held_out.to(model.device)
             spectrogram = model.transform(audio)
             mean, log_variance = model.network.encoder(spectrogram)
             decoded = model.transform.inverse(model.network.decoder(mean))

@@ -1,0 +1,122 @@
+"""The processes of a run: how they start, how a signal ends them in order, and what their errors say."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+from lincae.machine import fabric_precision, keep_freed_memory, resolve_device
+from lincae.training.config import RunConfig
+
+
+def launch(config: RunConfig, device: str, devices: int | None, nodes: int | None) -> Fabric:
+    """Start the other processes of a run, unless a launcher did; devices and precision are Fabric's matter.
+
+    Raises ValueError for a device that is not there, and for processes that a batch cannot be shared by.
+    """
+    first = resolve_device(device)
+    devices, nodes = launched(devices, nodes)
+    config.share(devices * nodes)
+    one_chosen = first.index is not None and devices == 1
+    fabric = Fabric(
+        accelerator=first.type,
+        devices=[first.index] if one_chosen else devices,
+        num_nodes=nodes,
+        precision=fabric_precision(config.precision, first),
+    )
+    fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
+    return fabric
+
+
+def launched(devices: int | None, nodes: int | None) -> tuple[int, int]:
+    """Processes per node and nodes: what torchrun or SLURM started, else what is asked for (one each).
+
+    Raises ValueError where both differ: every process would take itself for the only one.
+    """
+    if TorchElasticEnvironment.detect():
+        launcher = "torchrun"
+        started_devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        started_nodes = int(os.environ["WORLD_SIZE"]) // started_devices
+    elif SLURMEnvironment.detect():
+        launcher = "SLURM"
+        started_nodes = int(os.environ.get("SLURM_NNODES", 1))
+        started_devices = int(os.environ["SLURM_NTASKS"]) // started_nodes
+    else:
+        return devices or 1, nodes or 1
+    if devices not in (None, started_devices) or nodes not in (None, started_nodes):
+        raise ValueError(
+            f"{launcher} started {started_devices} processes on each of {started_nodes} nodes, which does "
+            f"not match devices={devices}, nodes={nodes}: leave both out"
+        )
+    return started_devices, started_nodes
+
+
+# ---------------------------------------------------------------- signals
+
+
+class Interruption:
+    """While entered, SIGINT and SIGTERM are noted in `signal` instead of acting at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> "Interruption":
+        self.signal: int | None = None
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+            self.previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.signal = number
+
+    def raise_if_any(self, elsewhere: int | None) -> None:
+        """End this process as its own signal would have, or else the one that another process got."""
+        number = self.signal or elsewhere
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt("training was interrupted; a checkpoint was written")
+        if number:
+            raise SystemExit(128 + number)
+
+
+def leave_interrupts(_worker: int) -> None:
+    """For data workers: Ctrl-C reaches the whole process group, but it is the trainer that ends a run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# ---------------------------------------------------------------- errors
+
+
+class NonFiniteError(RuntimeError):
+    """Training met a loss or gradient that is not finite."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A training step does not fit into the device's memory."""
+
+
+@contextlib.contextmanager
+def explained(lowerable: Mapping[str, Any], where: Callable[[], str]) -> Iterator[None]:
+    """Errors of the body say `where` training stood and, when memory ran out, which settings to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        settings = ", ".join(f"{name} ({value})" for name, value in lowerable.items())
+        raise OutOfMemoryError(
+            f"out of memory at {where()}. Lower {settings}; bf16-mixed needs less than fp32. Settings "
+            f"belong to a run folder: take another, or continue this one on more devices (--regroup). {error}"
+        ) from error
+    except OSError as error:
+        error.add_note(f"training stopped at {where()}")
+        raise
