@@ -1,23 +1,27 @@
-"""Checkpoints: what they say of a model, what is refused, and whose latents are whose."""
+"""Checkpoints: saving and loading both kinds of models, what is refused, and whose latents are whose."""
 
 import dataclasses
+import errno
 import json
 import math
-from dataclasses import replace as replaced
+import shutil
+from dataclasses import replace
 
+import huggingface_hub
 import pytest
 import torch
 from fuzzing import fuzz, limited
 from safetensors import safe_open
 from safetensors.torch import save_file
+from test_autoencoder import CONFIGS, noise, random_model
+from torch import nn
 
 import lincae
-from lincae.checkpoints import CARD, WEIGHTS, check_hash, from_dict
-from lincae.interop.recipes import objective_of
+from lincae.autoencoder import TEST, Autoencoder
+from lincae.checkpoints import CARD, CONFIG, WEIGHTS, check_hash, from_dict
 from lincae.linearity import LinearityConfig
 from lincae.vae.config import VaeLossConfig
-
-TEST = lincae.recipe("test").autoencoder
+from lincae.vae.model import SpectralVae
 
 # Folders of latents and Re-Encoders of the released models are found by these.
 RELEASED = {
@@ -26,26 +30,204 @@ RELEASED = {
 }
 
 
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    return random_model(CONFIGS[request.param])
+
+
+# ---------------------------------------------------------------- saving and loading
+
+
+@pytest.mark.parametrize("load", [lincae.load, None])
+def test_save_and_load(model, tmp_path, load):
+    model.save(tmp_path)
+    again = (load or type(model).load)(tmp_path, device="cpu")
+    assert type(again) is type(model)
+    assert (again.name, again.metadata, again.config) == (model.name, model.metadata, model.config)
+    audio = noise(2, 3000)
+    assert torch.equal(again.encode(audio), model.encode(audio))
+    assert json.loads((tmp_path / CONFIG).read_text())["autoencoder"]["sample_rate"] == 16000
+    card = (tmp_path / CARD).read_text()
+    assert f"lincae.{type(model).__name__}.load" in card
+    assert "| compression | 16x |" in card
+    check_hash(tmp_path / WEIGHTS)
+
+
+def test_half_precision_checkpoint(model, tmp_path):
+    sizes = [(model.save(tmp_path, t) / WEIGHTS).stat().st_size for t in (torch.float32, torch.float16)]
+    assert sizes[1] < 0.6 * sizes[0]
+    audio = noise(1, 3000)
+    z = model.encode(audio)
+    assert (lincae.load(tmp_path, "cpu").encode(audio) - z).norm() / z.norm() < 2e-2
+
+
+def in_one_process(network: nn.Module) -> nn.Module:
+    """DistributedDataParallel needs a group of processes; one is enough."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(network)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.compile,
+        nn.DataParallel,
+        in_one_process,
+        lambda network: nn.DataParallel(torch.compile(network)),
+        lambda network: setattr(network, "encoder", torch.compile(network.encoder)) or network,
+    ],
+    ids=["compile", "DataParallel", "DistributedDataParallel", "both", "a part"],
+)
+def test_a_wrapped_network_is_saved_as_it_was(model, wrap, tmp_path):
+    z = model.encode(noise(1, 2000))
+    fingerprint = model.fingerprint()
+    expected = model.network.state_dict()
+    try:
+        model.network = wrap(model.network)
+        assert model.fingerprint() == fingerprint
+        again = lincae.load(model.save(tmp_path), "cpu")
+        decoded = model.decode(z)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert again.network.state_dict().keys() == expected.keys()
+    assert again.fingerprint() == fingerprint
+    assert torch.equal(again.decode(z), decoded)
+
+
+def test_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
+    random_model().save(tmp_path)
+    before = (tmp_path / WEIGHTS).read_bytes()
+
+    def full_disk(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        random_model(seed=1).save(tmp_path)
+    assert (tmp_path / WEIGHTS).read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG, CARD])
+
+
+def test_hub_round_trip(model, tmp_path, monkeypatch):
+    """`push_to_hub` uploads what `load` by repository id reads; the hub is a folder here."""
+
+    class Hub:
+        def create_repo(self, repo_id, private, exist_ok):
+            assert (private, exist_ok) == (True, True)
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            shutil.copytree(folder_path, tmp_path / repo_id)
+
+    def download(repo_id, revision, allow_patterns):
+        return str(tmp_path / repo_id)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model.push_to_hub("me/toy", private=True) == "https://hub/me/toy"
+    again = type(model).load("me/toy", device="cpu")
+    assert torch.equal(again.encode(noise(1, 500)), model.encode(noise(1, 500)))
+
+
+def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"nobody/nothing is not in the cache .* HF_HUB_OFFLINE"):
+        Autoencoder.load("nobody/nothing")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def rewritten(folder, change):
+    """The checkpoint in a folder whose description and tensors have gone through `change`."""
+    path = folder / WEIGHTS
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["config"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    change(description, tensors)
+    save_file(tensors, path, metadata={"config": json.dumps(description)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d, t: d.update(format_version=99), "format version 99"),
+        (lambda d, t: d.pop("format_version"), "format version None"),
+        (lambda d, t: d.update(kind="spectral-vae"), "holds a spectral-vae model, not a consistency one"),
+        (lambda d, t: d.pop("autoencoder"), "autoencoder must be an object of settings, got None"),
+        (lambda d, t: d.update(name=5), "name and metadata must be text and an object, got 5"),
+        (lambda d, t: d.pop("metadata"), "name and metadata must be"),
+        (lambda d, t: d["autoencoder"].update(flavour="mint"), "unknown flavour"),
+        (lambda d, t: d["autoencoder"].update(sample_rate="16 kHz"), "sample_rate .* int, got '16 kHz'"),
+        (lambda d, t: d["autoencoder"]["network"].update(depth=3), "network: unknown depth"),
+        (lambda d, t: t.pop("encoder.conv_in.bias"), r"1 missing \(encoder.conv_in.bias\)"),
+        (lambda d, t: t.update(extra=torch.ones(1)), r"1 unknown \(extra\)"),
+        (
+            lambda d, t: t.update({"encoder.conv_in.bias": torch.ones(3)}),
+            r"conv_in.bias \(3,\) instead of \(8,\)",
+        ),
+        # What only the header states is not made: neither sizes nor numbers of blocks.
+        (lambda d, t: d["autoencoder"]["network"].update(bottleneck_blocks=10**12), "more blocks than"),
+        (lambda d, t: d["autoencoder"]["network"].update(base_channels=2**20), "does not fit"),
+        (lambda d, t: d["autoencoder"]["transform"].update(hop=2**40), "does not fit"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_is_named(tmp_path, change, message):
+    Autoencoder(TEST).save(tmp_path)
+    rewritten(tmp_path, change)
+    with limited(2**29), pytest.raises(ValueError, match=rf"{tmp_path / WEIGHTS}.*{message}"):
+        Autoencoder.load(tmp_path)
+
+
+def test_missing_files_and_files_of_others(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*a checkpoint is a folder"):
+        Autoencoder.load(tmp_path / "nowhere")
+    (tmp_path / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=f"{WEIGHTS} is a git-lfs pointer"):
+        Autoencoder.load(tmp_path)
+    save_file({"x": torch.ones(1)}, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match=f"{WEIGHTS} carries no lincae configuration"):
+        SpectralVae.load(tmp_path)
+
+
+def test_damaged_weights(model, tmp_path):
+    path = model.save(tmp_path) / WEIGHTS
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    fuzz(path, lambda damaged: lincae.load(damaged.parent, "cpu"), header_bytes)
+
+
+def test_damaged_card(tmp_path):
+    Autoencoder(TEST).save(tmp_path)
+    fuzz(tmp_path / CARD, lambda card: check_hash(card.parent / WEIGHTS))
+
+
+# ---------------------------------------------------------------- identity
+
+
 @pytest.mark.parametrize(("name", "fingerprint"), RELEASED.items())
 def test_fingerprints_of_released_models(name, fingerprint):
     assert lincae.load(name, "cpu").fingerprint() == fingerprint
 
 
 def test_fingerprint_is_what_decides_latents(tmp_path):
-    model = lincae.Autoencoder(TEST, "one", {"step": 1})
+    model = random_model()
     same = model.fingerprint()
     assert lincae.load(model.save(tmp_path), "cpu").fingerprint() == same
 
-    model.name, model.metadata = "two", {}
+    model.name = "two"
+    model.metadata = {}
     assert model.fingerprint() == same
 
     for changes, differs in (
         ({"window_frames": 100}, False),
         ({"latent_scale": 2.0}, True),
         ({"pad_edges": False}, True),
-        ({"transform": dataclasses.replace(TEST.transform, beta=0.3)}, True),
+        ({"transform": replace(TEST.transform, beta=0.3)}, True),
     ):
-        other = lincae.Autoencoder(dataclasses.replace(TEST, **changes), "one")
+        other = Autoencoder(replace(TEST, **changes), "one")
         other.load_state_dict(model.state_dict())
         assert (other.fingerprint() != same) == differs
 
@@ -61,21 +243,23 @@ def test_fingerprint_is_what_decides_latents(tmp_path):
     ("change", "message"),
     [
         (
-            lambda c: replaced(c, sample_rate=16000.0),
+            lambda c: replace(c, sample_rate=1.6e4),
             r"sample_rate of AutoencoderConfig .* int, got 16000.0 \(f",
         ),
-        (lambda c: replaced(c, pad_edges=1), r"pad_edges .* bool, got 1 \(int\)"),
-        (lambda c: replaced(c, latent_scale="1"), r"latent_scale .* float, got '1' \(str\)"),
-        (lambda c: replaced(c, latent_scale=math.inf), "latent_scale .* float, got inf"),
-        (lambda c: replaced(c, latent_scale=True), "latent_scale .* float, got True"),
-        (lambda c: replaced(c, transform={"hop": 64}), "transform .* TransformConfig, got {'hop': 64}"),
-        (lambda c: replaced(c.transform, hop="64"), "hop of TransformConfig .* int, got '64'"),
-        (lambda c: replaced(c.noise, rho=None), r"rho of NoiseConfig .* float, got None \(NoneType\)"),
+        (lambda c: replace(c, pad_edges=1), r"pad_edges .* bool, got 1 \(int\)"),
+        (lambda c: replace(c, latent_scale="1"), r"latent_scale .* float, got '1' \(str\)"),
+        (lambda c: replace(c, latent_scale=math.inf), "latent_scale .* float, got inf"),
+        (lambda c: replace(c, latent_scale=True), "latent_scale .* float, got True"),
+        (lambda c: replace(c, transform={"hop": 64}), "transform .* TransformConfig, got {'hop': 64}"),
+        (lambda c: replace(c.transform, hop="64"), "hop of TransformConfig .* int, got '64'"),
+        (lambda c: replace(c.network, heads=None), "heads of NetworkConfig .* int, got None"),
+        (lambda c: replace(c.noise, rho=None), r"rho of NoiseConfig .* float, got None \(NoneType\)"),
         (lambda c: VaeLossConfig(fft_sizes=512), "fft_sizes .* tuple.*, got 512"),
         (lambda c: VaeLossConfig(fft_sizes=[512, 0.5]), r"fft_sizes .* got \(512, 0.5\)"),
         (lambda c: LinearityConfig(gain_max="3"), "gain_max must be float, got '3'"),
         (lambda c: LinearityConfig(anneal=1), "anneal must be bool, got 1"),
         (lambda c: LinearityConfig(peak=math.nan), "peak must be float, got nan"),
+        (lambda c: lincae.recipe("test", steps="many"), "steps of TrainingConfig .* int, got 'many'"),
     ],
 )
 def test_a_field_of_another_type_is_named_with_its_value(change, message):
@@ -90,40 +274,3 @@ def test_fields_may_come_as_json_has_them():
     again["transform"]["hop"] = "64"
     with pytest.raises(ValueError, match=r"^here\.transform: hop of TransformConfig must be int, got '64'"):
         from_dict(type(TEST), again, "here")
-
-
-# ---------------------------------------------------------------- damaged files
-
-
-@pytest.mark.parametrize("variant", ["lin-cae", "vae"])
-def test_damaged_weights(variant, tmp_path):
-    model = objective_of(lincae.recipe("test", variant)).model
-    path = model.save(tmp_path) / WEIGHTS
-    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    fuzz(path, lambda damaged: lincae.load(damaged.parent, "cpu"), header_bytes)
-
-
-def test_damaged_card(tmp_path):
-    lincae.Autoencoder(TEST).save(tmp_path)
-    # What is damaged is the card, what the error has to name is the file that can no longer be trusted.
-    fuzz(tmp_path / CARD, lambda card: check_hash(card.parent / WEIGHTS))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"network": {"bottleneck_blocks": 10**12}}, "more blocks than it holds tensors"),
-        ({"network": {"base_channels": 2**20}}, "does not fit the network"),
-        ({"transform": {"hop": 2**40}}, "does not fit the network"),
-    ],
-)
-def test_no_memory_is_taken_for_sizes_that_only_the_header_states(settings, message, tmp_path):
-    path = lincae.Autoencoder(TEST).save(tmp_path) / WEIGHTS
-    with safe_open(path, "pt") as file:
-        description = json.loads(file.metadata()["config"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    for part, changes in settings.items():
-        description["autoencoder"][part] |= changes
-    save_file(tensors, path, metadata={"config": json.dumps(description)})
-    with limited(2**29), pytest.raises(ValueError, match=rf"{path}.*{message}"):
-        lincae.load(tmp_path, "cpu")
