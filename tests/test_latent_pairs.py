@@ -220,6 +220,15 @@ def test_halves_that_do_not_belong_together(tmp_path):
         LatentPairs(folder)
 
 
+@pytest.mark.parametrize("changes", [{"task": 3}, {"factor": "2"}, {"model": {}}])
+def test_a_manifest_that_cannot_be(tmp_path, changes):
+    folder = write_pairs(model(), sources(count=1), tmp_path / "pairs", "bandwidth", progress=False)
+    manifest = json.loads((folder / "pairs.json").read_text())
+    (folder / "pairs.json").write_text(json.dumps(manifest | changes))
+    with pytest.raises(LatentFileError, match=r"pairs\.json"):
+        LatentPairs(folder)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="task must be one of"):
         synthetic_sources("denoising")

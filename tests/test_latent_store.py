@@ -31,11 +31,13 @@ from lincae.latents.store import (
     describe,
     encode_corpus,
     in_parts,
+    journalled,
     named_files,
     read_header,
 )
 from lincae.machine import generator
 from tests.fakes import RATE, Linear, Streams
+from tests.fuzzing import fuzz
 
 ROOT = Path(__file__).parent.parent
 
@@ -674,3 +676,27 @@ def test_wrong_latents_are_refused_by_the_decoder(tmp_path):
         list(LatentDataset(path).decode(Linear(), "a.wav"))
     with pytest.raises(LatentFileError, match="a: no latents"):
         Shard(tmp_path / "b.safetensors", MODEL).add("a", [], 2000)
+
+
+# ---------------------------------------------------------------- damage anywhere
+
+
+def used(path):
+    """All that is done with a file of latents."""
+    dataset = LatentDataset(path)
+    for file in dataset.files:
+        dataset.frames(file)
+        list(dataset.decode(Streams(), file))
+
+
+def test_damaged_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "TENSOR_VALUES", 514 * 8)
+    audio = 0.1 * torch.randn(2, 2500, generator=generator(0))
+    path = single(tmp_path / "a.safetensors", Linear().encode(audio), 2500)
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    fuzz(path, used, header_bytes)
+
+
+def test_damaged_journals(corpus, tmp_path):
+    interrupted(corpus, tmp_path, 3)
+    fuzz(tmp_path / "00000-000000.jsonl", lambda path: list(journalled(path, "float32")))

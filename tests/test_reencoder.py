@@ -23,6 +23,7 @@ from lincae.latents.store import LatentDataset, LatentFileError, Shard, describe
 from lincae.reencoder import module as reencoder
 from lincae.reencoder.config import recipe
 from lincae.reencoder.module import KIND, SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
+from tests.fuzzing import fuzz
 from tools.bundle import main as bundle_main
 from tools.bundle import reencoder_card, training_command
 
@@ -263,6 +264,12 @@ def test_headers_that_cannot_be(tmp_path, changes, words):
     save_file(load_file(path), path, {"config": json.dumps(description | changes)})
     with pytest.raises(ValueError, match=rf"module\.safetensors.*{words}"):
         ReEncoder.load(path)
+
+
+def test_damaged_files(tmp_path):
+    path = small("stereo").save(tmp_path / "module.safetensors")
+    header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    fuzz(path, lambda damaged: ReEncoder.load(damaged, "cpu"), header_bytes)
 
 
 def test_modules_in_a_folder(tmp_path):

@@ -763,13 +763,21 @@ class LatentDataset(Dataset):
         """
         self.check_model(model)
         first, stop = self._range(file, *self._stretch(start_s, seconds))
+        return self._decoded(model, file, first, stop, seed, steps)
+
+    def _decoded(
+        self, model: AutoencoderLike, file: str, first: int, stop: int, seed: int, steps: int
+    ) -> Iterator[Tensor]:
         entry = self.entry(file)
         length = None
         if stop == entry.n_frames:
             length = entry.n_samples - first * round(model.sample_rate / model.latent_rate)
         size = math.ceil(BLOCK_S * model.latent_rate)
         latents = (self.frames(file, a, min(size, stop - a)) for a in range(first, stop, size))
-        return decode_blocks(model, latents, length, seed, steps, first)
+        try:
+            yield from decode_blocks(model, latents, length, seed, steps, first)
+        except ValueError as error:
+            raise LatentFileError(f"{self.source}: latents of {file}: {error}") from error
 
     def _stretch(self, start_s: float, seconds: float | None) -> tuple[int, int | None]:
         """First frame and number of frames of a stretch in seconds."""

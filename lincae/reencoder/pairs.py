@@ -36,7 +36,7 @@ from lincae.latents.store import (
     describe,
 )
 from lincae.machine import generator
-from lincae.reencoder.module import check_task
+from lincae.reencoder.module import TASKS, check_task
 
 MANIFEST = "pairs.json"
 HALVES = ("input", "target")
@@ -242,12 +242,17 @@ class LatentPairs:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} holds no pairs (`lincae reencoder pairs` writes them)")
-        manifest = json_object((self.folder / MANIFEST).read_bytes(), self.folder / MANIFEST, LatentFileError)
-        check_description(manifest.get("model"), self.folder / MANIFEST)
+        path = self.folder / MANIFEST
+        manifest = json_object(path.read_bytes(), path, LatentFileError)
+        check_description(manifest.get("model"), path)
         self.model = manifest["model"]
-        self.task = check_task(manifest.get("task"))
+        self.task = manifest.get("task")
         self.factor = manifest.get("factor")
         self.sources = manifest.get("sources", "")
+        if self.task not in TASKS or type(self.factor) is not int:
+            raise LatentFileError(
+                f"{path}: no pairs are of task {self.task!r:.80}, factor {self.factor!r:.80}"
+            )
         self.inputs, self.targets = (LatentDataset(self.folder / half) for half in HALVES)
         for half in (self.inputs, self.targets):
             check_same_model(half.model, self.model, half.source)
