@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -210,10 +210,13 @@ def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
     return description, tensors
 
 
-def kind_of(path: Path) -> str:
-    """The kind of model in a weights file. Raises as `read_checkpoint`."""
+def kind_of(path: Path, kinds: Iterable[str]) -> str:
+    """The one of `kinds` of models that a weights file holds. Raises as `read_checkpoint`."""
     with opened(path) as (_, description):
-        return description.get("kind", FIRST_KIND)
+        held = description.get("kind", FIRST_KIND)
+    if held not in list(kinds):
+        raise ValueError(f"{path} holds a model of kind {held!r:.80}, not one of {', '.join(kinds)}")
+    return held
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Damaged files: whatever a reader is given, it ends in a value or in an error that names the file.
 
-LINCAE_FUZZ sets the number of damaged copies of each file; 200 without it.
+LINCAE_FUZZ sets the number of damaged copies of each file. Without it there are 200, the same in each run.
 """
 
 import contextlib
@@ -45,7 +45,13 @@ def fuzz(
     content = path.read_bytes()
     read(path)  # what is made once, such as imports and threads, is made before memory counts
 
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize="LINCAE_FUZZ" not in os.environ,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(damages(len(content), header_bytes))
     def run(damage):
         flips, length = damage

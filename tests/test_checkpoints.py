@@ -191,6 +191,12 @@ def test_missing_files_and_files_of_others(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / WEIGHTS)
     with pytest.raises(ValueError, match=f"{WEIGHTS} carries no lincae configuration"):
         SpectralVae.load(tmp_path)
+    Autoencoder(TEST).save(tmp_path)
+    rewritten(tmp_path, lambda description, _: description.update(kind=["gan"]))
+    with pytest.raises(
+        ValueError, match=rf"{WEIGHTS} holds a model of kind \['gan'\], not one of consistency"
+    ):
+        lincae.load(tmp_path)
 
 
 def test_damaged_weights(model, tmp_path):

@@ -93,7 +93,7 @@ def load(
         folder = BUNDLED / name if bundled else path
         if bundled:
             check_hash(folder / WEIGHTS)
-        return OWN[kind_of(folder / WEIGHTS)].load(folder, device)
+        return OWN[kind_of(folder / WEIGHTS, OWN)].load(folder, device)
     if path.is_dir():
         return load_official(path.name, name, _files_in(path, checkpoint), latent_scale).to(device)
     require_bundled()
