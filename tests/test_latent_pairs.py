@@ -229,6 +229,14 @@ def test_a_manifest_that_cannot_be(tmp_path, changes):
         LatentPairs(folder)
 
 
+def test_folders_of_one_name(tmp_path):
+    """Whose files could not be told apart: those of the second would count as encoded."""
+    for parent in ("a", "b"):
+        write_audio(tmp_path / parent / "train" / "song.wav", noise(), RATE)
+    with pytest.raises(ValueError, match=r"must differ in their names.*\['train', 'train'\]"):
+        folder_sources("bandwidth", [tmp_path / "a" / "train", tmp_path / "b" / "train"])
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="task must be one of"):
         synthetic_sources("denoising")

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lincae.data.audio import audio_header, read_audio, resample
-from lincae.data.folders import audio_files
 from lincae.data.stereo import upmix
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, song_seed
@@ -34,6 +34,7 @@ from lincae.latents.store import (
     check_same_model,
     claim_for_model,
     describe,
+    named_files,
 )
 from lincae.machine import generator
 from lincae.reencoder.module import TASKS, check_task
@@ -70,65 +71,56 @@ def synthetic_sources(
     if split not in SPLITS["synthetic"]:
         raise ValueError(f"dataset 'synthetic' has no split {split!r}: use one of {SPLITS['synthetic']}")
 
-    def source(index: int) -> Source:
-        number = song_seed(split, index, seed)
+    def read(number: int, sample_rate: int) -> Tensor:
+        stems = torch.from_numpy(render_song(number, SONG_S, sample_rate))
+        return _mixture(task, stems, sample_rate, number)
 
-        def read(sample_rate: int) -> Tensor:
-            stems = torch.from_numpy(render_song(number, SONG_S, sample_rate))
-            return upmix(stems, sample_rate, number) if task == "stereo" else stems.sum(0, keepdim=True)
-
-        return Source(f"{split}_{index:03d}", read)
-
-    return [source(index) for index in range(N_SONGS[split] if n_songs is None else n_songs)]
+    indices = range(N_SONGS[split] if n_songs is None else n_songs)
+    return [Source(f"{split}_{i:03d}", partial(read, song_seed(split, i, seed))) for i in indices]
 
 
 def track_sources(task: str, tracks: Sequence[Track], seconds: float | None = None) -> list[Source]:
     """Mixtures of tracks with stems, for evaluation; for stereo upmixed, track i by seed i.
 
-    `seconds`: at most so much from the middle of each.
+    `seconds`: at most so much from the middle of each. Raises ValueError for an unknown task.
     """
     check_task(task)
 
-    def source(index: int, track: Track) -> Source:
+    def read(index: int, sample_rate: int) -> Tensor:
+        track = tracks[index]
         length_s = min(track.duration_s, seconds or track.duration_s)
-        start_s = (track.duration_s - length_s) / 2
+        stems = track.stems(sample_rate, (track.duration_s - length_s) / 2, length_s)
+        return _mixture(task, stems, sample_rate, index)
 
-        def read(sample_rate: int) -> Tensor:
-            stems = track.stems(sample_rate, start_s, length_s)
-            return upmix(stems, sample_rate, index) if task == "stereo" else stems.sum(0, keepdim=True)
+    return [Source(track.name, partial(read, i), track.dataset) for i, track in enumerate(tracks)]
 
-        return Source(track.name, read, track.dataset)
 
-    return [source(index, track) for index, track in enumerate(tracks)]
+def _mixture(task: str, stems: Tensor, sample_rate: int, seed: int) -> Tensor:
+    return upmix(stems, sample_rate, seed) if task == "stereo" else stems.sum(0, keepdim=True)
 
 
 def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
     """All audio files at any depth, in stretches of SEGMENT_S (MUSDB18-HQ, for one: its `train` folder).
 
-    Bandwidth extension takes the mean of a file's channels. Raises FileNotFoundError as `audio_files`;
-    ValueError, when read, for a file that is not stereo where that is asked for.
+    What is left at the end of a file counts from half a stretch on. Bandwidth extension takes the mean of a
+    file's channels. Raises FileNotFoundError and ValueError as `named_files`; ValueError, when read, for a
+    file that is not stereo where that is asked for.
     """
     check_task(task)
+
+    def read(path: Path, start_s: float, sample_rate: int) -> Tensor:
+        if task == "stereo":
+            return check_stereo(read_audio(path, sample_rate, start_s, SEGMENT_S, "all")[0], str(path))
+        return read_audio(path, sample_rate, start_s, SEGMENT_S, "mean")[0][None]
+
     found = []
-    for folder in map(Path, folders):
-        for path in audio_files(folder):
-            name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
-            rate, n_samples = audio_header(path)
-            stat = path.stat()
-            version = f"{stat.st_size} bytes, modified at {stat.st_mtime_ns} ns"
-            for part in range(max(1, round(n_samples / rate / SEGMENT_S))):
-                read = _file_reader(path, task, part * SEGMENT_S)
-                found.append(Source(f"{name}@{part}", read, version=version))
+    for name, path in named_files(folders).items():
+        stat = path.stat()
+        version = f"{stat.st_size} bytes, modified at {stat.st_mtime_ns} ns"
+        rate, n_samples = audio_header(path)
+        for part in range(max(1, round(n_samples / rate / SEGMENT_S))):
+            found.append(Source(f"{name}@{part}", partial(read, path, part * SEGMENT_S), version=version))
     return found
-
-
-def _file_reader(path: Path, task: str, start_s: float) -> Callable[[int], Tensor]:
-    def read(sample_rate: int) -> Tensor:
-        channels = "all" if task == "stereo" else "mean"
-        audio, _ = read_audio(path, sample_rate, start_s, SEGMENT_S, channels)
-        return check_stereo(audio, str(path)) if task == "stereo" else audio[None]
-
-    return read
 
 
 def check_stereo(audio: Tensor, name: str) -> Tensor:
@@ -175,11 +167,8 @@ def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: st
     from_hz = 1.1 * sample_rate / (2 * factor)
     share_db = high_share_db(audio, sample_rate, from_hz)
     if share_db > FULL_BAND_DB:
-        log.warning(
-            "%s is already full-band: %.1f dB of its energy lie above %.0f Hz, where bandwidth extension "
-            "expects nothing",
-            name, share_db, from_hz,
-        )  # fmt: skip
+        has = f"{share_db:.1f} dB of its energy lie above {from_hz:.0f} Hz"
+        log.warning("%s is already full-band: %s, where bandwidth extension expects nothing", name, has)
     return share_db > FULL_BAND_DB
 
 
