@@ -1,5 +1,6 @@
 """The modules: sizes of the paper, start as the identity, files, and what they refuse."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -147,6 +148,33 @@ def test_save_and_load(tmp_path, task):
     torch.testing.assert_close(loaded.process(z), module.process(z))
     half = ReEncoder.load(module.save(tmp_path / "half.safetensors", torch.float16), "cpu")
     torch.testing.assert_close(half.process(z), module.process(z), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("task", ["bandwidth", "stereo"])
+def test_weights_and_latents_of_any_precision(task, dtype):
+    module, z = trained(small(task)), latents(1, 6, 20)
+    expected = module.process(z)
+    torch.testing.assert_close(module.process(z.double()), expected)
+    made = module.to(dtype).process(z)
+    assert made.dtype == torch.float32
+    assert (made - expected).norm() < 0.05 * expected.norm()
+    if task == "stereo":
+        assert module.oracle(made).dtype == torch.float32
+
+
+def test_modules_of_another_default_and_compiled(tmp_path):
+    module, z = trained(small()), latents(1, 6, 20)
+    expected = module.process(z)
+    wrapped = copy.deepcopy(module)
+    wrapped.trunk = torch.nn.DataParallel(wrapped.trunk)
+    path = wrapped.save(tmp_path / "module.safetensors")
+    torch.testing.assert_close(ReEncoder.load(path, "cpu").process(z), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.testing.assert_close(ReEncoder.load(path, "cpu").process(z), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 # ---------------------------------------------------------------- bad input

@@ -283,9 +283,9 @@ class ReEncoder(nn.Module):
     def oracle(self, z: Tensor) -> Tensor:
         """The condition `(B, H)` of stereo latents `(B, 2, C, L)`: the mean of its posterior. Raises as
         `posterior`, and ValueError for latents that are not finite."""
-        mean, _ = self.posterior(z.to(self.device, torch.float32))
+        mean, _ = self.posterior(self._own(z))
         check_finite(z, "stereo latents", ("item", "side", "channel", "frame"))
-        return mean
+        return mean.float()
 
     @torch.no_grad()
     def process(self, z: Tensor, condition: Tensor | None = None, seed: int = 0) -> Tensor:
@@ -299,8 +299,12 @@ class ReEncoder(nn.Module):
             condition = self.prior(len(z), seed)
         if condition is not None:
             check_finite(condition.flatten(), "the condition", ("number",))
-            condition = condition.to(self.device, torch.float32)
-        return self(z.to(self.device, torch.float32), condition)
+            condition = self._own(condition)
+        return self(self._own(z), condition).float()
+
+    def _own(self, values: Tensor) -> Tensor:
+        """On the device and in the number type of the weights, which may be `.half()` or `.double()`."""
+        return values.to(next(self.parameters()))
 
     def check_model(self, model: AutoencoderLike) -> None:
         """Raises LatentFileError, naming both, unless the module was trained on latents of `model`."""
