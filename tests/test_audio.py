@@ -18,6 +18,7 @@ from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike, check_audio
 from lincae.machine import generator, resolve_device
 from lincae.streaming import overlap_add, window_starts
+from tests.fuzzing import fuzz
 
 RATE = 16000
 
@@ -538,3 +539,22 @@ def test_window_starts_refuses(sizes):
 def test_overlap_add_refuses_gaps(lengths, starts, n_samples, overlap, message):
     with pytest.raises(ValueError, match=message):
         overlap_add([torch.zeros(n) for n in lengths], starts, n_samples, overlap)
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def read_in_every_way(path):
+    audio_header(path)
+    whole, _ = read_audio(path, 8000, channels="mean")
+    assert torch.isfinite(whole).all()
+    read_audio(path, start_s=0.1, seconds=0.1, channels="mean")
+    for block in read_blocks(path, 8000, block_s=0.2):
+        assert torch.isfinite(block).all()
+
+
+@pytest.mark.parametrize("kind", ["wav", "aiff", "flac", "ogg", "mp3"])
+def test_damaged_files_are_read_or_named(tmp_path, kind):
+    path = tmp_path / f"damaged.{kind}"
+    soundfile.write(path, np.stack([sound(0.4, 0, RATE), sound(0.4, 1, RATE)], 1), RATE)
+    fuzz(path, read_in_every_way, header_bytes=512)

@@ -15,6 +15,7 @@ from lincae.data import shards
 from lincae.data.audio import AudioFileError
 from lincae.data.corpora import Corpora
 from lincae.data.shards import BLOCK_S, Shards, write_shards
+from tests.fuzzing import fuzz
 
 RATE = 8000
 N_CROP = 1000
@@ -177,3 +178,29 @@ def test_training_on_shards_needs_no_audio_library(corpora, tmp_path):
     code += "\nimport sys; assert not {'soundfile', 'soxr', 'torchaudio', 'av', 'pandas'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+@pytest.fixture
+def small_shards(tmp_path_factory):
+    root = tmp_path_factory.mktemp("small")
+    (root / "in").mkdir()
+    for k in range(3):
+        soundfile.write(root / "in" / f"{k}.wav", noise(RATE // 2, 0.5, k), RATE)
+    return write_shards(Corpora({root / "in": 1}, RATE), root / "out")
+
+
+@pytest.mark.parametrize("name", ["shards.json", "index.safetensors", "00000.safetensors"])
+def test_damaged_shards_are_read_or_named(small_shards, name):
+    def draw(path):
+        crops = Shards(small_shards, RATE).crops(range(4), 100, 0)
+        assert torch.isfinite(crops).all()
+
+    fuzz(small_shards / name, draw, header_bytes=1024)
+
+
+def test_damaged_shards_are_continued_or_named(small_shards):
+    corpora = Corpora({small_shards.parent / "in": 1}, RATE)
+    fuzz(small_shards / "00000.safetensors", lambda path: write_shards(corpora, small_shards, 1), 1024)

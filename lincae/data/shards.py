@@ -54,18 +54,19 @@ class Shards(WeightedFiles):
         """Raises FileNotFoundError where there are no shards, or unfinished ones; ValueError for shards of
         another sample rate or of another version, and for damaged ones."""
         self._folder = str(folder)
+        where = f"{folder}/{MANIFEST}"
         try:
-            manifest = json_object(self._bytes(MANIFEST), f"{folder}/{MANIFEST}")
+            manifest = json_object(self._bytes(MANIFEST), where)
             index = self._bytes(INDEX)
         except FileNotFoundError as error:
             fix = "lincae shards FOLDER=WEIGHT ... writes them, or finishes"
             raise FileNotFoundError(f"{folder} holds no complete shards ({fix}): {error}") from error
         if (found := manifest.get("version")) != VERSION:
-            raise ValueError(f"{folder}: shards of version {found}, this lincae reads {VERSION}")
+            raise ValueError(f"{where}: shards of version {found}, this lincae reads {VERSION}")
         if (rate := manifest.get("sample_rate")) != sample_rate:
-            raise ValueError(f"{folder}: shards at {rate} Hz, wanted {sample_rate}: write them at that rate")
+            raise ValueError(f"{where}: shards at {rate} Hz, wanted {sample_rate}: write them at that rate")
         self._block = rate * BLOCK_S
-        weights = _weights(manifest.get("corpora"), f"{folder}/{MANIFEST}")
+        weights = _weights(manifest.get("corpora"), where)
         table, self._steps = _read_index(index, len(weights), self._block, f"{folder}/{INDEX}")
         self._files = [table[:, table[0] == k] for k in range(len(weights))]
         headers = [np.stack([np.full_like(files[3], rate), files[3]]) for files in self._files]
@@ -184,14 +185,15 @@ def _write_shard(folder: Path, rate: int, number: int, files: Sequence[tuple]) -
     if not path.is_file():
         _write_files(path, rate, number, files)
     try:
+        # This checks the header, before as many bytes are read as it says that it has.
+        with safetensors.safe_open(path, "pt") as file:
+            columns = {name: file.get_tensor(name) for name in (*COLUMNS, "steps")}
         with path.open("rb") as file:
             n_bytes = int.from_bytes(file.read(8), "little")
             header = json_object(file.read(n_bytes), path)
-        with safetensors.safe_open(path, "pt") as file:
-            columns = {name: file.get_tensor(name) for name in (*COLUMNS, "steps")}
         columns["byte"] += 8 + n_bytes + header["audio"]["data_offsets"][0]
-        return {**columns, "skipped": json.loads(header["__metadata__"]["skipped"])}
-    except (SafetensorError, KeyError, MemoryError, OverflowError) as error:
+        return {**columns, "skipped": json_object(header["__metadata__"]["skipped"], path)}
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is no whole shard, delete it to have it written anew: {error}") from error
 
 
