@@ -36,16 +36,17 @@ import torch
 from torch import Tensor, nn
 
 import lincae
-from lincae.autoencoder import MODEL_PRESETS, PAPER, PRECISIONS, Autoencoder
+from lincae.autoencoder import PRECISIONS, Autoencoder
 from lincae.data.tracks import tracks
 from lincae.machine import keep_freed_memory
 from lincae.metrics import snr_db
+from lincae.training.config import MODEL_PRESETS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")
-RATE = PAPER.sample_rate
+RATE = MODEL_PRESETS["paper"].sample_rate
 MIB = 2**20
 WINDOW = 32 * 4096 + 1536  # samples that 32 of linear-cae's latent frames decode to, 3 s
 
@@ -59,7 +60,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 class Ours:
     def __init__(self, precision: str, device: str):
-        self.model = randomised(Autoencoder(PAPER, "lincae")).eval().to(device)
+        self.model = randomised(Autoencoder(MODEL_PRESETS["paper"], "lincae")).eval().to(device)
         self.model.precision, self.device = precision, device
 
     def encode(self, audio: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class Ours:
 class LinearCAE:
     def __init__(self, windows: bool, device: str):
         official = importlib.import_module("official")
-        self.model = official.build(PAPER).to(device)
+        self.model = official.build(MODEL_PRESETS["paper"]).to(device)
         self.model.max_batch_size, self.model.mixed_precision = 1, device != "cpu"
         if windows:
             self.model.max_chunk_size, self.model.overlap_percentage = WINDOW, 0.0

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 import lincae
-from lincae.autoencoder import PAPER, Autoencoder
+from lincae.autoencoder import Autoencoder
 from lincae.data.tracks import tracks
 from lincae.metrics import snr_db
+from lincae.training.config import MODEL_PRESETS
 
 TABLE = Path(__file__).with_suffix(".csv")
 WHOLE = 10**6
@@ -54,7 +55,7 @@ TRIALS = {
 def random_paper() -> Autoencoder:
     """The paper's network with random weights, none zero."""
     torch.manual_seed(0)
-    model = Autoencoder(PAPER, "paper, random").eval()
+    model = Autoencoder(MODEL_PRESETS["paper"], "paper, random").eval()
     for parameter in model.network.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return model

@@ -21,7 +21,7 @@ from lincae.checkpoints import Checkpointed, unwrapped
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
 from lincae.machine import generator
-from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
+from lincae.network import Network, NetworkConfig
 from lincae.streaming import (
     SlidingNorm,
     between_silence,
@@ -70,79 +70,6 @@ class AutoencoderConfig:
     def hop(self) -> int:
         """Samples per latent frame."""
         return self.transform.hop * self.network.time_factor
-
-
-# ---------------------------------------------------------------- presets
-
-PAPER = AutoencoderConfig()
-
-
-SMALL = AutoencoderConfig(
-    network=NetworkConfig(
-        base_channels=16,
-        bottleneck_channels=160,
-        noise_channels=64,
-        unused_projections=False,
-        unit_variance_init=True,
-    ),
-    pad_edges=True,
-)
-
-
-# Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
-# most, are what a CPU can train: benchmarks/desk_trials.csv.
-DESK = AutoencoderConfig(
-    sample_rate=16000,
-    transform=TransformConfig(hop=64),
-    network=NetworkConfig(
-        base_channels=16,
-        multipliers=(1, 2, 4),
-        attention=(False, False, False),
-        encoder_blocks=(1, 1, 1),
-        unet_blocks=(0, 1, 1),
-        downsampling=(FREQUENCY, BOTH),
-        bottleneck_channels=128,
-        bottleneck_blocks=1,
-        latent_channels=16,
-        noise_channels=64,
-        unused_projections=False,
-        unit_variance_init=True,
-        centred=True,
-    ),
-    noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
-    pad_edges=True,
-    window_frames=1536,
-    context_frames=256,
-    norm_frames=256,
-)
-
-
-TEST = AutoencoderConfig(
-    sample_rate=16000,
-    transform=TransformConfig(hop=64),
-    network=NetworkConfig(
-        base_channels=8,
-        multipliers=(1, 1, 2),
-        attention=(False, False, True),
-        encoder_blocks=(1, 1, 1),
-        unet_blocks=(1, 1, 1),
-        downsampling=(FREQUENCY, BOTH),
-        bottleneck_channels=32,
-        bottleneck_blocks=1,
-        latent_channels=8,
-        noise_channels=16,
-        heads=2,
-        unused_projections=False,
-        unit_variance_init=True,
-    ),
-    pad_edges=True,
-    window_frames=256,
-    context_frames=48,
-    norm_frames=64,
-)
-
-
-MODEL_PRESETS = {"paper": PAPER, "official": PAPER, "small": SMALL, "desk": DESK, "test": TEST}
 
 
 PRECISIONS = ("fp32", "bf16")

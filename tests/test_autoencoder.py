@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lincae.autoencoder import MODEL_PRESETS, TEST, Autoencoder, FramewiseAutoencoder
+from lincae.autoencoder import Autoencoder, FramewiseAutoencoder
 from lincae.interface import AutoencoderLike
+from lincae.training.config import MODEL_PRESETS
 from lincae.vae.config import VAE_MODEL_PRESETS
 from lincae.vae.model import SpectralVae
 
+TEST = MODEL_PRESETS["test"]
 CONFIGS = {"consistency": TEST, "vae": VAE_MODEL_PRESETS["test"]}
 
 

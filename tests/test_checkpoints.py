@@ -13,11 +13,11 @@ import torch
 from fuzzing import fuzz, limited
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_autoencoder import CONFIGS, noise, random_model
+from test_autoencoder import CONFIGS, TEST, noise, random_model
 from torch import nn
 
 import lincae
-from lincae.autoencoder import TEST, Autoencoder
+from lincae.autoencoder import Autoencoder
 from lincae.checkpoints import CARD, CONFIG, WEIGHTS, check_hash, from_dict
 from lincae.linearity import LinearityConfig
 from lincae.vae.config import VaeLossConfig

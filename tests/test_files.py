@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from lincae.files import add_skipped, atomic_write, claim, json_object, read_skipped, write_skipped
+from lincae.data.manifests import add_skipped, claim, read_skipped, write_skipped
+from lincae.files import atomic_write, json_object
 
 
 @pytest.mark.parametrize("n_bytes", [1, 221, 245, 255])

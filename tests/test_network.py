@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.autoencoder import Autoencoder
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig, Upsample
+from lincae.training.config import MODEL_PRESETS
 
 TEST = MODEL_PRESETS["test"]
 

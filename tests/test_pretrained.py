@@ -13,7 +13,7 @@ import torch
 import yaml
 from official import arguments, build, randn
 
-from lincae.autoencoder import MODEL_PRESETS, Autoencoder, AutoencoderConfig
+from lincae.autoencoder import Autoencoder, AutoencoderConfig
 from lincae.checkpoints import check_hash
 from lincae.interop import models as pretrained
 from lincae.interop.codecs import HUB
@@ -22,6 +22,7 @@ from lincae.interop.models import listed, load, names
 from lincae.interop.official import export_official, key_map, network_config, official_files
 from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
+from lincae.training.config import MODEL_PRESETS
 from lincae.transform import TransformConfig
 from tools.bundle import bundle, main
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_autoencoder import noise, random_model
 
-from lincae.autoencoder import MODEL_PRESETS, Autoencoder
+from lincae.autoencoder import Autoencoder
+from lincae.training.config import MODEL_PRESETS
 from lincae.transform import TransformConfig
 from lincae.vae.config import VAE_MODEL_PRESETS, SpectralVaeConfig, VaeNetworkConfig
 from lincae.vae.model import LOG_VARIANCE_RANGE, SpectralVae, VaeEncoder, kl_divergence, reparameterised

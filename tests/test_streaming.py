@@ -7,10 +7,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_autoencoder import noise, random_model
+from test_autoencoder import TEST, noise, random_model
 
 from lincae import streaming as windows
-from lincae.autoencoder import TEST
 from lincae.interface import check_audio
 from lincae.machine import keep_freed_memory
 from lincae.streaming import SlidingNorm, Tape, sliding_group_norm, windowed

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from lincae.autoencoder import PAPER
+from lincae.autoencoder import AutoencoderConfig
 from lincae.transform import Transform, TransformConfig
 
+PAPER = AutoencoderConfig()
 T = Transform(TransformConfig())
 SMALL = Transform(TransformConfig(hop=16))
 

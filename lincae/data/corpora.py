@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lincae.data.audio import AudioFileError, read_audio
 from lincae.data.folders import THREADS, file_index
-from lincae.files import add_skipped, read_skipped
+from lincae.data.manifests import add_skipped, read_skipped
 from lincae.machine import generator
 
 MIN_RMS = 1e-3

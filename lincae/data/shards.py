@@ -33,8 +33,9 @@ from tqdm.auto import tqdm
 
 from lincae.data.audio import AudioFileError
 from lincae.data.corpora import MIN_RMS, Corpora, WeightedFiles
+from lincae.data.manifests import claim
 from lincae.data.tracks import file_track
-from lincae.files import atomic_write, claim, json_object, write_json
+from lincae.files import atomic_write, json_object, write_json
 
 MANIFEST, INDEX = "shards.json", "index.safetensors"
 VERSION = 1

@@ -30,8 +30,9 @@ from tqdm.auto import tqdm
 from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
 from lincae.data.folders import audio_files
+from lincae.data.manifests import claim
 from lincae.data.synth import STEMS, render_song
-from lincae.files import claim, json_object
+from lincae.files import json_object
 
 SPLITS = {
     "synthetic": ("train", "test"),

@@ -41,8 +41,9 @@ from tqdm.auto import tqdm
 from lincae.checkpoints import sha256_of
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.folders import audio_files
+from lincae.data.manifests import claim, read_skipped, write_skipped
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
-from lincae.files import atomic_write, claim, hidden, json_object, locked, read_skipped, write_skipped
+from lincae.files import atomic_write, hidden, json_object, locked
 from lincae.interface import AutoencoderLike, first_non_finite
 from lincae.machine import generator
 
@@ -103,7 +104,7 @@ def check_description(model: Any, where: str | Path) -> None:
 def claim_for_model(
     path: Path, holds: str, facts: Mapping[str, Any], model: Mapping[str, Any], later: Collection[str]
 ) -> None:
-    """`files.claim` of a folder of latents, which are those of one model.
+    """`manifests.claim` of a folder of latents, which are those of one model.
 
     Raises ValueError as `claim`, LatentFileError for a folder of another model and a damaged description.
     """

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from lincae.autoencoder import MODEL_PRESETS, AutoencoderConfig
-from lincae.consistency import ConsistencyConfig
+from lincae.autoencoder import AutoencoderConfig
+from lincae.consistency import ConsistencyConfig, NoiseConfig
 from lincae.interface import check_fields
 from lincae.linearity import LinearityConfig
+from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.training.optimisers import OPTIMISERS
+from lincae.transform import TransformConfig
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,74 @@ class TrainingConfig(AutoencoderRunConfig):
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
 
 
-# ---------------------------------------------------------------- presets
+# ---------------------------------------------------------------- presets of models
+
+MODEL_PRESETS = {
+    "paper": AutoencoderConfig(),
+    "official": AutoencoderConfig(),
+    "small": AutoencoderConfig(
+        network=NetworkConfig(
+            base_channels=16,
+            bottleneck_channels=160,
+            noise_channels=64,
+            unused_projections=False,
+            unit_variance_init=True,
+        ),
+        pad_edges=True,
+    ),
+    # Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
+    # most, are what a CPU can train: benchmarks/desk_trials.csv.
+    "desk": AutoencoderConfig(
+        sample_rate=16000,
+        transform=TransformConfig(hop=64),
+        network=NetworkConfig(
+            base_channels=16,
+            multipliers=(1, 2, 4),
+            attention=(False, False, False),
+            encoder_blocks=(1, 1, 1),
+            unet_blocks=(0, 1, 1),
+            downsampling=(FREQUENCY, BOTH),
+            bottleneck_channels=128,
+            bottleneck_blocks=1,
+            latent_channels=16,
+            noise_channels=64,
+            unused_projections=False,
+            unit_variance_init=True,
+            centred=True,
+        ),
+        noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
+        pad_edges=True,
+        window_frames=1536,
+        context_frames=256,
+        norm_frames=256,
+    ),
+    "test": AutoencoderConfig(
+        sample_rate=16000,
+        transform=TransformConfig(hop=64),
+        network=NetworkConfig(
+            base_channels=8,
+            multipliers=(1, 1, 2),
+            attention=(False, False, True),
+            encoder_blocks=(1, 1, 1),
+            unet_blocks=(1, 1, 1),
+            downsampling=(FREQUENCY, BOTH),
+            bottleneck_channels=32,
+            bottleneck_blocks=1,
+            latent_channels=8,
+            noise_channels=16,
+            heads=2,
+            unused_projections=False,
+            unit_variance_init=True,
+        ),
+        pad_edges=True,
+        window_frames=256,
+        context_frames=48,
+        norm_frames=64,
+    ),
+}
+
+
+# ---------------------------------------------------------------- presets of trainings
 
 # Small budgets start where decoding starts: regression with half of the items at sigma_max, then consistency
 # over steps that shrink from 1 to 0.2. Smaller steps pass on more errors than a short training can correct.
