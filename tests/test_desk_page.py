@@ -255,7 +255,7 @@ def test_another_model(fresh, track):
 
 def test_stems_placed_by_the_re_encoder(fresh, mixer):
     """Offered where the model has a module: two channels, another image by number, and back to pan."""
-    (name, path), *_ = stereo_modules(mixer.model.name).items()
+    (name, path), *_ = stereo_modules(mixer.model).items()
     mixer.place_by(ReEncoder.load(path, "cpu"))
     choice, image = fresh.page.locator(".lc-stereo select"), fresh.page.locator(".lc-stereo input")
     assert not image.is_visible()

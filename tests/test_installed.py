@@ -59,9 +59,9 @@ def test_models_and_modules_load_by_name(installed, tmp_path):
         "from lincae.reencoder.module import ReEncoder\n"
         "model = lincae.load('desk/lin-cae', 'cpu')\n"
         "assert model.decode(model.encode(torch.zeros(1, 999)), 999).shape == (1, 999)\n"
-        "for path in stereo_modules(model.name).values(): ReEncoder.load(path, 'cpu').check_model(model)\n"
+        "for path in stereo_modules(model).values(): ReEncoder.load(path, 'cpu').check_model(model)\n"
         "lincae.load('pca-32x', 'cpu')\n"
-        "print(lincae.__file__, len(stereo_modules(model.name)))"
+        "print(lincae.__file__, len(stereo_modules(model)))"
     )
     done = run(programs / "python", "-c", code, cwd=tmp_path)
     assert done.stdout == f"{package}/__init__.py 2\n", done.stderr

@@ -1,4 +1,4 @@
-"""The latent mixing desk: faders on latents, in JupyterLab, VS Code, and by Voila as a page (`make mixer`).
+"""The latent mixing desk: faders on latents, in JupyterLab, VS Code, and by Voila as a page (`lincae desk`).
 
     Desk(["desk/lin-cae", "desk/m2l"], tracks("embedded", n_tracks=4))
 
@@ -9,7 +9,7 @@ event loop runs, in a script or a test, a change is answered before it returns.
 Nothing is normalised: samples go to the player as float32, which plays them at the monitor's volume. At
 equal loudness the other sounds are matched to the latent mix, by the gains written on their buttons.
 
-Axis legend: `T` samples. Audio is (channels, T).
+Audio is (channels, T).
 """
 
 import asyncio
@@ -33,26 +33,33 @@ from lincae.data.tracks import Track
 from lincae.evaluation.plots import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
-from lincae.listening.controls import Channel, Player, StereoChoice, asset, shown_db
+from lincae.listening.controls import Channel, Player, StereoChoice, Upload, asset, shown_db
 from lincae.listening.loudness import amplitude, loudness_lufs, true_peak_dbtp
 from lincae.listening.mixer import MODULES, Mixer, stem_files, stem_track, stereo_modules
 from lincae.metrics import is_silent, snr_db
 from lincae.reencoder.module import ReEncoder
 
 DEBOUNCE_S = 0.12
-MAX_RANGE_S, MIN_RANGE_S = 30.0, 0.5
+MAX_RANGE_S = 30.0
+MIN_RANGE_S = 0.5
 LATENT, WAVEFORM, DECODED = "latent", "waveform", "decoded"
 TITLES = {LATENT: "latent mix", WAVEFORM: "waveform mix", DECODED: "mix of decoded stems"}
-MAX_MIXERS = 6  # ranges, tracks and models whose latents and mixes are kept
+MAX_MIXERS = 6
+"""Ranges, tracks and models whose latents and mixes are kept."""
+
+MONO = "Stems are mono here, the mean of their channels: pan or a Re-Encoder gives them a place."
 ATTRIBUTION = {"clip": "The Easton Ellises, CC BY-NC-SA 3.0: for listening, not for distribution."}
-PROBLEMS = (ValueError, OSError, ImportError, RuntimeError)  # of models, tracks and files: shown
+PROBLEMS = (ValueError, OSError, ImportError, RuntimeError)
+"""What models, tracks and files may raise: it is shown on the desk."""
+
 Job = Generator[tuple[str, float, Callable[[], Any]], Any, None]
 
 
 class Desk(widgets.VBox):
     """The desk. `models`: names and paths for `lincae.load`, or models; the first is loaded at once, others
-    when chosen. `tracks`: to choose from; `seconds`: of each, to begin with. `modules`: a folder with one for
-    each model, whose mono-to-stereo Re-Encoders can place the stems. ValueError for no model or track.
+    when chosen. `tracks`: to choose from; `seconds`: of each, to begin with. `modules`: a folder below which
+    mono-to-stereo Re-Encoders of these models lie, which can place the stems. ValueError for no model or
+    track.
 
     Whatever goes wrong with a model, a track or a file is said on the desk, which stays as it was.
     """
@@ -70,18 +77,26 @@ class Desk(widgets.VBox):
     ):
         if not models or not tracks:
             raise ValueError(f"a desk needs a model and a track, got {len(models)} and {len(tracks)}")
-        self.device, self.seed, self.seconds = device, seed, seconds
+        self.device = device
+        self.seed = seed
+        self.seconds = seconds
         self._id = f"desk-{next(self._numbers)}"
         self._models = {model.name: model for model in models if not isinstance(model, str)}
-        self._folder, self._modules = modules, dict[Path, ReEncoder]()
-        self._tracks, self._channel_names = list(tracks), None
+        self._tracks = list(tracks)
+        self._notes: dict[int, list[str]] = {}  # what had to be done to a track of one's own
+        self._channel_names: tuple[str, ...] | None = None
+        self._folder = modules
+        self._paths: dict[str, Path] = {}
+        self._modules: dict[Path, ReEncoder] = {}
         self._mixers: OrderedDict[tuple, Mixer] = OrderedDict()
-        self._worker, self._task = ThreadPoolExecutor(1, "decoder"), None
-        self._asked, self._asked_at, self._quiet, self._last_model = 0, 0.0, False, None
+        self._last_model: str | None = None
         self._last_stereo: str | None = None
-        self._notes: list[str] = []
+        self._worker = ThreadPoolExecutor(1, "decoder")
+        self._task: asyncio.Task | None = None
+        self._asked = 0
+        self._asked_at = 0.0
+        self._quiet = False
         self._build([model if isinstance(model, str) else model.name for model in models])
-        self._list_modules()
         self._choose_track()
 
     # -------- widgets
@@ -92,53 +107,48 @@ class Desk(widgets.VBox):
         self._list_tracks()
         self.track_choice.value = 0
         self.range = widgets.FloatRangeSlider(
-            value=(0, MIN_RANGE_S), min=0, max=MIN_RANGE_S, step=0.5, description="Seconds",
-            readout_format=".1f", continuous_update=False,
-        )  # fmt: skip
+            value=(0, MIN_RANGE_S),
+            min=0,
+            max=MIN_RANGE_S,
+            step=0.5,
+            readout_format=".1f",
+            continuous_update=False,
+        )
+        self.range.description = "Seconds"
         self.equal_loudness = widgets.Checkbox(value=True, description="A/B at equal loudness", indent=False)
         self.stereo = StereoChoice(self._request)
         self.reset = widgets.Button(description="Reset faders", tooltip="All faders to 0 dB, nothing muted")
-        self.upload = widgets.FileUpload(accept="audio/*", multiple=True, description="Upload stems")
+        self.upload = Upload(lambda paths: self._take(lambda: (paths, "upload")))
         self.path = widgets.Text(placeholder="or a folder of stems, or a file", continuous_update=False)
         self.open_button = widgets.Button(description="Open")
-        own = widgets.HBox([self.upload, self.path, self.open_button]).add_class("lc-top")
-        self.own = widgets.Accordion([own], titles=("Stems of your own",), selected_index=None)
-        self.own.add_class("lc-own")
         self.player = Player(desk=self._id)
         self.strips: list[Channel] = []
         self.master = Channel("master", COLOURS[-1], self._id, self._request, is_stem=False)
         self.strip_box = widgets.HBox().add_class("lc-strips")
         self.progress = widgets.FloatProgress(value=0, min=0, max=1).add_class("lc-progress")
         self.progress.layout.visibility = "hidden"
-        self.numbers, self.status = widgets.HTML(), widgets.HTML().add_class("lc-status")
-        right = widgets.VBox([self.player, self.progress, self.numbers, self.status]).add_class("lc-right")
+        self.numbers = widgets.HTML()
+        self.status = widgets.HTML().add_class("lc-status")
+
         choices = [self.model_choice, self.track_choice, self.range, self.stereo]
         top = widgets.HBox([*choices, self.equal_loudness, self.reset]).add_class("lc-top")
+        right = widgets.VBox([self.player, self.progress, self.numbers, self.status]).add_class("lc-right")
         body = widgets.HBox([self.strip_box, right]).add_class("lc-body")
-        style = widgets.HTML(f"<style>{asset('desk.css')}</style>")
-        super().__init__([style, top, body, self.own])
+        own = widgets.HBox([self.upload, self.path, self.open_button]).add_class("lc-top")
+        self.own = widgets.Accordion([own], titles=("Stems of your own",), selected_index=None)
+        self.own.add_class("lc-own")
+        mono = widgets.HTML(f'<p class="lc-caption">{MONO}</p>')
+        super().__init__([widgets.HTML(f"<style>{asset('desk.css')}</style>"), top, body, mono, self.own])
         self.add_class("lincae-desk")
+
         self.track_choice.observe(lambda _: self._choose_track(), "value")
-        self.model_choice.observe(lambda _: self._choose_model(), "value")
-        for widget in (self.range, self.equal_loudness):
+        for widget in (self.model_choice, self.range, self.equal_loudness):
             widget.observe(self._request, "value")
         self.reset.on_click(lambda _: self._reset())
-        self.upload.observe(lambda _: self._take_upload(), "value")
         self.open_button.on_click(lambda _: self.load_stems(self.path.value))
 
     def _list_tracks(self) -> None:
         self.track_choice.options = [(track.name, index) for index, track in enumerate(self._tracks)]
-
-    def _list_modules(self) -> None:
-        was_quiet, self._quiet = self._quiet, True
-        self._paths = stereo_modules(self.model_choice.value, self._folder)
-        self.stereo.offer(tuple(self._paths))
-        self._quiet = was_quiet
-
-    def _choose_model(self) -> None:
-        if not self._quiet:
-            self._list_modules()
-            self._request()
 
     @property
     def track(self) -> Track:
@@ -148,25 +158,23 @@ class Desk(widgets.VBox):
         """The range and the strips of the chosen track; faders stay where the stems have the same names."""
         if self._quiet or self.track_choice.value is None:
             return
-        track, self._quiet = self.track, True
-        self.range.min, self.range.max = 0, max(track.duration_s, MIN_RANGE_S)
+        self._quiet = True
+        track = self.track
+        self.range.max = max(track.duration_s, MIN_RANGE_S)
         self.range.value = (0, min(self.seconds, self.range.max))
         if track.stem_names != self._channel_names:
             self._channel_names = track.stem_names
-            self.strips = [
-                Channel(name, COLOURS[index % len(COLOURS)], self._id, self._request)
-                for index, name in enumerate(track.stem_names)
-            ]
+            self.strips = []
+            for index, name in enumerate(track.stem_names):
+                self.strips.append(Channel(name, COLOURS[index % len(COLOURS)], self._id, self._request))
             self.strip_box.children = [*self.strips, self.master]
         self._quiet = False
         self._request()
 
     def _reset(self) -> None:
         self._quiet = True
-        for channel in [*self.strips, self.master]:
-            channel.fader.value = channel.pan.value = 0
-            channel.mute.value = channel.solo.value = channel.invert.value = False
-        self.stereo.reset()
+        for part in [*self.strips, self.master, self.stereo]:
+            part.reset()
         self._quiet = False
         self._request()
 
@@ -176,28 +184,19 @@ class Desk(widgets.VBox):
         """Put the audio files of a folder, or one file, on the desk."""
         self._take(lambda: (stem_files(path), Path(path).name))
 
-    def _take_upload(self) -> None:
-        if not self.upload.value:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder, str(k), Path(x["name"]).name) for k, x in enumerate(self.upload.value)]
-            for path, item in zip(paths, self.upload.value, strict=True):
-                path.parent.mkdir()
-                path.write_bytes(item["content"])
-            self._take(lambda: (paths, "upload"))
-
     def _take(self, listing: Callable[[], tuple[list[Path], str]]) -> None:
         try:
             track, notes = stem_track(*listing())
         except PROBLEMS as error:
-            # a temporary copy is called by the name of what was uploaded
+            # An upload's temporary copy is called by the name of what was uploaded.
             self._say(error=re.sub(rf"^{re.escape(tempfile.gettempdir())}/[^/]+/\d+/", "", str(error)))
             return
+        self._notes[len(self._tracks)] = notes
         self._tracks.append(track)
         self._quiet = True
         self._list_tracks()
         self.track_choice.value = len(self._tracks) - 1
-        self._quiet, self._notes = False, notes
+        self._quiet = False
         self._choose_track()
 
     # -------- from a change to sound
@@ -224,15 +223,17 @@ class Desk(widgets.VBox):
     async def _answer(self, loop: asyncio.AbstractEventLoop) -> None:
         answered = None
         while answered != self._asked:
-            while (wait := self._asked_at + DEBOUNCE_S - loop.time()) > 0:
-                await asyncio.sleep(wait)
-            answered, job = self._asked, self._job()
+            while (wait_s := self._asked_at + DEBOUNCE_S - loop.time()) > 0:
+                await asyncio.sleep(wait_s)
+            answered = self._asked
+            job = self._job()
             step = next(job, None)
             while step and answered == self._asked:
-                self.progress.description, self.progress.value = "", step[1]
+                message, share, function = step
+                self.progress.value = share
                 self.progress.layout.visibility = "visible"
-                self.status.value = f"<p>{escape(step[0])} …</p>"
-                outcome = await loop.run_in_executor(self._worker, _attempted, step[2])
+                self.status.value = f"<p>{escape(message)} …</p>"
+                outcome = await loop.run_in_executor(self._worker, _attempted, function)
                 step = _resumed(job, *outcome)
             job.close()
         self.progress.layout.visibility = "hidden"
@@ -240,37 +241,52 @@ class Desk(widgets.VBox):
     def _job(self) -> Job:
         """What a change takes: yields (message, share done, function for the worker), is sent its result."""
         try:
-            name, stereo = self.model_choice.value, self.stereo.module
-            path, image = self._paths.get(stereo), self.stereo.image.value
-            if name not in self._models:
-                self._models[name] = yield f"loading {name}", 0.05, partial(load, name, self.device)
-            self._last_model = name
-            mixer = yield from self._mixer(self._models[name])
-            strips, master_db = [channel.strip for channel in self.strips], self.master.gain_db
-            if path:
-                yield f"loading {stereo}", 0.5, partial(self._place, mixer, path)
-                strips = [replace(strip, pan=0.0, image=image) for strip in strips]
-            self._last_stereo = stereo
-            mixes = {WAVEFORM: mixer.waveform_mix(strips, master_db)}
-            mixes[LATENT] = yield "decoding the latent mix", 0.5, partial(mixer.latent_mix, strips, master_db)
-            self._publish(mixer, mixes)
-            factors, images = mixer.settings(strips, master_db)
-            self._show_levels(mixer, factors, mixes[LATENT])
-            self.player.pictures = yield "spectrograms", 0.7, partial(_pictures, mixes, mixer.sample_rate)
-            for index, stem in enumerate(mixer.names):
-                share, decode = 0.75 + 0.25 * index / len(mixer.names), mixer.decoded_stem
-                yield f"decoding {stem} alone, to compare", share, partial(decode, index, images[index])
-            mixes[DECODED] = mixer.decoded_mix(strips, master_db)
-            self._publish(mixer, mixes)
-            self._say(notes=self._findings(mixer))
+            yield from self._work()
         except PROBLEMS as error:
             self._say(error=error)
             self._quiet = True
             if self._last_model and self.model_choice.value not in self._models:
                 self.model_choice.value = self._last_model
-                self._list_modules()
             self.stereo.choose(self._last_stereo)
             self._quiet = False
+
+    def _work(self) -> Job:
+        name = self.model_choice.value
+        if name not in self._models:
+            self._models[name] = yield f"loading {name}", 0.05, partial(load, name, self.device)
+        if name != self._last_model:
+            self._offer_modules(self._models[name])
+            self._last_model = name
+
+        stereo = self.stereo.module
+        image = self.stereo.image.value
+        mixer = yield from self._mixer(self._models[name])
+        strips = [channel.strip for channel in self.strips]
+        master_db = self.master.gain_db
+        if stereo:
+            yield f"loading {stereo}", 0.5, partial(self._place, mixer, self._paths[stereo])
+            strips = [replace(strip, pan=0.0, image=image) for strip in strips]
+        self._last_stereo = stereo
+
+        mixes = {WAVEFORM: mixer.waveform_mix(strips, master_db)}
+        mixes[LATENT] = yield "decoding the latent mix", 0.5, partial(mixer.latent_mix, strips, master_db)
+        self._publish(mixer, mixes)
+        factors, images = mixer.settings(strips, master_db)
+        self._show_levels(mixer, factors, mixes[LATENT])
+        self.player.pictures = yield "spectrograms", 0.7, partial(_pictures, mixes, mixer.sample_rate)
+        for index, stem in enumerate(mixer.names):
+            share = 0.75 + 0.25 * index / len(mixer.names)
+            decode = partial(mixer.decoded_stem, index, images[index])
+            yield f"decoding {stem} alone, to compare", share, decode
+        mixes[DECODED] = mixer.decoded_mix(strips, master_db)
+        self._publish(mixer, mixes)
+        self._say(notes=self._findings(mixer))
+
+    def _offer_modules(self, model: AutoencoderLike) -> None:
+        self._quiet = True
+        self._paths = stereo_modules(model, self._folder)
+        self.stereo.offer(tuple(self._paths))
+        self._quiet = False
 
     def _place(self, mixer: Mixer, path: Path) -> None:
         if path not in self._modules:
@@ -280,7 +296,7 @@ class Desk(widgets.VBox):
     def _mixer(self, model: AutoencoderLike) -> Generator:
         start_s, end_s = self.range.value
         end_s = min(max(end_s, start_s + MIN_RANGE_S), start_s + MAX_RANGE_S)
-        key = (model.name, self.track_choice.value, start_s, end_s)
+        key = (self.model_choice.value, self.track_choice.value, start_s, end_s)
         if key not in self._mixers:
             read = partial(self.track.stems, model.sample_rate, start_s, end_s - start_s)
             stems = yield "reading stems", 0.1, read
@@ -300,28 +316,25 @@ class Desk(widgets.VBox):
         loudness = {key: loudness_lufs(audio, mixer.sample_rate) for key, audio in mixes.items()}
         sounds = {}
         for key, audio in mixes.items():
+            gain = 1.0
             difference_db = loudness[LATENT] - loudness[key]
-            match = self.equal_loudness.value and math.isfinite(difference_db)
+            if self.equal_loudness.value and math.isfinite(difference_db):
+                gain = amplitude(difference_db)
             samples = audio.contiguous().numpy().astype("<f4").tobytes()
-            gain = amplitude(difference_db) if match else 1.0
             sounds[key] = {"samples": samples, "channels": len(audio), "gain": gain}
         with self.player.hold_sync():
             self.player.sample_rate = mixer.sample_rate
             self.player.file_name = _slug(f"{mixer.model.name}_{self.track.name}")
             self.player.sounds = sounds
-        rows = []
-        for key in (key for key in TITLES if key in mixes):
-            peak_dbtp = true_peak_dbtp(mixes[key])
-            peak = (
-                f'<td class="lc-over">{shown_db(peak_dbtp)}</td>'
-                if peak_dbtp > 0
-                else f"<td>{shown_db(peak_dbtp)}</td>"
-            )
-            agreement = _agreement(mixes[LATENT], mixes[key], key)
-            rows.append(
-                f"<tr><th>{TITLES[key]}</th><td>{shown_db(loudness[key])}</td>{peak}<td>{agreement}</td></tr>"
-            )
+
         head = "<tr><th></th><th>LUFS</th><th>true peak, dBTP</th><th>SNR of the latent mix, dB</th></tr>"
+        rows = []
+        for key, title in TITLES.items():
+            if key in mixes:
+                peak_dbtp = true_peak_dbtp(mixes[key])
+                over = ' class="lc-over"' if peak_dbtp > 0 else ""
+                cells = f"<td>{shown_db(loudness[key])}</td><td{over}>{shown_db(peak_dbtp)}</td>"
+                rows.append(f"<tr><th>{title}</th>{cells}<td>{_agreement(mixes, key)}</td></tr>")
         body = "".join(rows)
         self.numbers.value = f'<table class="lc-numbers"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
@@ -330,12 +343,15 @@ class Desk(widgets.VBox):
             heard = factors[:, index : index + 1].float() * mixer.stems[index]
             channel.meter.show(heard, mixer.sample_rate)
             channel.pan.disabled = self.stereo.module is not None
-            (channel.remove_class if factors[:, index].any() else channel.add_class)("lc-off")
+            if factors[:, index].any():
+                channel.remove_class("lc-off")
+            else:
+                channel.add_class("lc-off")
         self.master.meter.show(latent_mix, mixer.sample_rate)
 
     def _findings(self, mixer: Mixer) -> list[str]:
         found = [f"{escape(name)} is silent here" for name in mixer.silent]
-        found += [escape(note) for note in self._notes]
+        found += map(escape, self._notes.get(self.track_choice.value, []))
         if self.track.dataset in ATTRIBUTION:
             found.append(ATTRIBUTION[self.track.dataset])
         if self.range.value[1] - self.range.value[0] > MAX_RANGE_S:
@@ -372,26 +388,27 @@ def _resumed(job: Job, result: Any, error: BaseException | None) -> tuple | None
 
 def _pictures(mixes: dict[str, Tensor], sample_rate: int) -> dict[str, dict]:
     """Spectrograms of the latent mix, the waveform mix and their difference, on one dB scale."""
-    latent, waveform = (mixes[key].mean(0) for key in (LATENT, WAVEFORM))
-    images = {LATENT: latent, WAVEFORM: waveform, "difference": waveform - latent}
-    images = {key: spectrogram_db(audio, sample_rate) for key, audio in images.items()}
-    top = max(image.max() for image, _ in images.values())
-    titles = TITLES | {
-        "difference": f"their difference: {_agreement(mixes[LATENT], mixes[WAVEFORM], WAVEFORM)} dB SNR"
-    }
+    latent = mixes[LATENT].mean(0)
+    waveform = mixes[WAVEFORM].mean(0)
+    sounds = {LATENT: latent, WAVEFORM: waveform, "difference": waveform - latent}
+    images = {key: spectrogram_db(audio, sample_rate) for key, audio in sounds.items()}
+    top_db = max(image.max() for image, _ in images.values())
+
+    titles = TITLES | {"difference": f"their difference: {_agreement(mixes, WAVEFORM)} dB SNR"}
     pictures = {}
     for key, (image, extent) in images.items():
         ticks = frequency_ticks(extent, sample_rate)
-        pictures[key] = {"png": spectrogram_bytes(image, top), "title": titles[key], "ticks": ticks}
+        pictures[key] = {"png": spectrogram_bytes(image, top_db), "title": titles[key], "ticks": ticks}
     return pictures
 
 
-def _agreement(latent: Tensor, other: Tensor, key: str) -> str:
+def _agreement(mixes: dict[str, Tensor], key: str) -> str:
+    """The SNR in dB of the latent mix against another, as it is written; nothing for itself."""
     if key == LATENT:
         return ""
-    channels = max(len(latent), len(other))
-    pair = [audio.expand(channels, -1).reshape(1, -1) for audio in (latent, other)]
-    return "undefined, it is silent" if is_silent(pair[1]) else f"{snr_db(*pair).item():.1f}"
+    channels = max(len(mixes[LATENT]), len(mixes[key]))
+    latent, other = (mixes[k].expand(channels, -1).reshape(1, -1) for k in (LATENT, key))
+    return "undefined, it is silent" if is_silent(other) else f"{snr_db(latent, other).item():.1f}"
 
 
 def _slug(name: str) -> str:

@@ -10,7 +10,7 @@ autoencoder loses. `decoded_mix`, the same mix of the decoded stems, has that lo
 Instead of by `pan`, a stem can be placed by a mono-to-stereo Re-Encoder M of the same autoencoder, in one of
 the stereo images that the module draws from its prior:
 
-    mixer = Mixer(model, stems, names, module=ReEncoder.load(stereo_modules(model.name)["left_right"]))
+    mixer = Mixer(model, stems, names, module=ReEncoder.load(stereo_modules(model)["left_right"]))
     audio = mixer.latent_mix([Strip(-6, image=3), Strip(image=3), Strip(), Strip(pan=0.5)])  # (2, T)
 
 Stem i with image n has the latents (left_i, right_i) = M(Enc(stem_i), c_i), c_i being item i of the prior's
@@ -18,21 +18,20 @@ conditions of seed n. They stand for the stereo sound Dec(left_i), Dec(right_i),
 the mean; faders move it as they move a stem. Left of the mix is Dec(sum_i g_i left_i), right
 Dec(sum_i g_i right_i): two decodes whatever is placed, and the module runs once a stem and image.
 
-Axis legend: `S` source (stem), `T` samples, `C` latent channels, `L` latent frames. Stems are (S, T), mixes
-(channels, T): one channel, or left and right where a stem is panned or placed.
+Stems are (S, T), mixes (channels, T): one channel, or left and right where a stem is panned or placed.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lincae.checkpoints import BUNDLED
+from lincae.checkpoints import BUNDLED, opened
 from lincae.data.audio import read_audio, resample
 from lincae.data.folders import audio_files
 from lincae.data.stereo import constant_power
@@ -41,10 +40,12 @@ from lincae.interface import AutoencoderLike, check_audio
 from lincae.latents.algebra import mix
 from lincae.listening.loudness import amplitude
 from lincae.metrics import is_silent
-from lincae.reencoder.module import ReEncoder, module_files
+from lincae.reencoder.module import ReEncoder
 
 MAX_STEMS = 8
-MAX_CACHED = 64  # decoded mixes, and latents and sounds of placed stems, kept by a mixer
+MAX_CACHED = 64
+"""Decoded mixes, and latents and sounds of placed stems, that a mixer keeps."""
+
 MODULES = BUNDLED / "reencoder"
 
 
@@ -81,18 +82,24 @@ def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
     both. Where a stem is solo, only solo stems sound; a muted one never does.
     """
     soloed = any(strip.solo for strip in strips)
-    rows, placed = [], False
+    placed = False
+    factors = []
     for strip in strips:
         sounds = not strip.mute and (strip.solo or not soloed)
-        level = amplitude(strip.gain_db + master_db) * sounds * (-1 if strip.inverted else 1)
-        centred = strip.pan == 0 or level == 0  # exactly, where the square roots would only be nearly 1
+        level = amplitude(strip.gain_db + master_db) if sounds else 0.0
+        if strip.inverted:
+            level = -level
+
         sides = torch.ones(2, dtype=torch.float64)
-        if not centred:
+        if strip.pan and level:  # in the centre exactly 1, where the square roots would only be nearly that
             sides = math.sqrt(2) * torch.stack(constant_power(torch.tensor(strip.pan, dtype=torch.float64)))
-        rows.append((level * sides).tolist())
+        factors.append(level * sides)
         placed = placed or (strip.image is not None and level != 0)
-    matrix = torch.tensor(rows, dtype=torch.float64).T
-    return matrix[:1] if torch.equal(matrix[0], matrix[1]) and not placed else matrix
+
+    left, right = torch.stack(factors, 1)
+    if torch.equal(left, right) and not placed:
+        return left[None]
+    return torch.stack([left, right])
 
 
 class Mixer:
@@ -110,12 +117,15 @@ class Mixer:
         """`stems` (S, T) at the model's rate. ValueError for none, more than MAX_STEMS, non-finite samples,
         and names that are not one a stem; for `module`, as `place_by`."""
         check_audio(stems, name="stems")
-        self.names = tuple(names) or tuple(f"stem {k + 1}" for k in range(len(stems)))
         if len(stems) > MAX_STEMS:
             raise ValueError(f"a desk has at most {MAX_STEMS} strips, got {len(stems)} stems")
+        self.names = tuple(names) or tuple(f"stem {k + 1}" for k in range(len(stems)))
         if len(self.names) != len(stems):
             raise ValueError(f"need a name for each of {len(stems)} stems, got {self.names}")
-        self.model, self.stems, self.seed = model, stems.float(), seed
+
+        self.model = model
+        self.stems = stems.float()
+        self.seed = seed
         self.silent = [name for name, quiet in zip(self.names, is_silent(stems), strict=True) if quiet]
         self._latents: dict[int, Tensor] = {}
         self._stems: dict[int, Tensor] = {}
@@ -155,10 +165,7 @@ class Mixer:
     def decoded_stem(self, index: int, image: int | None = None) -> Tensor:
         """A stem (1, T) through the autoencoder; with an image left and right (2, T), as `latent`."""
         if image is not None:
-            return self._kept(
-                ("stem", index, image),
-                lambda: torch.cat([self._decode(side[None]) for side in self.latent(index, image)]),
-            )
+            return self._kept(("stem", index, image), partial(self._decode_placed, index, image))
         if index not in self._stems:
             self._stems[index] = self._decode(self.latent(index))
         return self._stems[index]
@@ -177,7 +184,8 @@ class Mixer:
 
         What a module does has no counterpart there: a stem with an image is in the centre.
         """
-        return (self.settings(strips, master_db)[0] @ self.stems.double()).float()
+        factors, _ = self.settings(strips, master_db)
+        return (factors @ self.stems.double()).float()
 
     def decoded_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         """sum_i g_i Dec(z_i), (channels, T): a decode a stem, two where it has an image, the first time.
@@ -186,17 +194,6 @@ class Mixer:
         stems = [self.decoded_stem(index, image).double() for index, image in enumerate(images)]
         sides = torch.stack([stem.expand(len(factors), -1) for stem in stems], 1)
         return torch.einsum("cs,cst->ct", factors, sides).float()
-
-    def effective_gain(self, strips: Sequence[Strip], index: int) -> float:
-        """The factor by which a stem really is in `latent_mix`: of what its strip adds to the mix, the part
-        along the decoded stem (least squares). The amplitude of its fader, were the model linear.
-
-        For strips in the centre. NaN where the decoded stem is all zero; ValueError as `latent_mix`.
-        """
-        without = [replace(s, mute=True) if k == index else s for k, s in enumerate(strips)]
-        added = (self.latent_mix(strips)[0] - self.latent_mix(without)[0]).double()
-        stem = self.decoded_stem(index)[0].double()
-        return (added @ stem / (stem @ stem)).item()
 
     def settings(self, strips: Sequence[Strip], master_db: float) -> tuple[Tensor, list[int | None]]:
         """Factors (channels, S), and the image of each stem: none where it is off."""
@@ -208,23 +205,29 @@ class Mixer:
 
     def _mixed(self, factors: list[float], images: list[int | None], channel: int) -> Tensor:
         def make() -> Tensor:
-            latents = [self.latent(index, image) for index, image in enumerate(images)]
-            latents = [z if len(z) == 1 else z[channel : channel + 1] for z in latents]
+            latents = []
+            for index, image in enumerate(images):
+                z = self.latent(index, image)
+                latents.append(z if image is None else z[channel : channel + 1])
             return self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
 
-        # without an image, equal factors are equal sounds in both channels
+        # Without an image, equal factors are equal sounds in both channels.
         sides = [None if image is None else (image, channel) for image in images]
         return self._kept(("mix", *factors, *sides), make)
 
     def _place(self, index: int, image: int) -> Tensor:
         if self.module is None:
             raise ValueError(f"{self.names[index]!r} has the image {image}, but no module places it")
-        z, condition = self.latent(index), self.module.prior(index + 1, image)[index:]
+        z = self.latent(index)
+        condition = self.module.prior(index + 1, image)[index:]
         return self.module.process(z, condition)[0].to(z)
+
+    def _decode_placed(self, index: int, image: int) -> Tensor:
+        return torch.cat([self._decode(side[None]) for side in self.latent(index, image)])
 
     def _kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
         if key not in self._cache:
-            made = make()  # may itself be kept: before its parts are dropped
+            made = make()  # what it is made of is kept too, and may be what is dropped
             self._cache[key] = made
             while len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
@@ -235,13 +238,24 @@ class Mixer:
         return self.model.decode(z, length=self.stems.shape[1], seed=self.seed).cpu()
 
 
-def stereo_modules(model: str, folder: str | Path = MODULES) -> dict[str, Path]:
-    """Files of the mono-to-stereo modules of a model, by name; empty where there are none.
+def stereo_modules(model: AutoencoderLike, folder: str | Path = MODULES) -> dict[str, Path]:
+    """Files below `folder` of the mono-to-stereo modules of a model, by name, such as "left_right".
 
-    `folder` holds a folder for each model, by the last part of its name: for "desk/lin-cae" the module
-    "left_right" is FOLDER/lin-cae/stereo-left_right.safetensors.
+    Whose latents a module was trained on stands in its header; names of folders decide nothing. A file in a
+    folder of the model's name that cannot be read is among them: loading it says what is wrong.
     """
-    return module_files(Path(folder, Path(model).name), "stereo")
+    fingerprint = model.fingerprint()
+    found: dict[str, Path] = {}
+    for path in sorted(Path(folder).rglob("stereo-*.safetensors")):
+        try:
+            with opened(path) as (_, description):
+                owner = description.get("autoencoder") or {}
+                own = owner.get("fingerprint") == fingerprint
+        except (ValueError, OSError):
+            own = path.parent.name == Path(model.name).name
+        if own:
+            found.setdefault(path.stem.removeprefix("stereo-"), path)
+    return found
 
 
 # ---------------------------------------------------------------- stems of one's own
@@ -258,7 +272,8 @@ def stem_files(path: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{path}: no such folder or audio file")
     files = audio_files(path) if path.is_dir() else [path]
     files = [file for file in files if file.stem != "mixture"] or files
-    return _few(files, str(path))
+    _check_count(files, str(path))
+    return files
 
 
 def stem_track(files: Sequence[Path], name: str) -> tuple[Track, list[str]]:
@@ -268,29 +283,33 @@ def stem_track(files: Sequence[Path], name: str) -> tuple[Track, list[str]]:
     end of the longest. Raises AudioFileError naming a file that is not audio, ValueError for no or more than
     MAX_STEMS files.
     """
-    parts = [read_audio(file, channels="mean") for file in _few(files, name)]
-    rate, notes = max(rate for _, rate in parts), []
-    signals = [resample(audio, own_rate, rate) for audio, own_rate in parts]
-    length = max(len(signal) for signal in signals)
-    for file, signal, (_, own_rate) in zip(files, signals, parts, strict=True):
+    _check_count(files, name)
+    sounds = [read_audio(file, channels="all") for file in files]
+    rate = max(own_rate for _, own_rate in sounds)
+    notes = []
+    signals = []
+    for file, (audio, own_rate) in zip(files, sounds, strict=True):
+        if len(audio) > 1:
+            notes.append(f"{file.name} has {len(audio)} channels: heard as mono, their mean")
         if own_rate != rate:
             notes.append(f"{file.name} has {own_rate} Hz: resampled to {rate} Hz")
+        signals.append(resample(audio.mean(0), own_rate, rate))
+
+    length = max(len(signal) for signal in signals)
+    stems = torch.zeros(len(files), length)
+    for file, signal, stem in zip(files, signals, stems, strict=True):
         if len(signal) < length:
             notes.append(f"{file.name} lasts {len(signal) / rate:.2f} s: silence to {length / rate:.2f} s")
-    stems = torch.stack([torch.nn.functional.pad(s, (0, length - len(s))) for s in signals])
-    names = tuple(file.stem for file in files)
-    return Track(name, "own", names, rate, length / rate, _reader(stems, rate)), notes
+        stem[: len(signal)] = signal
 
-
-def _few(files: Sequence[Path], source: str) -> list[Path]:
-    if not 1 <= len(files) <= MAX_STEMS:
-        raise ValueError(f"{source}: a desk takes 1 to {MAX_STEMS} stems, got {len(files)} audio files")
-    return list(files)
-
-
-def _reader(stems: Tensor, rate: int) -> Callable[[float, float | None], Tensor]:
     def read(start_s: float, seconds: float | None) -> Tensor:
         start = round(start_s * rate)
         return stems[:, start : None if seconds is None else start + round(seconds * rate)]
 
-    return read
+    names = tuple(file.stem for file in files)
+    return Track(name, "own", names, rate, length / rate, read), notes
+
+
+def _check_count(files: Sequence[Path], source: str) -> None:
+    if not 1 <= len(files) <= MAX_STEMS:
+        raise ValueError(f"{source}: a desk takes 1 to {MAX_STEMS} stems, got {len(files)} audio files")

@@ -3,6 +3,8 @@
 const SWITCH_S = 0.01; // crossfade between two sounds
 const NAMES = { latent: "latent mix", waveform: "waveform mix", decoded: "mix of decoded stems" };
 const PANELS = ["latent", "waveform", "difference"];
+const PATIENCE_MS = 10000;
+const LOST = "No answer from the kernel: the connection may be lost. Moves have no effect; try again, or reload the page.";
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -75,7 +77,8 @@ function render({ model, el }) {
     };
     pictures.append(element("figure", { "data-panel": key }, heads[key], frameBox));
   }
-  const root = element("div", { class: "lincae-player" },
+  const lost = element("output", { class: "lc-lost", role: "alert" });
+  const root = element("div", { class: "lincae-player" }, lost,
     element("div", { class: "lc-transport" }, play, time,
       element("label", {}, loop, " loop"),
       element("label", { class: "lc-monitor" }, "monitor ", volume, level), lamp, download),
@@ -242,6 +245,21 @@ function render({ model, el }) {
     if (playing) frame = requestAnimationFrame(tick);
   }
 
+  // ------------------------------------------------------------ whether anybody listens
+  // A move that the kernel does not answer has no effect: faders would move, and nothing would say so.
+  let waiting = null;
+  const unheard = () => { lost.textContent = LOST; };
+  function moved({ target }) {
+    if (waiting || !target.closest?.(".lincae-desk")) return;
+    waiting = setTimeout(unheard, PATIENCE_MS);
+    try { model.send({ kind: "moved" }); } catch { unheard(); }
+  }
+  function answered() {
+    clearTimeout(waiting);
+    waiting = null;
+    lost.textContent = "";
+  }
+
   play.onclick = toggle;
   loop.onchange = () => { if (playing) start(); };
   volume.oninput = setVolume;
@@ -262,6 +280,9 @@ function render({ model, el }) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
+  document.addEventListener("pointerup", moved);
+  document.addEventListener("keyup", moved);
+  model.on("msg:custom", answered);
   model.on("change:sounds", take);
   model.on("change:heard", choose);
   model.on("change:pictures", paint);
@@ -279,6 +300,10 @@ function render({ model, el }) {
   paint();
   return () => {
     cancelAnimationFrame(frame);
+    clearTimeout(waiting);
+    document.removeEventListener("pointerup", moved);
+    document.removeEventListener("keyup", moved);
+    model.off("msg:custom", answered);
     model.off("change:sounds", take);
     model.off("change:heard", choose);
     model.off("change:pictures", paint);

@@ -3,15 +3,16 @@ import math
 import pytest
 import soundfile
 import torch
-from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
+from fakes import RATE, FakeTrack, Linear, NoisyDecoder, Placer
 
 from lincae.data.audio import AudioFileError
-from lincae.interop.models import BUNDLED
+from lincae.interop.models import load
+from lincae.interop.references import TanhToy
 from lincae.latents.store import LatentFileError
 from lincae.listening import mixer as mixing
 from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
 from lincae.machine import generator
-from lincae.reencoder.module import ReEncoder, modules_in
+from lincae.reencoder.module import ReEncoder
 
 OFF = Strip(-math.inf)
 
@@ -110,16 +111,6 @@ def test_old_mixes_are_forgotten(stems, monkeypatch):
     assert model.decoded == 4
 
 
-def test_effective_gain(stems):
-    mixer = Mixer(Linear(), stems)
-    for strip, gain in ((Strip(-6.0), 10 ** (-6 / 20)), (Strip(3.0, inverted=True), -(10 ** (3 / 20)))):
-        strips = [Strip(), strip, Strip(), Strip()]
-        assert mixer.effective_gain(strips, 1) == pytest.approx(gain, abs=1e-5)
-    louder = Mixer(LouderWhenLoud(decoder_error=0.5, threshold=0.15), 0.5 * stems)
-    both_loud = [Strip(20.0), Strip(20.0), OFF, OFF]  # with and without the stem above the threshold
-    assert louder.effective_gain(both_loud, 0) == pytest.approx(15.0, rel=0.02)
-
-
 # ---------------------------------------------------------------- stems that a module places
 
 
@@ -200,15 +191,37 @@ def test_images_that_cannot_be(stems):
         Mixer(Linear(), stems[:, :300], module=Placer(Linear(), kernel=31)).latent_mix([Strip(image=0)] * 4)
 
 
-def test_modules_of_a_model(tmp_path):
-    for name in ("stereo-left_right", "stereo-mid_side", "bandwidth-m-l1"):
-        (tmp_path / "lin-cae").mkdir(exist_ok=True)
-        (tmp_path / "lin-cae" / f"{name}.safetensors").write_bytes(b"")
-    assert list(stereo_modules("desk/lin-cae", tmp_path)) == ["left_right", "mid_side"]
-    assert stereo_modules("desk/m2l", tmp_path) == {}
-    bundled = stereo_modules("desk/lin-cae")
-    assert list(bundled) == list(modules_in(BUNDLED / "reencoder" / "lin-cae", "stereo"))
-    assert all(ReEncoder.load(path).stereo for path in bundled.values())
+def test_modules_belong_to_the_model_whose_latents_they_know(tmp_path):
+    """Not to one whose name ends alike, as the hub's "lin-cae" does with "desk/lin-cae"."""
+    ours = NoisyDecoder()
+    for folder, model in (
+        ("noisy", ours),
+        ("deeper/down", ours),
+        ("stft", Linear()),
+        ("other/noisy", Linear()),
+    ):
+        name = "mid_side" if folder == "deeper/down" else "left_right"
+        Placer(model).save(tmp_path / folder / f"stereo-{name}.safetensors")
+    found = stereo_modules(ours, tmp_path)
+    assert {name: path.parent.name for name, path in found.items()} == {
+        "mid_side": "down",
+        "left_right": "noisy",
+    }
+    assert stereo_modules(NoisyDecoder(), tmp_path / "nothing") == {}
+
+    (tmp_path / "noisy" / "stereo-left_right.safetensors").write_bytes(b"no weights")
+    assert "left_right" in stereo_modules(ours, tmp_path), "choosing it says what is wrong"
+    impostor = TanhToy()
+    impostor.name = "lin-cae"
+    assert stereo_modules(impostor) == {}
+
+
+def test_bundled_modules_are_found_by_their_model():
+    model = load("desk/lin-cae", "cpu")
+    bundled = stereo_modules(model)
+    assert list(bundled) == ["left_right", "mid_side"]
+    for path in bundled.values():
+        ReEncoder.load(path, "cpu").check_model(model)
 
 
 # ---------------------------------------------------------------- bad input
@@ -240,7 +253,6 @@ def test_silent_stems(stems):
     assert mixer.silent == ["c"]
     assert torch.isfinite(mixer.latent_mix([Strip()] * 4)).all()
     assert not Mixer(Linear(), torch.zeros(2, 5000)).latent_mix([Strip()] * 2).any()
-    assert math.isnan(mixer.effective_gain([Strip()] * 4, 2))
 
 
 def written(folder, name, seconds, rate, channels=1):
@@ -255,6 +267,7 @@ def test_stems_of_different_rates_and_lengths(tmp_path):
     assert (track.sample_rate, track.stem_names, track.duration_s) == (44100, ("a", "b"), 1.0)
     assert notes == [
         "a.wav has 16000 Hz: resampled to 44100 Hz",
+        "b.flac has 2 channels: heard as mono, their mean",
         "b.flac lasts 0.50 s: silence to 1.00 s",
     ]
     stems = track.stems(44100)
