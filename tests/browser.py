@@ -62,31 +62,24 @@ class Watched:
 
 
 @contextlib.contextmanager
-def served(notebook: Path, log: Path, *options: str) -> Iterator[str]:
-    """Voila with a notebook, set up as by `make mixer`; yields its address."""
+def served(words: list[str], log: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`lincae desk` with these words; yields its address, and the process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "voila", str(notebook), "--no-browser", f"--port={port}"]
-    command += options
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= dict.fromkeys(
-        ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"), str(ROOT / "lincae" / "listening" / "web")
-    )
+    command = [sys.executable, "-m", "lincae", "desk", *words, "--no-browser", f"--port={port}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
-        )
-    address = f"http://127.0.0.1:{port}"
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while time.monotonic() < until and process.poll() is None:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=5).close()
                 break
             time.sleep(0.2)
         assert process.poll() is None, log.read_text()
-        yield address
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)

@@ -142,7 +142,9 @@ class Placer(ReEncoder):
         channels = model.encode(torch.zeros(1, RATE)).shape[1]
         sizes = {"hidden": channels, "blocks": 1, "expansion": 1, "kernel": kernel}
         sizes |= {"condition": 2, "condition_blocks": 1}
-        super().__init__(ReEncoderConfig(task, channels, **sizes), describe(model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            super().__init__(ReEncoderConfig(task, channels, **sizes), describe(model))
         self.width, self.runs = width, 0
 
     def place(self, index, image):

@@ -9,6 +9,7 @@ import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,9 +18,9 @@ import torch
 from browser import DESKTOP, PHONE, Watched, browser
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 
-from lincae.data.tracks import Track
+from lincae.data.tracks import Track, tracks
 from lincae.latents.store import LatentFileError
-from lincae.listening.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
+from lincae.listening.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, with_ogg_serial, write_demo
 from lincae.listening.demo import Sound as DemoSound
 from lincae.listening.loudness import rms_dbfs, true_peak_dbtp
 from lincae.machine import generator
@@ -78,11 +79,11 @@ def decoded(tile):
 def written(tmp_path_factory):
     """Models: the linear reference, and one that is ten times too loud."""
     folder = tmp_path_factory.mktemp("demo")
-    tracks = [
+    music = [
         FakeTrack("one", SECONDS, seed=1),
         FakeTrack("two", SECONDS, levels=(0.1, 0.1, 0.0, 0.1), seed=2),
     ]
-    return write_demo([Named("linear"), Loud("loud")], tracks, folder, seconds=SECONDS), tracks
+    return write_demo([Named("linear"), Loud("loud")], music, folder, seconds=SECONDS), music
 
 
 def test_rows_of_the_papers_page_and_more(written):
@@ -189,12 +190,49 @@ def test_silence_has_no_numbers(tmp_path):
     assert numbers["lufs"] is None
 
 
+def test_a_song_without_stems_has_what_needs_none(tmp_path):
+    """The folder that README names: every file is a track with the one stem "mixture"."""
+    noise = 0.1 * torch.randn(RATE, generator=generator(1))
+    soundfile.write(tmp_path / "song.wav", noise.numpy(), RATE)
+    page = write_demo([Named("linear")], tracks(tmp_path), tmp_path / "page", seconds=1.0, gains=[0.5])
+    rows = content(page)["song"]
+    assert list(rows) == ["mix", "gain 0.5"]
+    assert rows["gain 0.5"]["linear"]["numbers"]["linearity_snr_db"] > 60
+
+
+def test_equal_arguments_give_equal_files(tmp_path):
+    """Also the serial numbers of Ogg streams, with checksums that decoders accept."""
+    pages = []
+    for folder in ("a", "b"):
+        page = write_demo([Named("linear")], [FakeTrack("one", 1.0)], tmp_path / folder, seconds=1.0)
+        pages.append(page.read_bytes())
+    assert pages[0] == pages[1]
+    (tmp_path / "sound.ogg").write_bytes(base64.b64decode(content(page)["one"]["mix"][TRUTH]["audio"]))
+    with av.open(str(tmp_path / "sound.ogg")) as file:
+        assert sum(frame.samples for frame in file.decode(audio=0)) >= RATE
+
+
+def test_a_serial_number_changes_the_serial_number_alone():
+    ogg = encoded(DemoSound(0.1 * torch.randn(1, 3 * RATE, generator=generator(2)), RATE, {}))
+    other = with_ogg_serial(ogg, 77)
+    assert other != ogg
+    assert with_ogg_serial(other, 1) == ogg
+    first, second = (soundfile.read(io.BytesIO(file))[0] for file in (ogg, other))
+    assert np.array_equal(first, second)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    page = write_demo([Named("linear")], [FakeTrack("caf\udce9", 1.0)], tmp_path, seconds=1.0)
+    assert list(content(page)) == ["caf\udce9"]
+    assert set(pd.read_csv(tmp_path / "demo.csv").track) == {"caf\\udce9"}
+
+
 def test_bad_input(tmp_path):
     model, track = Named("a"), FakeTrack()
     clip = Track("Falcon", "clip", ("drums",), RATE, 1.0, lambda start, seconds: torch.zeros(1, RATE))
     mono = Source("m", lambda rate: torch.zeros(1, rate))
     real = Source("Falcon", lambda rate: torch.zeros(2, rate), "clip")
-    for models, tracks, options, message in (
+    for models, music, options, message in (
         ([], [track], {}, "a page needs a model and a track, got 0 and 1"),
         ([model], [], {}, "got 1 and 0"),
         ([model, Named("a")], [track], {}, r"models need different names, got \['a', 'a'\]"),
@@ -213,7 +251,7 @@ def test_bad_input(tmp_path):
         ),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            write_demo(models, tracks, tmp_path / "page", **options)
+            write_demo(models, music, tmp_path / "page", **options)
     with pytest.raises(LatentFileError, match=r"holds latents of another model: stft .*, not of a "):
         write_demo([model], [track], tmp_path / "page", modules={"a": Placer(Linear())})
     assert not (tmp_path / "page").exists()

@@ -1,14 +1,17 @@
-"""The desk of notebook 08 through Voila, driven in a Chromium, against the same mix computed here."""
+"""The page of `lincae desk`, driven in a Chromium, against the same mix computed here."""
 
 import contextlib
+import json
+import os
+import signal
 import time
+from pathlib import Path
 
 import numpy as np
-import papermill
 import pytest
 import soundfile
 import torch
-from browser import PHONE, ROOT, Watched, browser, served
+from browser import PHONE, Watched, browser, served
 
 import lincae
 from lincae.data.tracks import tracks, write_synthetic
@@ -16,6 +19,8 @@ from lincae.listening.loudness import loudness_lufs, rms_dbfs
 from lincae.listening.mixer import Mixer, Strip, stereo_modules
 from lincae.metrics import snr_db
 from lincae.reencoder.module import ReEncoder
+
+pytestmark = pytest.mark.page
 
 SECONDS = 2.0
 STILL = 'document.querySelector(".lc-progress").style.visibility === "hidden"'
@@ -83,16 +88,14 @@ def track(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(track, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    parameters = {
-        "models": ["desk/lin-cae", "stft", "no-such-model"],
-        "dataset": str(track[0]),
-        "n_tracks": 1,
-    }
-    parameters |= {"seconds": SECONDS, "device": "cpu", "out_dir": str(folder)}
-    notebook = ROOT / "notebooks" / "08_latent_mixer.ipynb"
-    papermill.execute_notebook(notebook, folder / "desk.ipynb", parameters, prepare_only=True)
-    soon = [f"--MappingKernelManager.cull_{name}" for name in ("idle_timeout=8", "interval=2")]
-    with browser() as chromium, served(folder / "desk.ipynb", folder / "log", *soon) as address:
+    kernels = {"cull_idle_timeout": 8, "cull_interval": 2}
+    (folder / "voila.json").write_text(json.dumps({"MappingKernelManager": kernels}))
+    words = ["desk/lin-cae", "stft", "no-such-model", "--data", str(track[0]), "--device", "cpu"]
+    words += ["--seconds", str(SECONDS)]
+    with (
+        browser() as chromium,
+        served(words, folder / "log", JUPYTER_CONFIG_PATH=str(folder)) as (address, _),
+    ):
         yield chromium, address, folder / "log"
 
 
@@ -318,6 +321,68 @@ def test_phone(fresh):
 def test_nothing_went_wrong_and_nothing_left_the_machine(fresh):
     assert fresh.errors == []
     assert fresh.outside == []
+
+
+def test_an_upload_of_more_than_a_message_holds(page, tmp_path):
+    """A minute of stereo: servers close the connection on messages above 10 MB."""
+    visit = DeskPage(page[0]).open(page[1])
+    rate, files = 44100, [tmp_path / "loud.wav", tmp_path / "quiet.wav"]
+    for path, level in zip(files, (0.2, 0.02), strict=True):
+        noise = level * np.random.default_rng(0).standard_normal((60 * rate, 2)).astype(np.float32)
+        soundfile.write(path, noise, rate)
+    assert files[0].stat().st_size > 10 * 2**20
+    visit.page.get_by_text("Stems of your own").click()
+    with visit.change():
+        visit.page.locator("input[type=file]").set_input_files(files)
+        visit.page.get_by_text("quiet.wav has 2 channels: heard as mono").wait_for(timeout=120_000)
+    assert visit.page.locator(".lc-name").all_inner_texts()[:2] == ["loud", "quiet"]
+    expected = soundfile.read(files[0], frames=2 * rate)[0].mean(1)
+    expected += soundfile.read(files[1], frames=2 * rate)[0].mean(1)
+    with visit.change():
+        visit.page.locator("select").first.select_option("stft")
+    heard = visit.samples("waveform")
+    assert snr_db(heard, torch.tensor(expected, dtype=torch.float32)[None]).item() > 40
+    assert visit.errors == []
+    visit.context.close()
+
+
+def test_an_upload_that_is_too_much_is_refused_before_it_is_sent(fresh, tmp_path):
+    files = [tmp_path / f"{number}.wav" for number in range(9)]
+    for path in files:
+        soundfile.write(path, np.zeros(800), 8000)
+    fresh.page.get_by_text("Stems of your own").click()
+    fresh.page.locator("input[type=file]").set_input_files(files)
+    fresh.page.get_by_text("a desk takes 1 to 8 stems, got 9: nothing was sent").wait_for()
+    fresh.page.get_by_text("Stems of your own").click()
+
+
+@pytest.mark.parametrize("fate", ["kernel", "server"])
+def test_a_lost_connection_is_said(page, track, tmp_path, fate):
+    """Faders still move on a page that nobody listens to."""
+    words = ["stft", "--data", str(track[0]), "--seconds", "1"]
+    with served(words, tmp_path / "log") as (address, process):
+        visit = DeskPage(page[0]).open(address)
+        lost = visit.page.locator(".lc-lost")
+        with visit.change():
+            visit.push(0, "ArrowDown", 1)
+        visit.page.wait_for_timeout(500)
+        assert lost.inner_text() == ""
+        if fate == "kernel":
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            for child in children:  # the kernel hangs
+                os.kill(int(child), signal.SIGSTOP)
+        else:
+            process.kill()
+        visit.push(0, "ArrowDown", 1)
+        visit.page.wait_for_function(
+            "document.querySelector('.lc-lost').textContent.includes('connection may be lost')",
+            timeout=60_000,
+        )
+        if fate == "kernel":
+            for child in children:
+                os.kill(int(child), signal.SIGCONT)
+            visit.page.wait_for_function(f"{said} === ''", timeout=120_000)
+        visit.context.close()
 
 
 def test_closing_the_page_while_decoding(page):

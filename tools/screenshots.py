@@ -2,14 +2,13 @@
 
     make screenshots   # -> figures/desk.png, desk_phone.png, demo.png, demo_phone.png
 
-The desk is that of notebook 08 with its defaults, but for the first track: a synthetic song. The page is
+The desk is that of `lincae desk` with synthetic songs. The page is
 figures/demo/index.html, which notebook 05 writes.
 """
 
 import tempfile
 from pathlib import Path
 
-import papermill
 from browser import DESKTOP, PHONE, ROOT, Watched, browser, served
 
 FIGURES = ROOT / "figures"
@@ -52,12 +51,7 @@ def of_the_page(chromium) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
-        notebook = Path(folder, "desk.ipynb")
-        parameters = {"dataset": "synthetic", "out_dir": folder}
-        papermill.execute_notebook(
-            ROOT / "notebooks" / "08_latent_mixer.ipynb", notebook, parameters, prepare_only=True
-        )
-        with served(notebook, Path(folder, "log")) as address:
+        with served(["--data", "synthetic", "--n-tracks", "4"], Path(folder, "log")) as (address, _):
             of_the_desk(chromium, address)
         of_the_page(chromium)
 

@@ -1,14 +1,13 @@
 """`lincae demo` and `lincae desk`: pages to listen with."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 
 import click
 import nbformat
+from voila.app import Voila
 
 from lincae.commands.options import Command, dataset, device, models, n_tracks, option
 from lincae.data.tracks import tracks
@@ -53,7 +52,7 @@ def demo(models, dataset, n_tracks, seconds, device, out) -> None:
 @device
 @option("--port", default=8866)
 @option("--browser/--no-browser", default=True, help="Open the page in a browser.")
-def desk(models, dataset, n_tracks, seconds, device, port, browser) -> int:
+def desk(models, dataset, n_tracks, seconds, device, port, browser) -> None:
     """Serve the latent mixing desk, with each MODEL to choose from, as a page on this machine, by Voila.
 
     \b
@@ -67,15 +66,11 @@ def desk(models, dataset, n_tracks, seconds, device, port, browser) -> int:
     notebook = nbformat.v4.new_notebook(cells=[cell])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
-    environment = dict(os.environ)
+    # Voila reads these, and so does the kernel that it starts. What the user has set comes first.
     for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"):
-        places = [str(files("lincae.listening") / "web"), *filter(None, [os.environ.get(name)])]
-        environment[name] = os.pathsep.join(places)
-
+        places = [*filter(None, [os.environ.get(name)]), str(files("lincae.listening") / "web")]
+        os.environ[name] = os.pathsep.join(places)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "desk.ipynb")
         nbformat.write(notebook, path)
-        command = [sys.executable, "-m", "voila", str(path), f"--port={port}"]
-        if not browser:
-            command.append("--no-browser")
-        return subprocess.run(command, env=environment, check=False).returncode
+        Voila.launch_instance([str(path), f"--port={port}", *([] if browser else ["--no-browser"])])

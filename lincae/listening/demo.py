@@ -4,26 +4,27 @@
 
 For each track and model: the autoencoded mix, the sum of the stems' latents, latents scaled by positive and
 negative gains, and every stem as the difference of two latents, beside the waveforms that they stand for.
-With modules of mono-to-stereo, a section more: mono, left and right, and what the modules make of mono.
-Audio is Opus; nothing is normalised. Where a block of sounds that are compared would exceed a true peak of
--1 dBTP, one gain is applied to all of it, and shown.
+A track without stems has what needs none: the mix and its multiples. With modules of mono-to-stereo, a
+section more: mono, left and right, and what the modules make of mono. Audio is Opus; nothing is normalised.
+Where a block of sounds that are compared would exceed a true peak of -1 dBTP, one gain is applied to all of
+it, and shown.
 
-Axis legend: `S` source (stem), `T` samples, `W` windows, `C` latent channels, `L` latent frames. Latents are
-those of `protocols.Chunk`, (W, C, L), in the stereo section (channels, C, L).
+Latents are those of `protocols.Chunk`, (windows, C, L), in the stereo section (channels, C, L).
 """
 
 import base64
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 import torch
 from torch import Tensor
 
@@ -33,20 +34,31 @@ from lincae.evaluation.plots import frequency_ticks, spectrogram_bytes, spectrog
 from lincae.evaluation.protocols import MIXTURE, Chunk, EvaluationConfig
 from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
+from lincae.listening.controls import asset
 from lincae.listening.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
 from lincae.metrics import is_silent, mss, si_sdr_db, snr_db
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.pairs import Source, check_stereo, task_input
 
-PEAK_DBTP = -1.0  # of the loudest sound of a block
+PEAK_DBTP = -1.0
+"""The highest true peak of the sounds of a block."""
+
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
-OPUS_LEVEL = 0.78  # of libsndfile: about 60 kbit/s a channel, 25 dB above its own noise on music
-PICTURE = (440, 120)  # pixels
-LOUD_LU = 6.0  # louder than the waveform by so much: a warning
+OPUS_LEVEL = 0.78
+"""libsndfile's compression level: about 60 kbit/s a channel, 25 dB above its own noise on music."""
+
+PICTURE_PIXELS = (440, 120)
+LOUD_LU = 6.0
+"""A sound that is louder than the waveform by so much gets a warning."""
+
 TRUTH = "waveform"
-BLOCKS = {"mixture": "The mixture, scaled and summed", "stems": "Stems by subtraction"}
-BLOCKS["stereo"] = "Mono to stereo"
-UNPUBLISHABLE = {"clip": "CC BY-NC-SA 3.0"}  # datasets whose sound may not be published here
+BLOCKS = {
+    "mixture": "The mixture, scaled and summed",
+    "stems": "Stems by subtraction",
+    "stereo": "Mono to stereo",
+}
+UNPUBLISHABLE = {"clip": "CC BY-NC-SA 3.0"}
+"""Data sets whose sound may not be published here, and why."""
 
 
 @dataclass(frozen=True)
@@ -107,25 +119,29 @@ STEREO_ABOUT = (
 
 
 def operations(stem_names: Sequence[str], gains: Sequence[float]) -> list[Operation]:
-    """The rows of the paper's page (autoencoded mix, latent addition, scaling, separation), and more."""
+    """The rows of the paper's page (autoencoded mix, latent addition, scaling, separation), and more.
+
+    With a single stem there is nothing to add or to separate: the mix and its multiples are left.
+    """
+    mix = Operation(
+        "mix", "Autoencoded mix", "Dec(Enc(mix))", "mixture",
+        lambda c: c.signal(MIXTURE), lambda c: c.encode(MIXTURE), None,
+    )  # fmt: skip
+    scaled = [_scaling(gain) for gain in gains]
+    if len(stem_names) == 1:
+        return [mix, *scaled]
+
     total = " + ".join(f"Enc({name})" for name in stem_names)
-    rows = [
-        Operation(
-            "mix", "Autoencoded mix", "Dec(Enc(mix))", "mixture",
-            lambda c: c.signal(MIXTURE), lambda c: c.encode(MIXTURE), None,
-        ),
-        Operation(
-            "sum", "Latent addition", f"Dec({total})", "mixture",
-            lambda c: c.signal(MIXTURE), lambda c: sum(map(c.encode, c.names)), lambda c: c.decoded(MIXTURE),
-        ),
-    ]  # fmt: skip
-    rows += [_scaling(gain) for gain in gains]
-    return rows + [_separation(name) for name in stem_names]
+    added = Operation(
+        "sum", "Latent addition", f"Dec({total})", "mixture",
+        lambda c: c.signal(MIXTURE), lambda c: sum(map(c.encode, c.names)), lambda c: c.decoded(MIXTURE),
+    )  # fmt: skip
+    return [mix, added, *scaled, *(_separation(name) for name in stem_names)]
 
 
 def _scaling(gain: float) -> Operation:
-    title = "Polarity inverted" if gain == -1 else f"Scaled by {gain:g}"
-    title, formula = (text.replace("-", "−") for text in (title, f"Dec({gain:g} · Enc(mix))"))
+    title = "Polarity inverted" if gain == -1 else f"Scaled by {gain:g}".replace("-", "−")
+    formula = f"Dec({gain:g} · Enc(mix))".replace("-", "−")
     return Operation(
         f"gain {gain:g}", title, formula, "mixture", lambda c: gain * c.signal(MIXTURE),
         lambda c: gain * c.encode(MIXTURE), lambda c: gain * c.decoded(MIXTURE),
@@ -152,8 +168,9 @@ def write_demo(
 ) -> Path:
     """Write `index.html` and `demo.csv`, its numbers, into `folder`; returns the page's path.
 
-    Of every track the `seconds` in which most stems sound, and these loudest. `modules`: of mono-to-stereo,
-    by the names of their models; with any, each source in `stereo` has a section, its first `seconds`.
+    From every track come the `seconds` in which most stems sound, and these loudest. `modules`: those of
+    mono-to-stereo by the names of their models; with any, each source in `stereo` has a section, its first
+    `seconds`. Equal arguments give equal files, byte for byte.
 
     Raises ValueError for no model, no track, two of one name, gains that are not finite, a track or source
     that may not be published, a module of no model here or of bandwidth extension, and a source that is not
@@ -161,7 +178,8 @@ def write_demo(
     """
     if not models or not tracks:
         raise ValueError(f"a page needs a model and a track, got {len(models)} and {len(tracks)}")
-    for kind, names in (("models", [m.name for m in models]), ("tracks", [t.name for t in tracks])):
+    for kind, named in (("models", models), ("tracks", tracks)):
+        names = [one.name for one in named]
         if len(set(names)) < len(names):
             raise ValueError(f"{kind} need different names, got {names}")
     if not all(math.isfinite(gain) for gain in gains):
@@ -172,16 +190,20 @@ def write_demo(
             raise ValueError(f"track {track.name!r} is {licence}: it cannot be part of a published page")
     able = _with_modules(models, modules or {})
     sections = [_track_section(models, track, seconds, gains, seed) for track in tracks]
-    sections += [_stereo_section(able, source, seconds, seed) for source in stereo if able]
+    if able:
+        sections += [_stereo_section(able, source, seconds, seed) for source in stereo]
+
     numbers = []
     for section in sections:
         for row, tiles in section.board.items():
             for name, sound in tiles.items():
                 place = {"track": section.name, "start_s": section.start_s, "operation": row, "sound": name}
                 numbers.append(place | sound.numbers | {"safety_gain_db": sound.gain_db})
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(numbers).to_csv(folder / "demo.csv", index=False, float_format="%.4g")
+    table = pd.DataFrame(numbers)
+    table.to_csv(folder / "demo.csv", index=False, float_format="%.4g", errors="backslashreplace")
     with atomic_write(folder / "index.html") as file:
         file.write(_page(sections).encode())
     return folder / "index.html"
@@ -193,25 +215,29 @@ def write_demo(
 def _track_section(
     models: Sequence[AutoencoderLike], track: Track, seconds: float, gains: Sequence[float], seed: int
 ) -> Section:
-    rows, start_s = operations(track.stem_names, gains), _excerpt(track, seconds)
-    config, chunks = EvaluationConfig(seed=seed), {}
+    start_s = _excerpt(track, seconds)
+    chunks = {}
     for model in sorted(models, key=lambda model: -model.sample_rate):
-        rate = model.sample_rate
-        n_samples = round(min(seconds, track.duration_s - start_s) * rate)
-        chunks[model.name] = Chunk(model, track, round(start_s * rate), n_samples, config)
-    best = next(iter(chunks.values()))  # of the highest rate: its waveforms are heard
+        start = round(start_s * model.sample_rate)
+        n_samples = round(min(seconds, track.duration_s - start_s) * model.sample_rate)
+        chunks[model.name] = Chunk(model, track, start, n_samples, EvaluationConfig(seed=seed))
+    best = next(iter(chunks.values()))  # that of the highest rate: its waveforms are heard
     best_rate = best.model.sample_rate
+
+    rows = operations(track.stem_names, gains)
     board: Board = {}
     for row in rows:
-        truth = row.waveform(best)[None]
-        board[row.name] = {TRUTH: Sound(truth, best_rate, _levels(truth, best_rate))}
+        heard = row.waveform(best)[None]
+        board[row.name] = {TRUTH: Sound(heard, best_rate, _levels(heard, best_rate))}
         for model in models:
-            chunk, rate = chunks[model.name], model.sample_rate
-            audio, own_truth = chunk.decode(row.latent(chunk)).cpu()[None], row.waveform(chunk)[None]
-            numbers = _levels(audio, rate) | _agreements("", audio, own_truth, rate)
+            chunk = chunks[model.name]
+            rate = model.sample_rate
+            truth = row.waveform(chunk)[None]
+            audio = chunk.decode(row.latent(chunk)).cpu()[None]
+            numbers = _levels(audio, rate) | _agreements("", audio, truth, rate)
             if row.decoded:  # the paper's protocol: the same operation on decoded sound
                 numbers |= _agreements("linearity_", audio, row.decoded(chunk).cpu()[None], rate)
-            numbers["louder_lu"] = numbers["lufs"] - _levels(own_truth, rate)["lufs"]
+            numbers["louder_lu"] = numbers["lufs"] - _levels(truth, rate)["lufs"]
             board[row.name][model.name] = Sound(audio, rate, numbers)
     _make_safe(rows, board)
     return Section(track.name, start_s, rows, board)
@@ -245,7 +271,8 @@ def _stereo_section(
     for name in ("mono", "stereo"):
         board[name][TRUTH] = Sound(best[name], best_rate, _image(best[name], best_rate))
     for model, module in models:
-        rate, truth = model.sample_rate, read(model.sample_rate)
+        rate = model.sample_rate
+        truth = read(rate)
         target = truth["stereo"]
         latents = {name: model.encode(truth[name]) for name in ("mono", "stereo")}
         oracle = module.oracle(latents["stereo"][None])
@@ -272,11 +299,14 @@ def _image(audio: Tensor, sample_rate: int) -> dict[str, float]:
 
 def _excerpt(track: Track, seconds: float) -> float:
     """Start, in whole seconds, of the stretch in which most stems sound, and the softest of these loudest."""
-    stems, best = track.stems(8000, 0.0, track.duration_s), (-1, -math.inf, 0)
+    rate = 8000
+    stems = track.stems(rate, 0.0, track.duration_s)
+    best = (-1, -math.inf, 0)
     for start_s in range(max(1, int(track.duration_s - seconds) + 1)):
-        part = stems[:, start_s * 8000 : round((start_s + seconds) * 8000)]
+        part = stems[:, start_s * rate : round((start_s + seconds) * rate)]
         levels = part[~is_silent(part)].square().mean(1)
-        best = max(best, (len(levels), float(levels.min()) if len(levels) else 0.0, -start_s))
+        softest = float(levels.min()) if len(levels) else 0.0
+        best = max(best, (len(levels), softest, -start_s))
     return float(-best[2])
 
 
@@ -307,23 +337,46 @@ def _make_safe(rows: Sequence[Row], board: Board) -> None:
 
 def encoded(sound: Sound) -> bytes:
     """The sound at its safety gain as Ogg Opus, at the next rate that Opus has."""
-    import soundfile
-
     rate = next((rate for rate in OPUS_RATES if rate >= sound.sample_rate), OPUS_RATES[-1])
     audio = resample(amplitude(sound.gain_db) * sound.audio, sound.sample_rate, rate)
     file = io.BytesIO()
     settings = {"format": "OGG", "subtype": "OPUS", "compression_level": OPUS_LEVEL}
     soundfile.write(file, audio.T.numpy(), rate, **settings)
-    return file.getvalue()
+    return with_ogg_serial(file.getvalue(), 1)
+
+
+def with_ogg_serial(ogg: bytes, serial: int) -> bytes:
+    """An Ogg file with another serial number of its stream (RFC 3533, section 6): libsndfile draws one by the
+    clock, so that equal sounds would be different files."""
+    pages = []
+    at = 0
+    while at < len(ogg):
+        lacing = ogg[at + 27 : at + 27 + ogg[at + 26]]
+        end = at + 27 + len(lacing) + sum(lacing)
+        page = bytearray(ogg[at:end])
+        page[14:18] = serial.to_bytes(4, "little")
+        page[22:26] = bytes(4)
+        page[22:26] = _ogg_checksum(bytes(page)).to_bytes(4, "little")
+        pages.append(bytes(page))
+        at = end
+    return b"".join(pages)
+
+
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC-32 by the polynomial of zlib, but with the bits in the other order, and from 0."""
+    mirrored = zlib.crc32(page.translate(REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def _page(sections: Sequence[Section]) -> str:
     with ThreadPoolExecutor() as workers:  # libsndfile works outside of Python's lock
         content = {"tracks": list(workers.map(_described, sections)), "truth": TRUTH, "loud_lu": LOUD_LU}
-    web = files("lincae.listening") / "web"
-    html, css, code = ((web / f"demo.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
     data = json.dumps(content, allow_nan=False).replace("</", "<\\/")  # no end tag within a script
-    for mark, text in (("/*CSS*/", css), ("/*CODE*/", code), ("/*DATA*/", data)):
+    html = asset("demo.html")
+    for mark, text in (("/*CSS*/", asset("demo.css")), ("/*CODE*/", asset("demo.js")), ("/*DATA*/", data)):
         html = html.replace(mark, text)
     return html.replace("/*SIZE*/", f"{len(html.encode()) / 1e6:.1f} MB")
 
@@ -331,32 +384,32 @@ def _page(sections: Sequence[Section]) -> str:
 def _described(section: Section) -> dict:
     sounds = [sound for tiles in section.board.values() for sound in tiles.values()]
     images = {id(sound): _picture(sound) for sound in sounds}
-    top = max(image.max() for image, _ in images.values())
-    described = []
+    top_db = max(image.max() for image, _ in images.values())
+    rows = []
     for row in section.rows:
         tiles = {}
         for source, sound in section.board[row.name].items():
             image, ticks = images[id(sound)]
+            picture = spectrogram_bytes(image, top_db, "jpeg", PICTURE_PIXELS)
+            numbers = {}
+            for name, value in sound.numbers.items():
+                numbers[name] = round(value, 2) if math.isfinite(value) else None
             tiles[source] = {
                 "audio": base64.b64encode(encoded(sound)).decode(),
-                "image": base64.b64encode(spectrogram_bytes(image, top, "jpeg", PICTURE)).decode(),
+                "image": base64.b64encode(picture).decode(),
                 "ticks": ticks,
-                "numbers": {k: round(v, 2) if math.isfinite(v) else None for k, v in sound.numbers.items()},
+                "numbers": numbers,
                 "gain_db": round(sound.gain_db, 2),
             }
-        described.append(
-            {
-                "name": row.name,
-                "title": row.title,
-                "formula": row.formula,
-                "block": BLOCKS[row.block],
-                "tiles": tiles,
-            }
-        )
-    seconds = min(sound.audio.shape[1] / sound.sample_rate for sound in sounds)
-    columns = list(dict.fromkeys(source for tiles in section.board.values() for source in tiles))
-    about = {"name": section.name, "about": section.about, "seconds": seconds}
-    return about | {"columns": columns, "rows": described}
+        titles = {"name": row.name, "title": row.title, "formula": row.formula, "block": BLOCKS[row.block]}
+        rows.append(titles | {"tiles": tiles})
+    return {
+        "name": section.name,
+        "about": section.about,
+        "seconds": min(sound.audio.shape[1] / sound.sample_rate for sound in sounds),
+        "columns": list(dict.fromkeys(source for tiles in section.board.values() for source in tiles)),
+        "rows": rows,
+    }
 
 
 def _picture(sound: Sound) -> tuple[np.ndarray, list[tuple[float, str]]]:
