@@ -362,11 +362,9 @@ def test_a_lost_connection_is_said(page, track, tmp_path, fate):
     words = ["stft", "--data", str(track[0]), "--seconds", "1"]
     with served(words, tmp_path / "log") as (address, process):
         visit = DeskPage(page[0]).open(address)
-        lost = visit.page.locator(".lc-lost")
         with visit.change():
             visit.push(0, "ArrowDown", 1)
-        visit.page.wait_for_timeout(500)
-        assert lost.inner_text() == ""
+        assert visit.page.locator(".lc-lost").inner_text() == ""
         if fate == "kernel":
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             for child in children:  # the kernel hangs
@@ -374,10 +372,8 @@ def test_a_lost_connection_is_said(page, track, tmp_path, fate):
         else:
             process.kill()
         visit.push(0, "ArrowDown", 1)
-        visit.page.wait_for_function(
-            "document.querySelector('.lc-lost').textContent.includes('connection may be lost')",
-            timeout=60_000,
-        )
+        said = "document.querySelector('.lc-lost').textContent"
+        visit.page.wait_for_function(f"{said}.includes('connection may be lost')", timeout=60_000)
         if fate == "kernel":
             for child in children:
                 os.kill(int(child), signal.SIGCONT)

@@ -63,16 +63,24 @@ async function begin(at = null) {
   const request = ++wanted, decoded = await buffer(current());
   await context.resume();
   if (request !== wanted) return;
-  const when = context.currentTime + 0.005;
-  const from = (at ?? position(when)) % track.seconds;
-  const source = context.createBufferSource(), gain = context.createGain();
-  source.buffer = decoded;
-  source.loop = $("loop").checked;
-  source.loopEnd = track.seconds; // the same for all, whatever a decoder adds
-  gain.gain.setValueAtTime(0, when);
-  gain.gain.linearRampToValueAtTime(1, when + FADE_S);
-  source.connect(gain).connect(output);
-  source.start(when, from);
+  let source, gain, when, from;
+  // A sound that starts late lags behind the clock: on a busy machine it is started again, with more time to do so.
+  for (let lead = 0.005; lead < 1; lead *= 2) {
+    source = context.createBufferSource();
+    gain = context.createGain();
+    source.buffer = decoded;
+    source.loop = $("loop").checked;
+    source.loopEnd = track.seconds; // the same for all, whatever a decoder adds
+    when = context.currentTime + lead;
+    from = (at ?? position(when)) % track.seconds;
+    gain.gain.setValueAtTime(0, when);
+    gain.gain.linearRampToValueAtTime(1, when + FADE_S);
+    source.connect(gain).connect(output);
+    source.start(when, from);
+    if (context.currentTime < when) break;
+    gain.disconnect();
+    source.stop();
+  }
   source.onended = () => { if (voice?.source === source) stop(); };
   fadeOut(voice);
   voice = { source, gain };

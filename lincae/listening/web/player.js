@@ -97,7 +97,7 @@ function render({ model, el }) {
   }
 
   // Start all sounds at `at` seconds (default: where the running ones are), and fade those out.
-  function start(at = null) {
+  function start(at = null, lead = 0.005) {
     const next = {};
     for (const [key, { channels }] of Object.entries(loaded)) {
       const buffer = context.createBuffer(channels.length, channels[0].length, rate);
@@ -108,12 +108,17 @@ function render({ model, el }) {
       source.connect(gain).connect(monitor);
       next[key] = { source, gain };
     }
-    // Only now: copying may take longer than the 5 ms, and sounds that start late lag behind the clock.
-    const begin = context.currentTime + 0.005, from = (at ?? position(begin)) % duration;
+    // Sounds that start late lag behind the clock: a busy machine gets more time, and starts them again.
+    const begin = context.currentTime + lead, from = (at ?? position(begin)) % duration;
     for (const [key, { source, gain }] of Object.entries(next)) {
       gain.gain.setValueAtTime(0, begin);
       gain.gain.linearRampToValueAtTime(audible(key), begin + SWITCH_S);
       source.start(begin, from);
+    }
+    if (context.currentTime >= begin && lead < 1) {
+      for (const { source, gain } of Object.values(next)) { gain.disconnect(); source.stop(); }
+      start(at, 2 * lead);
+      return;
     }
     const first = Object.values(next)[0];
     if (first) first.source.onended = () => { if (voices === next && playing) { halt(); offset = 0; draw(); } };
