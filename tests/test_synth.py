@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.signal import resample_poly
 
-from lincae.data.synth import STEMS, Note, _instrument, render_song
+from lincae.data.synth import STEMS, Note, instrument, render_song
 
 RATE = 16_000
 SEEDS = range(10)
@@ -68,7 +68,7 @@ def test_music_does_not_depend_on_the_sample_rate(seed):
 
 def test_tones_do_not_alias():
     """Of a tone with all harmonics equally strong, next to nothing lies between the harmonics."""
-    plain = _instrument(np.random.default_rng(0), "sub")
+    plain = instrument(np.random.default_rng(0), "sub")
     buzz = replace(
         plain,
         spectrum=lambda k, hz, t_s: np.ones_like(hz),
@@ -132,7 +132,7 @@ FAMILIES = ("plucked", "modulated", "struck", "organ", "bowed", "analogue", "sub
 def test_tones_start_and_end_without_a_click(family):
     rng = np.random.default_rng(0)
     for _ in range(5):
-        silent_onset = replace(_instrument(rng, family), noise=(0.0, 0.01, 0.0))
+        silent_onset = replace(instrument(rng, family), noise=(0.0, 0.01, 0.0))
         tone = silent_onset.tone(Note(0.0, 0.2, 52.0, 55.0, 1.0), RATE)
         edges = np.abs(np.concatenate([tone[:8], tone[-8:]]))
         assert 0 < np.abs(tone).max() < 8

@@ -120,8 +120,8 @@ def test_songs_of_another_synthesizer_are_refused(synthetic, tmp_path, monkeypat
 def test_failed_rendering_leaves_no_half_song(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "render_song", lambda seed, seconds, rate: np.full((4, 100), 0.3, np.float32))
     with pytest.raises(ValueError, match=r"peak 1\.200 of song 0 does not fit 16-bit"):
-        room._write_song(tmp_path / "train" / "train_000", 0, 1.0, RATE)
-    assert not (tmp_path / "train").exists()
+        write_synthetic(tmp_path, n_train=1, n_test=0, seconds=1.0, sample_rate=RATE)
+    assert os.listdir(tmp_path) == ["synthetic.json"]
 
 
 def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):

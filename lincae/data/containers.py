@@ -95,7 +95,8 @@ def _flac_is_whole(file: BinaryIO, size: int) -> bool:
     _skip_id3(file)
     begin = file.tell()
     info = file.read(42)[8:]
-    min_block, max_frame = int.from_bytes(info[:2]), int.from_bytes(info[7:10])
+    min_block = int.from_bytes(info[:2])
+    max_frame = int.from_bytes(info[7:10])
     n_samples = int.from_bytes(info[13:18]) & 0xFFFFFFFFF
     if n_samples > ((size - begin) // MIN_FLAC_FRAME + 1) * MAX_BLOCK:
         raise ValueError(f"{size} bytes cannot hold the {n_samples} samples that its header states")
@@ -107,7 +108,8 @@ def _flac_is_whole(file: BinaryIO, size: int) -> bool:
 
 
 def _end_of_flac_metadata(file: BinaryIO, begin: int) -> int:
-    position, last = begin, False
+    position = begin
+    last = False
     while not last:
         file.seek(position)
         kind, length = struct.unpack(">B3s", file.read(4))

@@ -37,7 +37,8 @@ from lincae.data.manifests import claim
 from lincae.data.tracks import file_track
 from lincae.files import atomic_write, json_object, write_json
 
-MANIFEST, INDEX = "shards.json", "index.safetensors"
+MANIFEST = "shards.json"
+INDEX = "index.safetensors"
 VERSION = 1
 BLOCK_S = 30
 """Seconds that have a step of their own; files of hours need not fit memory several times."""

@@ -20,16 +20,25 @@ from scipy.ndimage import gaussian_filter1d, map_coordinates
 from scipy.signal import resample_poly
 
 STEMS = ("drums", "bass", "other", "vocals")
-ABSENT = {"drums": 0.12, "bass": 0.12, "other": 0.1, "vocals": 0.2}  # chance to be silent the whole song
-CONTROL_HZ = 100.0  # pitch and spectrum move at this rate, amplitudes at the sample rate
-TAIL_S = 3.0  # silence appended before filtering, so that the reverberation does not wrap around
-Rng, Array = np.random.Generator, np.ndarray
+# The chance of a stem to be silent for the whole song.
+ABSENT = {"drums": 0.12, "bass": 0.12, "other": 0.1, "vocals": 0.2}
+# Pitch and spectrum move at this rate, amplitudes at the sample rate.
+CONTROL_HZ = 100.0
+# Silence appended before filtering, so that the reverberation does not wrap around.
+TAIL_S = 3.0
+# No tone sounds above this.
+TOP_HZ = 20_000
+# The most harmonics that a tone has.
+HARMONICS = 512
+Rng = np.random.Generator
+Array = np.ndarray
 
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 3, 5, 7, 9, 10), (0, 2, 3, 5, 7, 8, 11))
 PROGRESSIONS = ((0, 4, -2, 3), (0, -2, 3, 4), (-2, 3, 0, 4), (1, 4, 0, 0), (0, -1, -2, -3), (0, 3), (0,))
 # Patterns hold one character per sixteenth of a 4/4 bar (3/4 takes the first twelve): "." rests, "-" holds,
 # a digit is a scale step counted from the chord's root, "x" a whole chord or an accent, "o" a soft stroke.
-GROOVES = (  # kick, snare, hat
+# Kick, snare and hat of each groove.
+GROOVES = (
     ("x...x...x...x...", "....x.......x...", "..x...x...x...x."),
     ("x.......x.x.....", "....x.......x...", "x.o.x.o.x.o.x.o."),
     ("x..x......x..x..", "....x..o.o..x...", "xoxoxoxoxoxoxoxo"),
@@ -68,16 +77,21 @@ class Song:
 
     beat_s: float
     beats_per_bar: int
-    swing: float  # where the off-beat eighth falls within its beat: 0.5 is straight, 0.67 a shuffle
-    root_midi: float  # of the bass register; the fraction is the tuning
+    # Where the off-beat eighth falls within its beat: 0.5 is straight, 0.67 a shuffle.
+    swing: float
+    # The root in the bass register; the fraction is the tuning.
+    root_midi: float
     scale: tuple[int, ...]
     bars: list[Bar]
+
+    def playing(self, stem: str) -> list[Bar]:
+        return [bar for bar in self.bars if stem in bar.playing]
 
     def when_s(self, beat: float, rng: Rng) -> float:
         """Time of a beat position, with swing and a human's imprecision."""
         whole, part = divmod(beat, 1.0)
-        beat = whole + float(np.interp(part, (0, 0.5, 1), (0, self.swing, 1)))
-        return max(0.0, self.beat_s * beat + rng.normal(0, 0.005))
+        swung = whole + float(np.interp(part, (0, 0.5, 1), (0, self.swing, 1)))
+        return max(0.0, self.beat_s * swung + rng.normal(0, 0.005))
 
     def midi(self, degree: int) -> float:
         """Pitch of a scale degree, which may lie in any octave."""
@@ -86,42 +100,61 @@ class Song:
     def hits(self, pattern: str, bar: Bar) -> list[tuple[float, float, str]]:
         """(beat, length in beats, symbol) of each hit of a pattern that is played in a bar."""
         pattern = pattern[: 4 * self.beats_per_bar]
-        held = [len(rest) - len(rest.lstrip("-")) for rest in (pattern[i + 1 :] for i in range(len(pattern)))]
-        return [(bar.beat + i / 4, (1 + held[i]) / 4, c) for i, c in enumerate(pattern) if c not in ".-"]
+        found = []
+        for sixteenth, symbol in enumerate(pattern):
+            if symbol not in ".-":
+                rest = pattern[sixteenth + 1 :]
+                held = len(rest) - len(rest.lstrip("-"))
+                found.append((bar.beat + sixteenth / 4, (1 + held) / 4, symbol))
+        return found
 
 
 def _compose(rng: Rng, seconds: float) -> Song:
-    beat_s, beats_per_bar = 60 / rng.uniform(70, 170), int(rng.choice((4, 4, 4, 4, 3)))
+    """Draw what all stems agree on, sections of 1, 2 or 4 bars with the same players one after the other."""
+    beat_s = 60 / rng.uniform(70, 170)
+    beats_per_bar = int(rng.choice((4, 4, 4, 4, 3)))
     band = [stem for stem in STEMS if rng.random() > ABSENT[stem]] or ["other"]
-    chords, bars = PROGRESSIONS[rng.integers(len(PROGRESSIONS))], []
+    chords = PROGRESSIONS[rng.integers(len(PROGRESSIONS))]
+    bars = []
     while len(bars) * beats_per_bar * beat_s < seconds:
-        playing = frozenset([stem for stem in band if rng.random() < 0.78] or [str(rng.choice(band))])
-        gain_db, count = rng.uniform(-9, 0), int(rng.choice((1, 2, 2, 4)))
+        playing = [stem for stem in band if rng.random() < 0.78] or [str(rng.choice(band))]
+        gain_db = rng.uniform(-9, 0)
+        count = int(rng.choice((1, 2, 2, 4)))
         for left in reversed(range(count)):
-            beat, chord = len(bars) * beats_per_bar, chords[len(bars) % len(chords)]
-            bars.append(Bar(beat, chord, playing, gain_db, left == 0))
-    swing, root_midi = max(0.5, rng.uniform(0.4, 0.67)), rng.uniform(27.5, 39.5)
-    return Song(beat_s, beats_per_bar, swing, root_midi, SCALES[rng.integers(len(SCALES))], bars)
+            beat = len(bars) * beats_per_bar
+            chord = chords[len(bars) % len(chords)]
+            bars.append(Bar(beat, chord, frozenset(playing), gain_db, closes=left == 0))
+    swing = max(0.5, rng.uniform(0.4, 0.67))
+    root_midi = rng.uniform(27.5, 39.5)
+    scale = SCALES[rng.integers(len(SCALES))]
+    return Song(beat_s, beats_per_bar, swing, root_midi, scale, bars)
 
 
 def _tune(rng: Rng) -> str:
     """A melodic pattern with rests whose pitch walks up and down."""
-    rhythm = "".join(rng.choice(("1-", "1---", "1-----", "..", "...."), 8, p=(0.4, 0.3, 0.1, 0.1, 0.1)))[:16]
+    lengths = rng.choice(("1-", "1---", "1-----", "..", "...."), 8, p=(0.4, 0.3, 0.1, 0.1, 0.1))
+    rhythm = "".join(lengths)[:16]
     walk = 1 + abs(np.cumsum(rng.choice((-3, -2, -1, 1, 2, 3), 16)) + rng.integers(9)) % 9
     return "".join(str(step) if symbol == "1" else symbol for symbol, step in zip(rhythm, walk, strict=True))
 
 
 def _part(song: Song, rng: Rng, stem: str, patterns: list[str], octave: int, slides: float) -> list[Note]:
     """The notes of one part: in each bar of the stem one of the patterns."""
-    notes, gate, voices = [], rng.uniform(0.6, 1.0), int(rng.choice((3, 3, 4)))
-    for bar in (bar for bar in song.bars if stem in bar.playing):
+    notes = []
+    gate = rng.uniform(0.6, 1.0)
+    voices = int(rng.choice((3, 3, 4)))
+    for bar in song.playing(stem):
         for beat, beats, symbol in song.hits(patterns[rng.integers(len(patterns))], bar):
-            start_s, length_s = song.when_s(beat, rng), gate * beats * song.beat_s
+            start_s = song.when_s(beat, rng)
+            length_s = gate * beats * song.beat_s
             # Velocities come in layers, as in a sampler, so that equal notes are rendered once.
-            velocity, slide = float(rng.choice((0.55, 0.7, 0.85, 1.0))), rng.random() < slides and notes
-            for step in range(0, 2 * voices, 2) if symbol == "x" else [int(symbol) - 1]:
+            velocity = float(rng.choice((0.55, 0.7, 0.85, 1.0)))
+            slide = rng.random() < slides and notes
+            steps = range(0, 2 * voices, 2) if symbol == "x" else [int(symbol) - 1]
+            for step in steps:
                 midi = song.midi(bar.chord + step + 7 * octave)
-                notes.append(Note(start_s, length_s, midi, notes[-1].midi if slide else midi, velocity))
+                from_midi = notes[-1].midi if slide else midi
+                notes.append(Note(start_s, length_s, midi, from_midi, velocity))
     return notes
 
 
@@ -143,9 +176,9 @@ def _peaks(hz: Array, centres_hz: Iterable, widths_hz: Iterable, gains: Iterable
 def _noise(seed: int, length: int, sample_rate: int, colour: Callable[[Array], Array]) -> Array:
     """Gaussian noise (T,) with spectrum `colour(hz)`, of unit RMS when heard up to 20 kHz."""
     hz = fft.rfftfreq(length, 1 / sample_rate)
-    bins = np.random.default_rng(seed).standard_normal((len(hz), 2), dtype=np.float32)
-    power = 4 * length / sample_rate * 20_000 * np.mean(colour(np.linspace(0, 20_000, 2000)) ** 2)
-    return fft.irfft(bins.view(np.complex64)[:, 0] * np.float32(colour(hz) * length / np.sqrt(power)), length)
+    bins = np.random.default_rng(seed).standard_normal((len(hz), 2), dtype=np.float32).view(np.complex64)
+    power = 4 * length / sample_rate * TOP_HZ * np.mean(colour(np.linspace(0, TOP_HZ, 2000)) ** 2)
+    return fft.irfft(bins[:, 0] * np.float32(colour(hz) * length / np.sqrt(power)), length)
 
 
 @dataclass(frozen=True)
@@ -153,53 +186,73 @@ class Instrument:
     """Moving harmonics, and coloured noise at the onset."""
 
     seed: int
-    spectrum: Callable[[Array, Array, Array], Array]  # number k (H,), hz (K, H), time t_s (K, 1) -> (K, H)
-    phases: Array  # (512,) radians, one per harmonic
-    bend_cents: Array  # (2048,) vibrato and drift over control frames
-    level: float = 1.0  # RMS of the tone at its loudest
+    # Number k (H,), frequency hz (K, H) and time t_s (K, 1) of harmonics -> their amplitudes (K, H).
+    spectrum: Callable[[Array, Array, Array], Array]
+    # (HARMONICS,) radians.
+    phases: Array
+    # Vibrato and drift over control frames, (2048,).
+    bend_cents: Array
+    # RMS of the tone at its loudest.
+    level: float = 1.0
     attack_s: float = 0.003
     release_s: float = 0.03
-    onset_s: float = 0.0  # the tone enters this long after its noise
-    detune_cents: tuple[float, ...] = (0.0,)  # one entry per voice of a unison
-    noise: tuple[float, float, float] = (0.0, 0.01, 0.0)  # RMS, its decay in seconds, the share that stays
-    colour: Callable[[Array], Array] = np.ones_like  # of the noise: hz -> gain
+    # The tone enters this long after its noise.
+    onset_s: float = 0.0
+    # One entry per voice of a unison.
+    detune_cents: tuple[float, ...] = (0.0,)
+    # RMS of the noise, its decay in seconds, the share of it that stays.
+    noise: tuple[float, float, float] = (0.0, 0.01, 0.0)
+    # The spectrum of the noise: hz -> gain.
+    colour: Callable[[Array], Array] = np.ones_like
 
     def spectra(self, f0_hz: Array, t_s: Array, velocity: float, sample_rate: int) -> Array:
         """Complex harmonics (K, H) at pitch f0_hz (K,), whose loudest frame has an RMS of `level`."""
-        top_hz = min(20_000, 0.48 * sample_rate)
-        k = np.arange(1, np.clip(int(top_hz / f0_hz.min()), 2, 512))
+        top_hz = min(TOP_HZ, 0.48 * sample_rate)
+        k = np.arange(1, np.clip(int(top_hz / f0_hz.min()), 2, HARMONICS))
         hz = k * f0_hz[:, None]
-        out = self.spectrum(k, hz, t_s[:, None]) * k ** (velocity - 1)  # soft notes are darker
-        out = out * np.clip((top_hz - hz) / 1500, 0, 1)  # fades below Nyquist instead of stopping there
+        # Soft notes are darker.
+        out = self.spectrum(k, hz, t_s[:, None]) * k ** (velocity - 1)
+        # The harmonics fade below Nyquist instead of stopping there.
+        out = out * np.clip((top_hz - hz) / 1500, 0, 1)
         rms = np.sqrt((out**2).sum(axis=1).max() / 2 + 1e-12)
         return self.level / rms * out * np.exp(1j * self.phases[: len(k)])
 
     def tone(self, note: Note, sample_rate: int) -> Array:
         """The tone (T,) of a note, from wavetables that fade from control frame to control frame."""
         end_s = self.onset_s + note.length_s + self.release_s
-        t_s, frame_s = np.arange(0, end_s, 1 / sample_rate), np.arange(0, end_s + 0.02, 1 / CONTROL_HZ)
+        t_s = np.arange(0, end_s, 1 / sample_rate)
+        frame_s = np.arange(0, end_s + 0.02, 1 / CONTROL_HZ)
         slide = (note.from_midi - note.midi) * np.exp(-np.maximum(0, frame_s - self.onset_s) / 0.03)
         f0_hz = 440 * 2 ** ((note.midi - 69 + slide + self.bend_cents[: len(frame_s)] / 100) / 12)
-        spectra = self.spectra(f0_hz, frame_s, note.velocity, sample_rate)
-        size = fft.next_fast_len(6 * spectra.shape[1] + 8, real=True)  # interpolation images < -30 dB
-        bins = np.pad(-0.5j * size * spectra, ((0, 0), (1, 0))).astype(np.complex64)
-        tables = np.pad(fft.irfft(bins, size, axis=1), ((0, 0), (0, 1)), mode="wrap")
         cycles = np.cumsum(np.interp(t_s, frame_s, f0_hz)) / sample_rate
+
+        tables = self._tables(self.spectra(f0_hz, frame_s, note.velocity, sample_rate))
+        size = tables.shape[1] - 1
         out = np.zeros(len(t_s), np.float32)
         for voice, cents in enumerate(self.detune_cents):
             place = [t_s * CONTROL_HZ, size * ((0.37 * voice + cycles * 2 ** (cents / 1200)) % 1.0)]
             out += map_coordinates(tables, place, order=1, output=np.float32)
+
         rise = np.clip((t_s - self.onset_s) / min(self.attack_s, 0.5 * note.length_s), 0, 1)
         out *= np.sin(np.pi / 2 * rise) ** 2 / np.sqrt(len(self.detune_cents))
         level, decay_s, stays = self.noise
         noise = level * _noise(self.seed, len(t_s), sample_rate, self.colour) * np.minimum(1, t_s / 0.002)
         out += noise * (stays + (1 - stays) * np.exp(-t_s / decay_s))
-        return np.float32(out * np.sin(np.pi / 2 * np.minimum(1, (end_s - t_s) / self.release_s)) ** 2)
+        fall = np.minimum(1, (end_s - t_s) / self.release_s)
+        return np.float32(out * np.sin(np.pi / 2 * fall) ** 2)
+
+    def _tables(self, spectra: Array) -> Array:
+        """One cycle of the wave in every control frame, (K, size + 1), its first sample again at its end."""
+        # The images of linear interpolation stay below -30 dB.
+        size = fft.next_fast_len(6 * spectra.shape[1] + 8, real=True)
+        bins = np.pad(-0.5j * size * spectra, ((0, 0), (1, 0))).astype(np.complex64)
+        return np.pad(fft.irfft(bins, size, axis=1), ((0, 0), (0, 1)), mode="wrap")
 
 
 def _perform(score: list[tuple[Instrument, Note]], length: int, sample_rate: int) -> Array:
     """All notes of a score (T,); each distinct tone is rendered once."""
-    out, tones = np.zeros(length, np.float32), {}
+    out = np.zeros(length, np.float32)
+    tones = {}
     for instrument, note in score:
         key = (instrument.seed, round(note.length_s, 3), *note[2:])
         if key not in tones:
@@ -211,10 +264,12 @@ def _perform(score: list[tuple[Instrument, Note]], length: int, sample_rate: int
 
 
 VOWELS_HZ = ((650, 1080, 2650), (400, 1700, 2600), (290, 1870, 2800), (400, 800, 2600), (350, 600, 2700))
-WIDTHS_HZ, FORMANT_GAINS = (60, 80, 110, 130, 160), (1, 0.4, 0.25, 0.2, 0.1)
-# Level, low Hz, high Hz and decay s of the consonants s, sh, t and h.
+WIDTHS_HZ = (60, 80, 110, 130, 160)
+FORMANT_GAINS = (1, 0.4, 0.25, 0.2, 0.1)
+# The consonants s, sh, t and h: level, low Hz, high Hz and decay in s.
 HISSES = ((0.3, 4500, 11_000, 0.08), (0.3, 2000, 6000, 0.07), (0.8, 1500, 9000, 0.01), (0.1, 800, 5000, 0.1))
-DRUMS = {  # tone: midi, semitones of fall, decay s, level; noise: level, low Hz, high Hz, decay s
+# The tone's midi, semitones of fall, decay s and level; then the noise's level, low Hz, high Hz and decay s.
+DRUMS = {
     "kick": (31, 30, 0.15, 0.8, 0.2, 1500, 8000, 0.006),
     "snare": (54, 7, 0.06, 0.3, 0.6, 900, 9000, 0.1),
     "clap": (60, 0, 0.01, 0.0, 0.7, 700, 3500, 0.05),
@@ -227,23 +282,30 @@ DRUMS = {  # tone: midi, semitones of fall, decay s, level; noise: level, low Hz
 }
 
 
-def _instrument(rng: Rng, family: str) -> Instrument:
+def instrument(rng: Rng, family: str) -> Instrument:
     """A random member of a family: plucked, modulated (FM), struck, organ, bowed, analogue or sub."""
     tilt, pick, loss, sweep, hollow = rng.uniform((0.8, 0.2, 0.03, 0, -1), (1.4, 1.6, 0.4, 4, 1))
     decay_s, bright_s, index = _log_uniform(rng, (0.4, 0.08, 0.3), (3, 1.5, 4))
     cutoff_hz, resonance, slow_s, noise_hz = _log_uniform(rng, (150, 0.6, 0.03, 1500), (4000, 5, 0.35, 9000))
-    body_hz, body_gain, spread = rng.uniform(250, 5000, 6), rng.uniform(0, 5, 6), rng.uniform(2, 16)
-    ratio, cycle = rng.choice((1, 1, 2, 3, 4, 7, 14)), 2 * np.pi * np.arange(1024) / 1024
-    drawbars, bars = np.zeros((2, 512))
+    body_hz = rng.uniform(250, 5000, 6)
+    body_gain = rng.uniform(0, 5, 6)
+    spread = rng.uniform(2, 16)
+    ratio = rng.choice((1, 1, 2, 3, 4, 7, 14))
+    cycle = 2 * np.pi * np.arange(1024) / 1024
+    drawbars = np.zeros(HARMONICS)
     drawbars[[1, 2, 3, 4, 5, 6, 8, 12, 16]] = rng.random(9) ** 2
+    # The modes of a bar are inharmonic: they are written here as harmonics of two octaves below.
+    bars = np.zeros(HARMONICS)
     bars[rng.choice(((11, 22, 36), (16, 40, 60), (8, 13, 21), (10, 13, 19)))] = rng.uniform(0.1, 0.6, 3)
-    bars[4] = 1  # the modes of a bar are inharmonic: written here as harmonics of two octaves below
+    bars[4] = 1
 
-    def modulated(k, hz, t_s):  # side band n has amplitude J_n(index)
+    def modulated(k, hz, t_s):
+        # Side band n has amplitude J_n(index).
         wave = np.sin(cycle + index * np.exp(-t_s / bright_s) * np.sin(ratio * cycle))
         return fft.rfft(wave, axis=1)[:, k].imag * np.exp(-t_s / decay_s)
 
-    def analogue(k, hz, t_s):  # saw or pulse through a resonant low-pass whose cut-off falls
+    def analogue(k, hz, t_s):
+        # A saw or pulse goes through a resonant low-pass whose cut-off falls.
         octaves = np.log2(hz / cutoff_hz) - sweep * np.exp(-t_s / bright_s)
         low_pass = 1 / np.sqrt((1 - 4**octaves) ** 2 + 4**octaves / resonance**2)
         return (1 - (hollow > 0) * np.cos(2 * k * pick)) / k * low_pass
@@ -257,13 +319,14 @@ def _instrument(rng: Rng, family: str) -> Instrument:
         "analogue": analogue,
         "sub": lambda k, hz, t: 1.0 * (k < 2),
     }[family]
-    bowed, frame_s = family == "bowed", np.arange(2048) / CONTROL_HZ
+    bowed = family == "bowed"
+    frame_s = np.arange(2048) / CONTROL_HZ
     vibrato = np.minimum(1, frame_s / 0.5) * np.sin(2 * np.pi * rng.uniform(4.5, 6.5) * frame_s)
     vibrato *= rng.uniform(0, 30 if bowed else 6)
     return Instrument(
         seed=int(rng.integers(2**62)),
         spectrum=spectrum,
-        phases=rng.uniform(0, 2 * np.pi, 512),
+        phases=rng.uniform(0, 2 * np.pi, HARMONICS),
         bend_cents=gaussian_filter1d(rng.normal(0, 8, 2048), 4) + vibrato,
         attack_s={"bowed": slow_s, "analogue": slow_s / 3}.get(family, 0.003),
         release_s=rng.uniform(0.04, 0.3),
@@ -277,41 +340,57 @@ def _drum(rng: Rng, name: str) -> tuple[Instrument, Note]:
     """A random member of a family of drums, with the note that strikes it."""
     varied = np.multiply(DRUMS[name], _log_uniform(rng, (0.93, *[0.6] * 7), (1.07, *[1.7] * 7)))
     midi, fall, decay_s, level, noise, low_hz, high_hz, noise_s = varied
-    metal = rng.uniform(2000, 15_000, 25), [9] * 25, rng.uniform(0, rng.uniform(0, 10), 25)
+    ring_hz = rng.uniform(2000, 15_000, 25)
+    ring_gains = rng.uniform(0, rng.uniform(0, 10), 25)
     drum = replace(
-        _instrument(rng, "sub"),
+        instrument(rng, "sub"),
         spectrum=lambda k, hz, t_s: (k < 2) * np.exp(-t_s / decay_s),
         level=level,
         noise=(noise, noise_s, 0.0),
-        colour=lambda hz: _band(hz, low_hz, high_hz) * (1 + _peaks(hz, *metal)),
+        colour=lambda hz: _band(hz, low_hz, high_hz) * (1 + _peaks(hz, ring_hz, [9] * 25, ring_gains)),
     )
     return drum, Note(0.0, 6 * max(decay_s, noise_s), midi, midi + fall, 1.0)
 
 
 def _drums(song: Song, rng: Rng) -> list[tuple[Instrument, Note]]:
     """A kit plays a groove with drops and flams; some sections end in fills and crashes."""
-    snare, hat = rng.choice(("snare", "snare", "clap", "rim")), rng.choice(("hat", "hat", "open", "ride"))
+    snare = rng.choice(("snare", "snare", "clap", "rim"))
+    hat = rng.choice(("hat", "hat", "open", "ride"))
     kit = [_drum(rng, name) for name in ("kick", snare, hat, "crash", "tom", "tom", "tom")]
-    groove, loose, score = GROOVES[rng.integers(len(GROOVES))], rng.uniform(0, 0.1), []
-    for bar in (bar for bar in song.bars if "drums" in bar.playing):
-        strokes = [(hit[0], i, hit[2]) for i, row in enumerate(groove) for hit in song.hits(row, bar)]
-        strokes = [stroke for stroke in strokes if rng.random() > loose]
-        if bar.closes and rng.random() < 0.6:
-            end = bar.beat + song.beats_per_bar
-            fill = [(end - i / 4, rng.choice((0, 1, 4, 5, 6)), "x") for i in range(8, 0, -1)]
-            strokes = [stroke for stroke in strokes if stroke[0] < end - 2] + fill + [(end, 3, "x")]
-        for beat, piece, symbol in strokes:
+    groove = GROOVES[rng.integers(len(GROOVES))]
+    loose = rng.uniform(0, 0.1)
+    score = []
+    for bar in song.playing("drums"):
+        for beat, piece, symbol in _strokes(song, rng, bar, groove, loose):
             drum, note = kit[piece]
             velocity = rng.choice((0.7, 0.85, 1.0)) if symbol == "x" else 0.35
             note = note._replace(start_s=song.when_s(beat, rng), velocity=velocity)
             hands = 3 if piece == 1 and snare == "clap" else 1
-            score += [(drum, note._replace(start_s=note.start_s + 0.011 * hand)) for hand in range(hands)]
+            for hand in range(hands):
+                score.append((drum, note._replace(start_s=note.start_s + 0.011 * hand)))
     return score
 
 
+def _strokes(
+    song: Song, rng: Rng, bar: Bar, groove: tuple[str, ...], loose: float
+) -> list[tuple[float, int, str]]:
+    """(beat, number of the piece, symbol) of a bar's strokes, a share `loose` of them dropped."""
+    strokes = []
+    for piece, pattern in enumerate(groove):
+        strokes += [(beat, piece, symbol) for beat, _, symbol in song.hits(pattern, bar)]
+    strokes = [stroke for stroke in strokes if rng.random() > loose]
+    if bar.closes and rng.random() < 0.6:
+        end = bar.beat + song.beats_per_bar
+        strokes = [stroke for stroke in strokes if stroke[0] < end - 2]
+        strokes += [(end - i / 4, rng.choice((0, 1, 4, 5, 6)), "x") for i in range(8, 0, -1)]
+        strokes.append((end, 3, "x"))
+    return strokes
+
+
 def _bass(song: Song, rng: Rng) -> list[tuple[Instrument, Note]]:
+    """One player, low, who slides in some songs."""
     family = rng.choice(("analogue", "analogue", "modulated", "plucked", "organ", "sub"))
-    player = replace(_instrument(rng, family), detune_cents=(0.0,), attack_s=0.005)
+    player = replace(instrument(rng, family), detune_cents=(0.0,), attack_s=0.005)
     notes = _part(song, rng, "bass", rng.choice(BASSES, 2), octave=0, slides=rng.choice((0, 0.2)))
     return [(player, note) for note in notes]
 
@@ -322,8 +401,10 @@ def _other(song: Song, rng: Rng) -> list[tuple[Instrument, Note]]:
     for _ in range(rng.choice((1, 2, 2))):
         family = rng.choice(("plucked", "modulated", "struck", "organ", "bowed", "bowed", "analogue"))
         roles = (*rng.choice(CHORDS, (2, 2)), rng.choice(ARPEGGIOS, 1), [_tune(rng), _tune(rng)])
-        player, octave = _instrument(rng, family), rng.integers(2, 4) - 2 * (family == "struck")
-        score += [(player, note) for note in _part(song, rng, "other", roles[rng.integers(4)], octave, 0.05)]
+        player = instrument(rng, family)
+        octave = rng.integers(2, 4) - 2 * (family == "struck")
+        notes = _part(song, rng, "other", roles[rng.integers(4)], octave, slides=0.05)
+        score += [(player, note) for note in notes]
     return score
 
 
@@ -342,8 +423,11 @@ def _syllable(rng: Rng, singer: Instrument, size: float, tilt: float, breath: fl
 
 
 def _vocals(song: Song, rng: Rng) -> list[tuple[Instrument, Note]]:
-    size, tilt, breath = rng.uniform(0.9, 1.25), rng.uniform(0.2, 1), _log_uniform(rng, 0.003, 0.15)
-    singer = replace(_instrument(rng, "bowed"), attack_s=0.03, release_s=0.08)
+    """A singer with six syllables, who slides from tone to tone."""
+    size = rng.uniform(0.9, 1.25)
+    tilt = rng.uniform(0.2, 1)
+    breath = _log_uniform(rng, 0.003, 0.15)
+    singer = replace(instrument(rng, "bowed"), attack_s=0.03, release_s=0.08)
     syllables = [_syllable(rng, singer, size, tilt, breath) for _ in range(6)]
     notes = _part(song, rng, "vocals", [_tune(rng) for _ in range(3)], rng.integers(1, 3), slides=0.6)
     return [(syllables[rng.integers(6)], note) for note in notes]
@@ -358,25 +442,33 @@ def _loudness(audio: Array, sample_rate: int) -> float:
 
 def _room(rng: Rng, size: int, sample_rate: int) -> Array:
     """Frequency response of a reverberant room: exponentially decaying noise, the highs dying first."""
-    t_s, rt60_s = np.arange(0, TAIL_S, 1 / sample_rate, np.float32), _log_uniform(rng, 0.2, 2.5)
-    seeds, dark_hz = rng.integers(2**62, size=2), _log_uniform(rng, 1000, 5000)
+    t_s = np.arange(0, TAIL_S, 1 / sample_rate, np.float32)
+    rt60_s = _log_uniform(rng, 0.2, 2.5)
+    seeds = rng.integers(2**62, size=2)
+    dark_hz = _log_uniform(rng, 1000, 5000)
+    decay = 0.001 ** (t_s / rt60_s)
     reverb = _noise(seeds[0], len(t_s), sample_rate, lambda hz: _band(hz, 150, dark_hz))
-    reverb += _noise(seeds[1], len(t_s), sample_rate, np.ones_like) * 0.001 ** (t_s / rt60_s)
-    response, hz = fft.rfft(reverb * 0.001 ** (t_s / rt60_s), size), fft.rfftfreq(size, 1 / sample_rate)
+    reverb += _noise(seeds[1], len(t_s), sample_rate, np.ones_like) * decay
+    response = fft.rfft(reverb * decay, size)
+    hz = fft.rfftfreq(size, 1 / sample_rate)
     return response / np.sqrt(np.mean(np.abs(response[(hz > 200) & (hz < 3000)]) ** 2))
 
 
 def _desk(rng: Rng, stem: Array, room: Array, sample_rate: int) -> Array:
     """A stem (T,) at a random level, often saturated a little, coloured, and sent to the room."""
-    saturated, drive, pivot_hz = rng.random() < 0.5, rng.uniform(0.2, 0.8), _log_uniform(rng, 300, 5000)
+    saturated = rng.random() < 0.5
+    drive = rng.uniform(0.2, 0.8)
+    pivot_hz = _log_uniform(rng, 300, 5000)
     level, shelf, send = (10 ** (rng.normal((0, -1, -18), (3.5, 4, 6)) / 20)).tolist()
     if not stem.any():
         return stem
     stem = stem / _loudness(stem, sample_rate)
-    if saturated:  # at twice the rate, so that the new harmonics do not alias
+    if saturated:
+        # At twice the rate, so that the new harmonics do not alias.
         stem = resample_poly(np.tanh(drive * resample_poly(stem, 2, 1)), 1, 2)[: len(stem)]
     s = 1j * np.linspace(0, sample_rate / 2, len(room), dtype=np.float32)
-    high_pass, tone = s**2 / (s**2 + 35 * s + 25**2), (1 + shelf * s / pivot_hz) / (1 + s / pivot_hz)
+    high_pass = s**2 / (s**2 + 35 * s + 25**2)
+    tone = (1 + shelf * s / pivot_hz) / (1 + s / pivot_hz)
     size = 2 * (len(room) - 1)
     stem = fft.irfft(fft.rfft(stem, size) * high_pass * tone * (1 + send * room), size)[: len(stem)]
     return stem * (level / _loudness(stem, sample_rate))
@@ -389,7 +481,8 @@ def render_song(seed: int, seconds: float = 20.0, sample_rate: int = 44_100) -> 
     if not 1 <= seconds * sample_rate < np.inf:
         raise ValueError(f"seconds is {seconds}, but must be finite and at least one sample long")
     song_rng, mix_rng, *rngs = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2 + len(STEMS)))
-    song, length = _compose(song_rng, seconds), round(seconds * sample_rate)
+    song = _compose(song_rng, seconds)
+    length = round(seconds * sample_rate)
     room = _room(mix_rng, 2 * fft.next_fast_len((length + round(TAIL_S * sample_rate)) // 2), sample_rate)
     bars_s = np.arange(len(song.bars)) * song.beats_per_bar * song.beat_s
     gain_db = np.interp(np.arange(length) / sample_rate, bars_s, [bar.gain_db for bar in song.bars])
