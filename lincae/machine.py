@@ -1,10 +1,14 @@
 """Devices, memory, seeds: what a computation runs on and starts from."""
 
+import atexit
 import ctypes
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +80,32 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
     words = [word for key in keys for word in divmod(int(key), 2**32)]
     seed = np.random.SeedSequence([len(keys), *words]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def user_cache() -> Path:
+    """The folder of the user's caches; one that cannot be written for a user without a home."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(os.devnull)
+
+
+def give_numba_a_cache() -> None:
+    """Make `import librosa` work without a home folder that can be written.
+
+    numba, which compiles parts of librosa, otherwise refuses to where it cannot keep what it compiled.
+    """
+    folder = user_cache() / "numba"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable and "NUMBA_CACHE_DIR" not in os.environ:
+        os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 
 def commit() -> str:

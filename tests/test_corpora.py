@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader
 from lincae.data import folders as module
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.corpora import Corpora, weighted_folders
-from lincae.data.folders import file_index
+from lincae.data.folders import audio_files, file_index
+from lincae.data.shards import Shards, write_shards
+from lincae.data.tracks import tracks
 from lincae.interop.recipes import objective_of, recipe
 from lincae.training.loop import train
 
@@ -148,6 +151,60 @@ def test_weighted_folders():
             weighted_folders(names)
     with pytest.raises(ValueError, match="a folder is named twice"):
         weighted_folders(["a=1", "./a=2"])
+
+
+# ---------------------------------------------------------------- what is in a folder
+
+
+def test_linked_folders_are_followed_each_once(tmp_path, caplog):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    write_constant(corpus / "own" / "a.wav", 0.5)
+    write_constant(elsewhere / "deep" / "b.wav", 0.5)
+    write_constant(elsewhere / "c.wav", 0.5)
+    (corpus / "1 alias").symlink_to(corpus / "own")
+    (corpus / "2 link").symlink_to(elsewhere)
+    (corpus / "3 part").symlink_to(elsewhere / "deep")
+    (corpus / "own" / "loop").symlink_to(corpus)
+    (corpus / "own" / "above").symlink_to(tmp_path)
+    (elsewhere / "deep" / "loop").symlink_to(elsewhere)
+    (corpus / "linked.wav").symlink_to(elsewhere / "c.wav")
+    (corpus / "gone").symlink_to(tmp_path / "gone")
+    names = {path.relative_to(corpus).as_posix() for path in audio_files(corpus)}
+    assert names == {"own/a.wav", "2 link/deep/b.wav", "2 link/c.wav", "linked.wav"}
+    assert {path.relative_to(corpus) for path in audio_files(corpus / "3 part")} == {Path("3 part/b.wav")}
+    left_out = caplog.text
+    for name in ("1 alias", "own/loop", "own/above", "3 part", "2 link/deep/loop", "gone"):
+        assert f"left out: {corpus / name} " in left_out
+    assert len(Corpora({corpus: 1}, RATE).files()) == 4
+
+
+def test_folders_that_cannot_be_listed_are_said(tmp_path, caplog, monkeypatch):
+    for name in ("open", "shut"):
+        write_constant(tmp_path / name / "a.wav", 0.5)
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [path.parent.name for path in audio_files(tmp_path)] == ["open"]
+    assert f"left out: {tmp_path / 'shut'} cannot be listed: Permission denied" in caplog.text
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    odd = os.fsdecode(b"na\xefve \xff.wav")
+    for folder, level in (("", 0.5), ("bad", np.nan)):
+        write_constant(tmp_path / "corpus" / folder / "a.wav", level, n_samples=1000)
+        (tmp_path / "corpus" / folder / "a.wav").rename(tmp_path / "corpus" / folder / odd)
+    corpora = Corpora({tmp_path / "corpus": 1}, RATE)
+    corpora.share_skipped(tmp_path / "skipped.csv")
+    assert (corpora.crops(range(4), 100, 0) == 0.5).all()
+    assert list(corpora.skipped) == [str(tmp_path / "corpus" / "bad" / odd)]
+    written = Shards(write_shards(corpora, tmp_path / "shards"), RATE)
+    assert (written.crops(range(4), 100, 0) == 0.5).all()
+    assert tracks(tmp_path / "corpus")[-1].name == odd.removesuffix(".wav")
 
 
 # ---------------------------------------------------------------- the index of headers

@@ -1,6 +1,7 @@
 """Shards: the crops of the folders they were written from, from one range of bytes each."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -156,6 +157,17 @@ def test_other_folders_are_refused(corpora, folders, tmp_path):
     (out / "shards.json").write_text(json.dumps({**manifest, "version": 99}))
     with pytest.raises(ValueError, match="shards of version 99"):
         Shards(out, RATE)
+
+
+def test_files_that_were_replaced_are_not_taken_for_the_old_ones(tmp_path):
+    path = tmp_path / "in" / "a.wav"
+    path.parent.mkdir()
+    soundfile.write(path, noise(RATE, 0.5, 0), RATE)
+    out = write_shards(Corpora({path.parent: 1}, RATE), tmp_path / "out")
+    soundfile.write(path, noise(RATE, 0.5, 1), RATE)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"out has shards of files 1 files as they were"):
+        write_shards(Corpora({path.parent: 1}, RATE), out)
 
 
 def test_command_line(folders, tmp_path, capsys):

@@ -134,6 +134,20 @@ def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):
     assert [track.name for track in tracks("synthetic", "train")] == ["train_000"]
 
 
+def test_a_read_only_place_names_the_variable_that_moves_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINCAE_DATA", str(tmp_path / "clone"))
+    make = Path.mkdir
+
+    def refuse(path, *args, **kwargs):
+        if path.is_relative_to(tmp_path / "clone"):
+            raise OSError(30, "Read-only file system", str(path))
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PermissionError, match=r"clone/synthetic.*Read-only file system.*set LINCAE_DATA"):
+        tracks("synthetic")
+
+
 # ---------------------------------------------------------------- tracks
 
 

@@ -2,6 +2,9 @@
 
 import builtins
 import csv
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +51,20 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 
 # ---------------------------------------------------------------- reconstruction
+
+
+def test_a_user_without_a_home_can_train(tmp_path):
+    """numba, which librosa compiles with, wants to write what it compiled into the home folder."""
+    code = """
+from lincae.vae.config import VaeLossConfig
+from lincae.vae.objective import ReconstructionLoss
+print(ReconstructionLoss(VaeLossConfig(), 16000).training)
+"""
+    environment = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"}
+    environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator,UserWideCacheLocator"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_terms_are_those_of_auraloss_with_their_weights():

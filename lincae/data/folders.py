@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.files import atomic_write, json_object
+from lincae.machine import user_cache
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
 # Threads wait for the disk more than they compute.
@@ -52,7 +53,13 @@ def _walk(folder: Path) -> Iterator[Path]:
             subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
             # Links come last, so that a folder is found under its own name first.
             tops += [Path(place, name) for name in subfolders if Path(place, name).is_symlink()]
-            yield from (Path(place, name) for name in names if name[0] != ".")
+            for name in names:
+                path = Path(place, name)
+                if name[0] == ".":
+                    continue
+                if path.suffix == "" and path.is_symlink() and not path.exists():
+                    log.warning("left out: %s leads nowhere", path)
+                yield path
 
 
 def _cannot_list(error: OSError) -> None:
@@ -68,7 +75,7 @@ def file_index(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     `audio_files`.
     """
     # In the user's cache: corpora are often read-only, or shared by users who should not write into them.
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lincae" / "corpora"
+    cache = user_cache() / "lincae" / "corpora"
     cache /= (
         hashlib.sha256(f"{INDEX_VERSION}".encode() + os.fsencode(folder.resolve())).hexdigest()[:20] + ".json"
     )

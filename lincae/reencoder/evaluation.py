@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lincae.evaluation.tables import interval, select
 from lincae.interface import AutoencoderLike
 from lincae.latents.algebra import left_right
-from lincae.machine import generator
+from lincae.machine import generator, give_numba_a_cache
 from lincae.metrics import is_silent
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.pairs import Source, task_input, warn_if_full_band
@@ -56,6 +56,7 @@ def distances(prediction: Tensor, reference: Tensor, sample_rate: int) -> dict[s
 
 @functools.cache
 def _losses(sample_rate: int) -> dict[str, torch.nn.Module]:
+    give_numba_a_cache()
     from auraloss.freq import MelSTFTLoss, MultiResolutionSTFTLoss
 
     losses = {"stft_d": MultiResolutionSTFTLoss(), "mel_d": MelSTFTLoss(sample_rate)}

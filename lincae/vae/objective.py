@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lincae.linearity import AugmentedBatch, implicit_conditioning
+from lincae.machine import give_numba_a_cache
 from lincae.training.objective import AutoencoderObjective
 from lincae.transform import OVERLAP
 from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
@@ -93,6 +94,7 @@ class ReconstructionLoss(nn.Module):
     def __init__(self, config: VaeLossConfig, sample_rate: int):
         super().__init__()
         self.config = config
+        give_numba_a_cache()
         try:
             import librosa  # noqa: F401 (auraloss only prints that it lacks it)
             from auraloss.freq import STFTLoss
