@@ -317,12 +317,12 @@ class Autoencoder(FramewiseAutoencoder):
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         n_items, _, n_frames = latents.shape
-        noises = (self._noise(start, start + n_frames, seed, step) for step in range(steps))
+        noises = (self.noise(start, start + n_frames, seed, step) for step in range(steps))
         shared = (noise.expand(n_items, -1, -1, -1) for noise in noises)
         return self.denoise(latents, shared, steps)
 
-    def _noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
-        """Standard normal `(1, 2, F, N)` of latent frames start..stop, drawn on the CPU for any device."""
+    def noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
+        """Noise `(1, 2, F, N)` of latent frames start..stop in one step, drawn on the CPU for any device."""
         shape = (2, self.config.transform.n_bins, self.config.network.time_factor)
         frames = []
         for frame in range(start, stop):

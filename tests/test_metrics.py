@@ -14,11 +14,7 @@ from torchmetrics.functional.audio import (
 
 from lincae.machine import generator
 from lincae.metrics import (
-    N_MELS,
     SILENCE_DBFS,
-    WINDOWS_MS,
-    _mel_filters,
-    _resolution,
     band_snr_db,
     is_silent,
     kad,
@@ -77,12 +73,13 @@ def test_a_gain_has_a_known_error(gain, seed):
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.floats(0.1, 10), st.booleans())
-def test_mss_of_a_gain_is_its_logarithm_and_its_distance(gain, spectral_convergence):
+@given(st.floats(0.1, 10), st.sampled_from([8000, 16000, 22050, 24000, 32000, 44100, 48000]))
+def test_mss_of_a_gain_is_its_logarithm_and_its_distance(gain, rate):
+    """At every rate: a mel filter without a bin would make it NaN."""
     reference = noise(2, 5000)
-    expected = abs(torch.tensor(gain).log()) + spectral_convergence * abs(gain - 1)
-    value = mss(gain * reference, reference, RATE, spectral_convergence)
-    torch.testing.assert_close(value, expected.expand(2), rtol=1e-3, atol=1e-4)
+    convergence, log_mel = mss_terms(gain * reference, reference, rate)
+    torch.testing.assert_close(convergence, torch.full((2,), abs(gain - 1)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(log_mel, torch.full((2,), abs(math.log(gain))), rtol=1e-3, atol=1e-4)
 
 
 def test_mss_is_made_of_its_terms():
@@ -141,9 +138,10 @@ def test_silence_is_a_level_of_rms():
 
 
 def test_a_quiet_item_is_measured_as_a_loud_one():
-    prediction, reference = noise(1, RATE, seed=1, rms=1e-5), noise(1, RATE, seed=2, rms=1e-4 * 1.1)
-    expected = snr_db(1000 * (reference + prediction), 1000 * reference)
-    torch.testing.assert_close(snr_db(reference + prediction, reference), expected, rtol=0, atol=0.02)
+    error = noise(1, RATE, seed=1, rms=1e-5)
+    reference = noise(1, RATE, seed=2, rms=1.1e-4)
+    expected = snr_db(1000 * (reference + error), 1000 * reference)
+    torch.testing.assert_close(snr_db(reference + error, reference), expected, rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
@@ -225,45 +223,30 @@ def test_snr_and_si_sdr_agree_with_torchmetrics():
 
 
 @pytest.mark.parametrize("spectral_convergence", [False, True])
-def test_mss_agrees_with_auraloss_item_by_item(spectral_convergence):
+@pytest.mark.parametrize(
+    ("rate", "windows"),
+    [(16000, {160: 256, 400: 512, 800: 1024}), (44100, {441: 512, 1102: 2048, 2205: 4096})],
+)
+def test_mss_agrees_with_auraloss_item_by_item(rate, windows, spectral_convergence):
+    """Windows of 10, 25 and 50 ms, half of each a hop, FFTs of the next power of two."""
     peer = auraloss.freq.MultiResolutionSTFTLoss(
-        [512, 2048, 4096],
-        [220, 551, 1102],
-        [441, 1102, 2205],
+        list(windows.values()),
+        [samples // 2 for samples in windows],
+        list(windows),
         w_sc=float(spectral_convergence),
         scale="mel",
         n_bins=80,
-        sample_rate=RATE,
+        sample_rate=rate,
     )
     reference = noise(4, 30000, seed=5)
     prediction = reference + noise(4, 30000, seed=6)
-    prediction[1], reference[2], prediction[3] = 0, 0.1 * reference[2], reference[3].roll(1)
-    expected = torch.stack(
-        [peer(p[None, None], r[None, None]) for p, r in zip(prediction, reference, strict=True)]
-    )
-    torch.testing.assert_close(
-        mss(prediction, reference, RATE, spectral_convergence), expected, rtol=1e-4, atol=1e-4
-    )
-
-
-@pytest.mark.parametrize(
-    ("rate", "expected"),
-    [
-        (16000, [(160, 256), (400, 512), (800, 1024)]),
-        (44100, [(441, 512), (1102, 2048), (2205, 4096)]),
-        (22050, [(220, 512), (551, 1024), (1102, 2048)]),
-    ],
-)
-def test_resolutions(rate, expected):
-    assert [_resolution(rate, window_ms) for window_ms in WINDOWS_MS] == expected
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 32000, 44100, 48000])
-def test_no_mel_filter_is_empty(rate):
-    for window_ms in WINDOWS_MS:
-        bank = _mel_filters(rate, _resolution(rate, window_ms)[1])
-        assert len(bank) == N_MELS
-        assert (bank.amax(1) > 0).all()
+    prediction[1] = 0
+    reference[2] *= 0.1
+    prediction[3] = reference[3].roll(1)
+    each = zip(prediction, reference, strict=True)
+    expected = torch.stack([peer(p[None, None], r[None, None]) for p, r in each])
+    ours = mss(prediction, reference, rate, spectral_convergence)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------- bad input
@@ -307,11 +290,8 @@ def test_mss_needs_audio_longer_than_half_an_fft():
         ),
     ],
 )
-def test_kad_needs_two_finite_sets(reference, evaluated, match):
+def test_kad_refuses(reference, evaluated, match):
     with pytest.raises(ValueError, match=match):
         kad(reference, evaluated)
-
-
-def test_kad_knows_two_bandwidths():
-    with pytest.raises(ValueError, match=r"must be one of \('reference', 'evaluated'\), got 'both'"):
+    with pytest.raises(ValueError, match=r"bandwidth must be one of .* got 'both'"):
         kad(torch.ones(2, 4), torch.ones(2, 4), "both")

@@ -21,6 +21,8 @@ from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.training.objective import Objective
 from lincae.transform import TransformConfig
 
+pytestmark = pytest.mark.slow
+
 ODD_1 = AutoencoderConfig(
     sample_rate=16000,
     transform=TransformConfig(hop=128),
@@ -52,6 +54,7 @@ ODD_2 = AutoencoderConfig(
         noise_channels=48,
     ),
 )
+
 SIZES = {"paper": (AutoencoderConfig(), 8, 0.02), "odd-1": (ODD_1, 24, 0.05), "odd-2": (ODD_2, 20, 0.05)}
 
 
@@ -154,7 +157,7 @@ def test_checkpoint_of_the_official_class(models, tmp_path: Path):
 
     steps = 1 if ours.config == AutoencoderConfig() else 3
     decoded = model.decode(z, n_samples, seed=3, steps=steps)
-    noises = [model._noise(0, z.shape[-1], 3, k) for k in range(steps)]
+    noises = [model.noise(0, z.shape[-1], 3, k) for k in range(steps)]
     assert relative_error(decoded, decode(official, z, noises, n_samples)) < 1e-5
 
 
@@ -181,7 +184,7 @@ def test_music2latent(models, tmp_path: Path):
     theirs = unet.encoder(spectrogram) / sigma_rescale
     z = model.encode(audio)
     assert relative_error(z, theirs) < 1e-5
-    noise = model._noise(0, z.shape[-1], 1, 0)
+    noise = model.noise(0, z.shape[-1], 1, 0)
     frames = unet(z * sigma_rescale, 80 * noise, 80.0)
     assert max_error(model.denoise(z * sigma_rescale, [noise]), frames) < 1e-5
     assert relative_error(model.decode(z, seed=1), to_waveform(frames)) < 1e-5  # below 1: not clamped there

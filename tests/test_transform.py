@@ -42,11 +42,6 @@ def test_lengths_are_those_of_the_tensors():
     assert SMALL.n_frames(0) == 0
 
 
-def test_latent_rate_and_compression():
-    assert 44100 / PAPER.hop == pytest.approx(10.77, abs=0.005)
-    assert PAPER.hop / PAPER.network.latent_channels == 64
-
-
 def test_squared_windows_sum_to_three_halves():
     sums = T.analysis_window.square().reshape(4, 512).sum(0)
     torch.testing.assert_close(sums, torch.full((512,), 1.5), rtol=0, atol=1e-6)
@@ -134,16 +129,15 @@ def test_inverse_does_not_clamp():
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1e-9, 1.0])
 def test_gradients_are_finite_down_to_silence(level):
     x = (level * randn(1, 256)).requires_grad_()
-    SMALL(x).square().sum().backward()
+    spectrogram = SMALL(x)
+    spectrogram.square().sum().backward()
+    assert level or not spectrogram.any()
     assert torch.isfinite(x.grad).all()
     spectrogram = (level * randn(1, 2, 32, 12)).requires_grad_()
-    SMALL.inverse(spectrogram).sum().backward()
+    audio = SMALL.inverse(spectrogram)
+    audio.sum().backward()
+    assert level or not audio.any()
     assert torch.isfinite(spectrogram.grad).all()
-
-
-def test_silence_is_zero_both_ways():
-    assert not SMALL(torch.zeros(1, 256)).any()
-    assert not SMALL.inverse(torch.zeros(1, 2, 32, 12)).any()
 
 
 def test_partly_silent_audio_has_finite_gradients():
