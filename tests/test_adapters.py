@@ -508,5 +508,7 @@ def test_input_is_checked():
     model = plain()
     with pytest.raises(ValueError, match=r"shape \(B, T\)"):
         model.encode(torch.zeros(9))
-    with pytest.raises(ValueError, match=r"latents of Plain are \(B, 24, L\), got \(1, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"latents of Plain must be \(B, 24, L\), got \(1, 3, 5\)"):
         model.decode(torch.zeros(1, 3, 5))
+    with pytest.raises(TypeError, match=r"latents of Plain .*ndarray"):
+        model.decode(np.zeros((1, 24, 5)))

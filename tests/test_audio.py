@@ -340,6 +340,20 @@ def test_joined_files_are_read_to_the_end_of_the_last(tmp_path, kind, twice):
     assert lags.max() > 0.99 * (tail @ tail)
 
 
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_joined_opus_is_read_at_its_rate(tmp_path, rate):
+    """FFmpeg reads all Opus at 48 kHz, libsndfile at the rate that it was made from."""
+    content = io.BytesIO()
+    soundfile.write(content, sound(3.0, 0, rate), rate, format="OGG", subtype="OPUS")
+    (tmp_path / "one.opus").write_bytes(content.getvalue())
+    (tmp_path / "two.opus").write_bytes(2 * content.getvalue())
+    one, own_rate = read_audio(tmp_path / "one.opus")
+    two, joined_rate = read_audio(tmp_path / "two.opus")
+    assert own_rate == joined_rate == rate
+    assert abs(len(two) - 2 * len(one)) < 0.02 * rate
+    assert (two[: len(one)] - one)[rate // 10 :].norm() < 0.05 * one.norm()
+
+
 def test_flac_of_unknown_length_is_read_to_its_end(tmp_path):
     content, samples = encoded("FLAC")
     check_whole(tmp_path / "a.flac", stated_flac(content, 0), samples)

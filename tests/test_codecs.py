@@ -14,6 +14,7 @@ import lincae
 from lincae.interface import AutoencoderLike
 from lincae.interop.codecs import HUB, Codec, Oobleck, codec_kind, load_codec
 from lincae.interop.models import names
+from lincae.interop.references import REFERENCES
 from lincae.machine import generator
 
 transformers = pytest.importorskip("transformers")
@@ -119,6 +120,29 @@ def test_input_is_checked(loaded):
     z[0, 1, 2] = torch.nan
     with pytest.raises(ValueError, match="item 0, channel 1, frame 2"):
         model.decode(z)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_other_number_types_take_and_give_float32(dtype, default):
+    torch.set_default_dtype(default)
+    try:
+        models = [
+            Codec(encodec(), "e", "cpu"),
+            Codec(dac([2, 4], 16000), "d", "cpu"),
+            Oobleck(oobleck(), "o", "cpu"),
+        ]
+        models += [kind() for kind in REFERENCES.values()]
+        models += [lincae.load(name, "cpu") for name in ("resample+noise-32x", "pca-32x")]
+        for model in models:
+            expected = model.encode(noise(1, 1000).float())
+            getattr(model, "codec", getattr(model, "vae", torch.nn.Identity())).to(dtype)
+            z = model.encode(noise(1, 1000).to(dtype))
+            decoded = model.decode(z.to(dtype), 1000)
+            assert z.dtype == decoded.dtype == expected.dtype == torch.float32, model.name
+            assert (z - expected).norm() < 0.05 * expected.norm()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_fingerprints_tell_weights_and_settings_apart(folders, tmp_path):

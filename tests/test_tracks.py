@@ -331,12 +331,13 @@ def test_a_folder_is_named_even_where_its_path_does_not(tmp_path, monkeypatch):
     assert tracks("clip")[0].dataset == "clip"
 
 
-def test_a_folder_of_tracks_with_stems(tmp_path):
+def test_a_folder_of_tracks_with_stems(tmp_path, caplog):
     expected = write_song(tmp_path / "mine" / "b")
     write_song(tmp_path / "mine" / "a", seed=1)
     (tmp_path / "mine" / "b" / "mixture.wav").unlink()
     noise_folder(tmp_path / "mine" / "other things", 100)
     found = tracks(tmp_path / "mine")
+    assert f"left out of {tmp_path / 'mine'}, without stems as WAV files: other things" in caplog.text
     assert [(track.name, track.dataset, track.stem_names) for track in found] == [
         ("a", "mine", STEMS),
         ("b", "mine", STEMS),

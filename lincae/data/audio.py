@@ -115,7 +115,7 @@ class AudioFile:
         self.channels = sound.channels
         self._sound = sound
         self._stated = states_its_length(path, sound)
-        self._decoder = None if self._stated else Decoder(path, sound.format)
+        self._decoder = None if self._stated else Decoder(path, sound.format, sound.samplerate)
         if not RATES_HZ[0] <= self.sample_rate <= RATES_HZ[1]:
             allowed = f"{RATES_HZ[0]} to {RATES_HZ[1]} Hz"
             raise AudioFileError(f"{path}: states a sample rate of {self.sample_rate} Hz, not {allowed}")
@@ -127,7 +127,7 @@ class AudioFile:
         """The number of frames, counted by decoding where the header does not state it."""
         if self._stated:
             return self._sound.frames
-        counted = decoded_frames(self.path, self._sound.format)
+        counted = decoded_frames(self.path, self._sound.format, self.sample_rate)
         if counted == 0:
             raise AudioFileError(f"{self.path}: holds no samples")
         return counted

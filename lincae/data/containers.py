@@ -169,10 +169,12 @@ class Decoder:
     The samples are those of libsndfile, at the same places, to their rounding.
     """
 
-    def __init__(self, path: Path, kind: str):
-        """`kind`: libsndfile's name of the format, a key of DEMUXERS."""
+    def __init__(self, path: Path, kind: str, sample_rate: int):
+        """`kind`: libsndfile's name of the format, a key of DEMUXERS; `sample_rate`: as libsndfile reads it,
+        which for Opus need not be FFmpeg's."""
         self.path = path
         self.kind = kind
+        self.sample_rate = sample_rate
         self._blocks: Iterator[np.ndarray] = iter(())
         self._held: np.ndarray | None = None
         self._position = 0
@@ -206,7 +208,7 @@ class Decoder:
                 av.open(file, format=DEMUXERS[self.kind], options=options) as c,
             ):
                 stream = c.streams.audio[0]
-                resampler = av.AudioResampler("fltp", stream.codec_context.layout, stream.codec_context.rate)
+                resampler = av.AudioResampler("fltp", stream.codec_context.layout, self.sample_rate)
                 damage = None
                 for packet in c.demux(stream):
                     try:
@@ -218,8 +220,10 @@ class Decoder:
                     if damage is not None and frames:
                         raise AudioFileError(f"{self.path}: is damaged within: {damage}")
                     for frame in frames:
-                        for part in resampler.resample(frame):
-                            yield np.ascontiguousarray(part.to_ndarray().T)
+                        # Times begin anew where one file is joined to another, which would drop the rest.
+                        frame.pts = None
+                        yield from _arrays(resampler.resample(frame))
+                yield from _arrays(resampler.resample(None))
         except AudioFileError:
             raise
         except (av.error.FFmpegError, IndexError) as error:
@@ -228,12 +232,18 @@ class Decoder:
             raise AudioFileError(f"{self.path}: changes its rate or channels within: {error}") from error
 
 
-def decoded_frames(path: Path, kind: str) -> int:
+def _arrays(frames: list[Any]) -> Iterator[np.ndarray]:
+    """(frames, channels) of each of FFmpeg's frames."""
+    for frame in frames:
+        yield np.ascontiguousarray(frame.to_ndarray().T)
+
+
+def decoded_frames(path: Path, kind: str, sample_rate: int) -> int:
     """The number of frames that a file really holds. Raises as `Decoder.blocks`."""
     stat = path.stat()
-    return _decoded_frames(path, kind, stat.st_size, stat.st_mtime_ns)
+    return _decoded_frames(path, kind, sample_rate, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=2**16)
-def _decoded_frames(path: Path, kind: str, size: int, time_ns: int) -> int:
-    return sum(len(block) for block in Decoder(path, kind).blocks())
+def _decoded_frames(path: Path, kind: str, sample_rate: int, size: int, time_ns: int) -> int:
+    return sum(len(block) for block in Decoder(path, kind, sample_rate).blocks())

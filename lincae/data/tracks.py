@@ -194,6 +194,9 @@ def _folder_tracks(folder: Path, n_tracks: int | None) -> list[Track]:
     dataset = folder.resolve().name
     songs = _song_folders(folder)
     if any(_stem_files(song) for song in songs):
+        others = [path for path in folder.iterdir() if path.is_dir() and path not in songs]
+        if shown := sorted(path.name for path in others if path.name[0] != "."):
+            log.warning("left out of %s, without stems as WAV files: %s", folder, ", ".join(shown))
         return [_song_track(song, dataset) for song in songs[:n_tracks]]
     if any(map(_stem_files, _song_folders(folder / "test"))):
         musdb = f"dataset 'musdb' with root={str(folder)!r}, or {str(folder / 'test')!r}"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lincae.checkpoints import content_fingerprint
 from lincae.data.audio import resample
-from lincae.interface import check_audio
+from lincae.interface import check_audio, check_latents
 from lincae.interop.identity import UnknownContentError, content_hash
 from lincae.interop.references import held_length
 from lincae.machine import generator, resolve_device
@@ -148,10 +148,8 @@ class Adapted:
 
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
         """Latents (B, C, L) to audio (B, length), all that they hold by default; torch's random numbers are
-        those of `seed`. Raises ValueError for latents of another shape and for a length that they do not
-        hold."""
-        if z.ndim != 3 or z.shape[1] != self._n_latents or z.numel() == 0:
-            raise ValueError(f"latents of {self.name} are (B, {self._n_latents}, L), got {tuple(z.shape)}")
+        those of `seed`. Raises as `check_latents`, and ValueError for a length that they do not hold."""
+        check_latents(z, self._n_latents, name=f"latents of {self.name}")
         audio = resample(self._native(z, seed), self.stated.output_rate, self.sample_rate)
         return audio[:, : held_length(length, audio.shape[1], z)]
 
@@ -287,7 +285,7 @@ class Adapted:
         step = self._multiple
         short, long = (max(step, round(s * self.sample_rate) // step * step) for s in PROBE_S)
         long = max(long, short + step)
-        noise = 0.1 * torch.randn(1, long, generator=generator(0))
+        noise = 0.1 * torch.randn(1, long, generator=generator(0), dtype=torch.float32)
         self._find_hop(noise, short)
         self._multiple = self.stated.multiple or max(1, round(self.hop))
         self._check_repeats(noise)

@@ -63,16 +63,16 @@ class Codec:
         self.latent_rate = self.sample_rate / self.hop
         self.latent_channels = codec.config.hidden_size
         with torch.no_grad():
-            frames = torch.zeros(1, self.latent_channels, 8, device=self.device)
+            frames = torch.zeros(1, self.latent_channels, 8, device=self.device, dtype=codec.dtype)
             self._lacking = max(0, 8 * self.hop - self.codec.decoder(frames).shape[-1])
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
         """Audio (B, T) to latents (B, C, ceil((T + lacking) / hop)), `lacking` being what the decoder gives
         less than whole hops. Raises as `check_audio`."""
-        audio = check_audio(audio).to(self.device, torch.float32)
+        audio = check_audio(audio).to(self.device, self.codec.dtype)
         padded = F.pad(audio, (0, self._lacking))
-        return self.codec.encoder(_whole_hops(padded, self.hop, self.n_channels))
+        return self.codec.encoder(_whole_hops(padded, self.hop, self.n_channels)).float()
 
     @torch.no_grad()
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
@@ -81,7 +81,7 @@ class Codec:
         Raises ValueError for another shape, non-finite latents, and a length that they do not hold.
         """
         check_latents(z, self.latent_channels, name=f"latents of {self.name}")
-        audio = self.codec.decoder(z.to(self.device, torch.float32)).mean(1)
+        audio = self.codec.decoder(z.to(self.device, self.codec.dtype)).float().mean(1)
         return audio[:, : held_length(length, audio.shape[1], z)]
 
     def fingerprint(self) -> str:
@@ -151,8 +151,8 @@ class Oobleck:
 
         Raises as `check_audio`.
         """
-        audio = check_audio(audio).to(self.vae.device, torch.float32)
-        return self.vae.encode(_whole_hops(audio, self.hop, self.n_channels)).latent_dist.mode()
+        audio = check_audio(audio).to(self.vae.device, self.vae.dtype)
+        return self.vae.encode(_whole_hops(audio, self.hop, self.n_channels)).latent_dist.mode().float()
 
     @torch.no_grad()
     def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
@@ -163,7 +163,8 @@ class Oobleck:
         """
         check_latents(z, self.vae.config.decoder_input_channels, name=f"latents of {self.name}")
         length = held_length(length, z.shape[2] * self.hop, z)
-        return self.vae.decode(z.to(self.vae.device, torch.float32)).sample.mean(1)[:, :length]
+        audio = self.vae.decode(z.to(self.vae.device, self.vae.dtype)).sample
+        return audio.float().mean(1)[:, :length]
 
     def fingerprint(self) -> str:
         settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate, "hop": self.hop}

@@ -97,8 +97,8 @@ class Resampler:
 
     def _haze(self, length: int, seed: int) -> Tensor:
         """The noise (length,) above the cut."""
-        white = torch.randn(length + 2 * NOISE_FFT, generator=generator(seed))
-        window = torch.hann_window(NOISE_FFT)
+        white = torch.randn(length + 2 * NOISE_FFT, generator=generator(seed), dtype=torch.float32)
+        window = torch.hann_window(NOISE_FFT, dtype=torch.float32)
         spectrum = torch.stft(white, NOISE_FFT, window=window, return_complex=True)
 
         frequencies_hz = torch.fft.rfftfreq(NOISE_FFT, 1 / SAMPLE_RATE)

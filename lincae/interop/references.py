@@ -62,7 +62,7 @@ class StftAutoencoder:
         return content_fingerprint(self.name, settings, {})
 
     def _window(self, like: Tensor) -> Tensor:
-        return torch.hann_window(4 * self.hop, device=like.device)
+        return torch.hann_window(4 * self.hop, device=like.device, dtype=torch.float32)
 
 
 class TanhToy:
