@@ -351,7 +351,8 @@ def test_joined_opus_is_read_at_its_rate(tmp_path, rate):
     two, joined_rate = read_audio(tmp_path / "two.opus")
     assert own_rate == joined_rate == rate
     assert abs(len(two) - 2 * len(one)) < 0.02 * rate
-    assert (two[: len(one)] - one)[rate // 10 :].norm() < 0.05 * one.norm()
+    # White noise shows how the two resamplers differ just below the top.
+    assert (two[: len(one)] - one)[rate // 10 :].norm() < (0.2 if rate < 48000 else 0.01) * one.norm()
 
 
 def test_flac_of_unknown_length_is_read_to_its_end(tmp_path):
