@@ -228,7 +228,7 @@ def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
         )
     refuse_pointer(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with tensors_in(path) as file:
             header = file.metadata() or {}
             if "config" not in header:
                 raise ValueError(
@@ -241,6 +241,17 @@ def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
             yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def tensors_in(path: str | Path) -> safe_open:
+    """A safetensors file, mapped. Raises OSError, and SafetensorError for a damaged one."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        # safe_open refuses a name that is not UTF-8, but an open file has another name as well
+        with open(path, "rb") as file:
+            return safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
+    return safe_open(path, framework="pt")
 
 
 @contextlib.contextmanager

@@ -51,6 +51,9 @@ lincae = click.Group(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; with `arguments` None, that of this process. Exits unless all went well."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         status = lincae.main(arguments, "lincae", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

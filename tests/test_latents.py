@@ -33,6 +33,7 @@ from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 RATE, HOP = 16000, 128
 MODEL = StftAutoencoder(RATE, HOP)
 LATENT_RATE = MODEL.latent_rate
+LATIN = os.fsdecode(b"\xe9")  # not UTF-8
 
 
 def noise(n_samples, items=1, seed=0):
@@ -381,6 +382,23 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, command,
     message = run(*arguments)
     assert f"{tmp_path}/song.safetensors: cannot be written: [Errno 28] No space left" in message
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_names_that_are_not_utf8(tmp_path, monkeypatch):
+    """Of all that a command reads and writes; it says them as well as it can."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / LATIN).mkdir()
+    name = f"{LATIN}/a{LATIN}"
+    soundfile.write(os.fsencode(f"{name}.wav"), noise(2000)[0], 44100, "FLOAT", format="WAV")
+    for _ in range(2):
+        assert run("encode", LATIN, f"out{LATIN}", "--model", "stft") == 0
+    assert run("info", f"out{LATIN}") == 0
+    assert run("encode", f"{name}.wav", f"{name}.safetensors", "--model", "stft") == 0
+    assert run("mix", f"{name}.safetensors", f"mix{LATIN}.safetensors") == 0
+    assert run("decode", f"mix{LATIN}.safetensors", f"mix{LATIN}.wav", "--model", "stft") == 0
+    close(read_audio(f"mix{LATIN}.wav")[0], read_audio(f"{name}.wav")[0], 1e-5)
+    made = ("reencoder", "pairs", "bandwidth", LATIN, f"pairs{LATIN}", "--model", "stft")
+    assert run(*made) == 0
 
 
 @pytest.mark.parametrize("n_bytes", [200, 240, 255])

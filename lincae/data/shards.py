@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError
 from lincae.data.corpora import MIN_RMS, Corpora, WeightedFiles
 from lincae.data.manifests import claim
@@ -188,7 +189,7 @@ def _write_shard(folder: Path, rate: int, number: int, files: Sequence[tuple]) -
         _write_files(path, rate, number, files)
     try:
         # This checks the header, before as many bytes are read as it says that it has.
-        with safetensors.safe_open(path, "pt") as file:
+        with tensors_in(path) as file:
             columns = {name: file.get_tensor(name) for name in (*COLUMNS, "steps")}
         with path.open("rb") as file:
             n_bytes = int.from_bytes(file.read(8), "little")

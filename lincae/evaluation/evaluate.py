@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lincae import metrics
+from lincae.checkpoints import tensors_in
 from lincae.evaluation.probes import PROBES
 from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
 from lincae.files import atomic_write, printable
@@ -331,7 +332,7 @@ def _answers(model: AutoencoderLike, config: EvaluationConfig) -> dict[str, Tens
 def _agrees(path: Path, fingerprint: str, found: dict[str, Tensor]) -> bool:
     """Whether a file holds this fingerprint and these answers of a model."""
     try:
-        with safe_open(path, "pt") as file:
+        with tensors_in(path) as file:
             if (file.metadata() or {}).get("fingerprint") != fingerprint:
                 return False
             known = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

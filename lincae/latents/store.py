@@ -33,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import sha256_of
+from lincae.checkpoints import sha256_of, tensors_in
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.folders import audio_files
 from lincae.data.manifests import claim, read_skipped, write_skipped
@@ -195,7 +195,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of latents")
     try:
-        with safe_open(path, "pt") as file:
+        with tensors_in(path) as file:
             text = (file.metadata() or {}).get(KEY)
             shapes = {}
             codes = set()
@@ -807,7 +807,7 @@ class LatentDataset(Dataset):
         if path not in self._open:
             if len(self._open) >= OPEN_SHARDS:
                 self._open.pop(next(iter(self._open)))
-            self._open[path] = safe_open(path, "pt")
+            self._open[path] = tensors_in(path)
         return self._open[path]
 
     def __getstate__(self) -> dict[str, Any]:
