@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from lincae.bypass.config import BYPASS_VARIANTS
 from lincae.commands.options import WORDS, Command, changes, choice, device, option, run_folder, several
 from lincae.data.crops import training_data
 from lincae.interop.recipes import objective_of, recipe
@@ -17,7 +18,7 @@ from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS
 
 @click.command(cls=Command)
 @choice("--preset", PRESETS | VAE_PRESETS, default="desk")
-@choice("--variant", VARIANTS | OWN_VARIANTS | VAE_VARIANTS, default="lin-cae")
+@choice("--variant", VARIANTS | OWN_VARIANTS | VAE_VARIANTS | BYPASS_VARIANTS, default="lin-cae")
 @several(
     "--data",
     "sources",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lincae.autoencoder import Autoencoder
+from lincae.bypass.model import BypassAutoencoder
 from lincae.checkpoints import BUNDLED, WEIGHTS, check_hash, fetching, kind_of, require_bundled
 from lincae.interface import AutoencoderLike
 from lincae.interop.codecs import HUB, STABLE_AUDIO, codec_kind, load_codec
@@ -19,7 +20,7 @@ from lincae.interop.references import REFERENCES
 from lincae.machine import resolve_device
 from lincae.vae.model import SpectralVae
 
-OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae)}
+OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae, BypassAutoencoder)}
 LIN_CAE_HUB = "BernardoTorres/linear_consistency_autoencoders"
 # Folder in the hub repository, and the factor that gives latents of MUSDB18 unit standard deviation.
 LIN_CAE = {"lin-cae": ("0a3afbec", 33.0), "lin-cae-2": ("2f4c6d21", 40.0), "m2l": ("1511f18a", 15.0)}
@@ -51,7 +52,8 @@ def load(
     latent_scale: float | None = None,
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
-    `Autoencoder` or, where the checkpoint says so, a `SpectralVae`; "stft" and "tanh" are what
+    `Autoencoder` or, where the checkpoint says so, a `SpectralVae` or a `BypassAutoencoder`; "stft" and
+    "tanh" are what
     `lincae.interop.references` describes, "resample-32x", "resample+noise-32x" and "pca-32x", at this or
     another rate, what `lincae.interop.linear` does; EnCodec, DAC and Stable Audio's VAE ("encodec-24khz",
     "dac-44khz", ...) what `lincae.interop.codecs` does.

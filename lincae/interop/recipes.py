@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from lincae.bypass.config import BYPASS_PRESETS, BYPASS_VARIANTS, BypassTrainingConfig
+from lincae.bypass.objective import BypassObjective
 from lincae.linearity import VARIANTS
 from lincae.training.config import OWN_VARIANTS, PRESETS, AutoencoderRunConfig, TrainingConfig, changed
 from lincae.training.objective import AutoencoderObjective, Objective
@@ -12,12 +14,18 @@ from lincae.vae.objective import VaeObjective
 
 def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> AutoencoderRunConfig:
     """The configuration of a preset and variant; `changes` are fields, dotted ones nested
-    ("linearity.gain_max"). The variant says what is trained: "vae" and "lin-vae" a spectral VAE.
+    ("linearity.gain_max"). The variant says what is trained: "vae" and "lin-vae" a spectral VAE, "lin-bypass"
+    a bypass autoencoder.
 
     Raises ValueError naming the allowed presets, variants or fields.
     """
-    presets = VAE_PRESETS if variant in VAE_VARIANTS else PRESETS
-    variants = VARIANTS | dict.fromkeys(OWN_VARIANTS, VARIANTS["lin-cae"]) | VAE_VARIANTS
+    presets = PRESETS
+    if variant in VAE_VARIANTS:
+        presets = VAE_PRESETS
+    elif variant in BYPASS_VARIANTS:
+        presets = BYPASS_PRESETS
+    diffs = OWN_VARIANTS | BYPASS_VARIANTS
+    variants = VARIANTS | dict.fromkeys(diffs, VARIANTS["lin-cae"]) | VAE_VARIANTS
     for kind, name, allowed in (("preset", preset, presets), ("variant", variant, variants)):
         if name not in allowed:
             raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(allowed)}")
@@ -29,7 +37,7 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Au
     if preset == "official" and variant == "m2l":
         linearity = replace(linearity, premix_probability=0.5)
     config = replace(config, linearity=linearity)
-    for path, value in (OWN_VARIANTS.get(variant, {}) | changes).items():
+    for path, value in (diffs.get(variant, {}) | changes).items():
         config = changed(config, path.split("."), value)
     return config
 
@@ -37,6 +45,7 @@ def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> Au
 OBJECTIVES: dict[type[AutoencoderRunConfig], type[AutoencoderObjective]] = {
     TrainingConfig: Objective,
     VaeTrainingConfig: VaeObjective,
+    BypassTrainingConfig: BypassObjective,
 }
 """What each kind of configuration trains."""
 

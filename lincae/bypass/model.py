@@ -1,0 +1,206 @@
+"""An autoencoder that is linear by construction where it can be, and learns the rest.
+
+    z = W x                     W: the lowest bands of an MDCT, a strictly linear encoder
+    x' = V z + what a network adds, from V z and from noise times V z
+
+The paper's recipe teaches a network to be linear; here little is left to teach. Encoding is exact: whatever
+is summed, scaled or subtracted among latents is what the sum, the scaling or the difference of the sounds
+would have been encoded to. Decoding is homogeneous to the rounding, also for negative gains: the network
+meets latents divided by their level, its answer is scaled back, and the half of it that does not change sign
+with the latent is dropped. Additivity of the decoder is learned, and helped by the noise that it starts from:
+white noise times the waveform V z is linear in the latent, so that the haze of a sum is the sum of hazes.
+
+Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
+spectrogram frames.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lincae.autoencoder import FramewiseAutoencoder
+from lincae.bypass.config import BypassConfig
+from lincae.machine import generator
+from lincae.network import Encoder, Network
+from lincae.streaming import SlidingNorm
+
+REFERENCE_RMS = 0.1
+"""Level at which the network meets every sound: that of music, which the noise levels are made for."""
+
+SILENCE = 1e-9
+"""Smallest level that is divided by, so that the latent zero decodes to silence."""
+
+
+class BypassNetwork(Network):
+    """The consistency autoencoder's network with the bypass beside it.
+
+    Its denoiser has two more input channels, for the frames of V z. Its encoder says the code, where there is
+    one.
+    """
+
+    def __init__(self, config: BypassConfig):
+        super().__init__(config.network, config.transform.n_bins)
+        self.hop = config.hop
+        self.overlap = config.transform.window - config.transform.hop
+        self.code_bound = config.code_bound
+        self.bands = config.bands
+        for name in ("analysis", "synthesis"):
+            basis = mdct_bands(config.bands, config.hop)[:, None]
+            if config.learned:
+                self.register_parameter(name, nn.Parameter(basis))
+            else:
+                self.register_buffer(name, basis, persistent=False)
+
+        # The network meets bands at about unit deviation, and the code within (-1, 1).
+        deviation = torch.full((config.bands,), config.bands**-0.5)
+        if config.code_bound:
+            one_channel = replace(config.network, latent_channels=1)
+            self.encoder = Encoder(one_channel, config.transform.n_bins)
+            deviation = torch.cat((deviation, torch.tensor([config.code_bound])))
+        else:
+            self.encoder = nn.Identity()
+        scale = math.sqrt(config.hop) * REFERENCE_RMS * deviation
+        self.register_buffer("scale", scale[:, None], persistent=False)
+
+        old = self.denoiser.conv_in
+        self.denoiser.conv_in = nn.Conv2d(2 * old.in_channels, old.out_channels, 3, padding=1)
+        with torch.no_grad():
+            nn.init.normal_(self.denoiser.conv_in.weight, std=(18 * old.in_channels) ** -0.5)
+            self.denoiser.conv_in.weight[:, : old.in_channels] = old.weight
+            nn.init.zeros_(self.denoiser.conv_in.bias)
+
+    @property
+    def _offset(self) -> int:
+        """Samples from a latent frame's first to that of its MDCT window, which lies in their middle."""
+        return (self.hop + self.overlap - self.analysis.shape[-1]) // 2
+
+    def bands_of(self, audio: Tensor) -> Tensor:
+        """W x: audio `(B, T)` to `(B, bands, L)`, L = ceil((T - overlap) / hop), always in fp32."""
+        n_frames = -(-(audio.shape[-1] - self.overlap) // self.hop)
+        n_samples = (n_frames - 1) * self.hop + self.analysis.shape[-1]
+        from_first = F.pad(audio, (0, self.hop))[:, None, self._offset : self._offset + n_samples]
+        with torch.autocast(audio.device.type, enabled=False):
+            return F.conv1d(from_first.float(), self.analysis, stride=self.hop)
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """V z: latents `(B, C, L)` to audio `(B, L hop + overlap)`, always in fp32."""
+        bands = latents[:, : self.bands].float()
+        with torch.autocast(latents.device.type, enabled=False):
+            audio = F.conv_transpose1d(bands, self.synthesis, stride=self.hop)[:, 0]
+        n_samples = latents.shape[-1] * self.hop + self.overlap
+        return F.pad(audio, (self._offset, n_samples - self._offset - audio.shape[-1]))
+
+    def level(self, latents: Tensor, width: int) -> Tensor:
+        """RMS of V z over `width` latent frames around each, over REFERENCE_RMS: `(B, 1, L)`, no gradient."""
+        power = latents.detach()[:, : self.bands].float().square().sum(1, keepdim=True) / self.hop
+        n_frames = power.shape[-1]
+        width = min(width, n_frames)
+        # Differences of running sums, in double precision: a quiet passage may follow a loud one.
+        double = torch.float32 if power.device.type == "mps" else torch.float64
+        running = F.pad(power.to(double).cumsum(-1), (1, 0))
+        first = (torch.arange(n_frames, device=power.device) - width // 2).clamp(0, n_frames - width)
+        mean = ((running[..., first + width] - running[..., first]) / width).clamp_min(0).float()
+        return (mean.sqrt() + SILENCE) / REFERENCE_RMS
+
+
+class BypassAutoencoder(FramewiseAutoencoder):
+    """`encode` and `decode` as a consistency autoencoder, of the kind that this module describes.
+
+    There is one step to decode with. `decode` takes about twice the time of a consistency autoencoder of the
+    same size, since the network answers to the latent and to its negative.
+    """
+
+    kind = "bypass"
+    config_class = BypassConfig
+
+    def __init__(self, config: BypassConfig, name: str = "bypass", metadata: dict | None = None):
+        super().__init__(config, BypassNetwork(config), name, metadata)
+
+    @contextlib.contextmanager
+    def _inference(self, n_latents: int) -> Iterator[None]:
+        """How the network runs on a window of `n_latents`."""
+        with self._precise(), SlidingNorm(n_latents, self.config.norm_frames):
+            yield
+
+    def latents(self, audio: Tensor) -> Tensor:
+        """Audio `(B, T)` of one window to unscaled latents `(B, C, L)`."""
+        network = self.network
+        bands = network.bands_of(audio)
+        if not network.code_bound:
+            return bands
+
+        level = network.level(bands, self.config.level_frames)
+        of_samples = level[:, 0].repeat_interleave(network.hop, -1)
+        of_samples = F.pad(of_samples, (0, network.overlap), mode="replicate")[:, : audio.shape[-1]]
+        with torch.no_grad():
+            spectrogram = self.transform(audio / of_samples)
+        code = torch.tanh(network.encoder.raw(spectrogram).float())
+        full_scale = network.code_bound * REFERENCE_RMS * math.sqrt(network.hop)
+        return torch.cat((bands, full_scale * level * code), 1)
+
+    def _latents_of(self, audio: Tensor) -> Tensor:
+        n_frames = -(-(audio.shape[-1] - self.network.overlap) // self.network.hop)
+        with self._inference(n_frames):
+            return self.latents(audio)
+
+    def answer(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Frames `(B, 2, F, N)` of level-free latents and white noise `(B or 1, L hop + overlap)`."""
+        audio = self.network.preview(latents)
+        preview = self.transform(audio)
+        start = noise_frames(audio * noise, self.transform)
+        sigma_data = self.config.noise.sigma_data
+        top = torch.full((len(latents),), self.config.noise.sigma_max, device=latents.device)
+        condition = self.network.condition(latents / self.network.scale)
+        heard = torch.cat((start, preview / sigma_data), 1)
+        return preview + sigma_data * self.network.denoiser(heard, top, condition)
+
+    def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
+        if steps != 1:
+            raise ValueError(f"{self.name} decodes in one step, not {steps}: it is no consistency model")
+        n_frames = latents.shape[-1]
+        level = self.network.level(latents, self.config.level_frames)
+        level_free = latents / level
+        noise = self._white_noise(start, n_frames, seed)
+        with self._inference(n_frames):
+            positive = self.answer(level_free, noise)
+            negative = self.answer(-level_free, noise)
+        odd = (positive.float() - negative.float()) / 2
+        return odd * frame_gains(level, self.config.network.time_factor, self.transform)
+
+    def _white_noise(self, start: int, n_frames: int, seed: int) -> Tensor:
+        """`(1, L hop + overlap)`, a function of seed and position, drawn on the CPU for any device."""
+        hop, overlap = self.network.hop, self.network.overlap
+        stop = start + n_frames + -(-overlap // hop)
+        parts = [torch.randn(hop, generator=generator(seed, 0, frame)) for frame in range(start, stop)]
+        return torch.cat(parts)[None, : n_frames * hop + overlap].to(self.device)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def mdct_bands(n_bands: int, hop: int) -> Tensor:
+    """The lowest bands of an orthonormal MDCT of `hop` bands with the sine window, `(n_bands, 2 hop)`."""
+    n = torch.arange(2 * hop, dtype=torch.float64)
+    k = torch.arange(n_bands, dtype=torch.float64)[:, None]
+    window = torch.sin(math.pi * (n + 0.5) / (2 * hop))
+    phase = math.pi / hop * (n + 0.5 + hop / 2) * (k + 0.5)
+    return (math.sqrt(2 / hop) * window * torch.cos(phase)).float()
+
+
+def noise_frames(audio: Tensor, transform: nn.Module) -> Tensor:
+    """STFT `(B, 2, F, N)` of noise of REFERENCE_RMS `(B, T)`, not warped, scaled to unit deviation."""
+    config = transform.config
+    frames = audio.float().unfold(-1, config.window, config.hop) * transform.analysis_window
+    bins = torch.fft.rfft(frames)[..., : config.n_bins].transpose(-1, -2)
+    deviation = REFERENCE_RMS * transform.analysis_window.norm() / math.sqrt(2)
+    return torch.stack((bins.real, bins.imag), dim=-3) / deviation
+
+
+def frame_gains(level: Tensor, time_factor: int, transform: nn.Module) -> Tensor:
+    """What frames are multiplied by so that sound is multiplied by `level` `(B, 1, L)`: `(B, 1, 1, N)`."""
+    return level.repeat_interleave(time_factor, -1)[:, :, None] ** transform.config.alpha
