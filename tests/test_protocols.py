@@ -8,9 +8,10 @@ from fakes import RATE, STEMS, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, N
 
 from lincae import metrics
 from lincae.evaluation.evaluate import evaluate
-from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, sums
+from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, error_parts, sums
 from lincae.interop.references import TanhToy
 
+PARTS = ["level_rel_l2", "constant_rel_l2", "shape_rel_l2"]
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=2.0, gains=(-3, -1, 0.5, 2.0))
 
 
@@ -30,8 +31,9 @@ def test_the_linear_reference_is_linear_in_every_protocol():
     rows = run(Linear()).query("comparison == 'linearity'")
     encoder, decoder = rows[rows.snr_db.isna()], rows[rows.snr_db.notna()]
     assert set(encoder.protocol) == {"encoder_homogeneity", "encoder_additivity"}
-    assert set(decoder.protocol) == {"decoder_homogeneity", "decoder_additivity", "separation"}
-    assert (rows.rel_l2 < 1e-4).all()
+    sums = {"decoder_additivity", "decoder_superposition"}
+    assert set(decoder.protocol) == {"decoder_homogeneity", "separation"} | sums
+    assert (rows[["rel_l2", *PARTS]].fillna(0) < 1e-4).all(axis=None)
     assert (decoder[["snr_db", "si_sdr_db"]] > 60).all(axis=None)
     assert (decoder.mss < 1e-3).all()
 
@@ -58,6 +60,77 @@ def test_the_toys_errors_are_those_computed_by_hand(gain):
     error = torch.tanh(2 * gain * z) - gain * torch.tanh(2 * z)
     expected = error.norm() / (gain * torch.tanh(2 * z)).norm()
     assert measured["decoder_homogeneity"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_superposition_of_the_toy_is_that_computed_by_hand():
+    """Property 2, and not what Dec(Enc(sum)) says: the toy's error of both is known sample by sample."""
+    toy, track = TanhToy(RATE, drive=2.0), FakeTrack()
+    z = torch.tanh(2 * track.stems(RATE, 0, 2.0).double())
+    separately = torch.tanh(2 * z).sum(0)
+    expected = (torch.tanh(2 * z.sum(0)) - separately).norm() / separately.norm()
+    rows = run(toy, [track], ["superposition"]).query("comparison == 'linearity' and condition == 'all'")
+    assert rows.rel_l2.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_linear_encoder_is_additive_and_its_decoder_is_not():
+    class Squashing(Linear):
+        def decode(self, z, length=None, seed=0):
+            return torch.tanh(4 * super().decode(z, length, seed))
+
+    rows = run(Squashing(), [FakeTrack()], ["additivity", "superposition"])
+    rows = rows.query("comparison == 'linearity' and condition == 'all'").set_index("protocol")
+    assert rows.snr_db["decoder_additivity"] > 60
+    assert rows.snr_db["decoder_superposition"] < 15
+
+
+# ---------------------------------------------------------------- level, constant, shape
+
+
+def test_parts_of_an_error_by_hand():
+    """The error (1, 0.5, 0.2) of a reference (2, 0, 0): what turns with it, what stays, and the rest."""
+    pair = torch.tensor([3.0, 0.5, 0.2]), torch.tensor([2.0, 0.0, 0.0])
+    turned = torch.tensor([-3.0, 0.5, -0.2]), torch.tensor([-2.0, 0.0, 0.0])
+    assert list(error_parts(pair, turned).values()) == pytest.approx([0.5, 0.25, 0.1])
+
+
+class Offset(Linear):
+    def decode(self, z, length=None, seed=0):
+        return super().decode(z, length, seed) + 0.1 * torch.cos(torch.arange(length) / 50)
+
+
+class Rectified(Linear):
+    """The even part of a decoder that knows no silence but zero."""
+
+    def decode(self, z, length=None, seed=0):
+        audio = super().decode(z, length, seed)
+        return audio + 0.5 * audio.abs()
+
+
+@pytest.mark.parametrize(
+    ("model", "only", "gains"),
+    [
+        (LouderWhenLoud(decoder_error=0.25), "level_rel_l2", [0.5]),
+        (Offset(), "constant_rel_l2", [-3, -1, 0.5, 2.0]),
+        (Rectified(), "constant_rel_l2", [-3, -1]),
+    ],
+    ids=["level", "constant", "even"],
+)
+def test_an_error_of_one_kind_has_one_part(model, only, gains):
+    rows = run(model, [FakeTrack()], ["homogeneity"]).query("comparison == 'linearity'")
+    rows = rows[(rows.protocol == "decoder_homogeneity") & rows.gain.isin(gains)]
+    assert (rows[only] > 0.05).all()
+    assert (rows[only] > 0.95 * rows.rel_l2).all()
+    others = [part for part in PARTS if part != only]
+    assert (rows[others].max(axis=1) < 0.05 * rows[only]).all()
+
+
+def test_the_parts_of_the_toy_add_up_and_none_is_constant():
+    rows = run(TanhToy(RATE, drive=3.0)).query("comparison == 'linearity' and gain != -1")
+    rows = rows[rows[PARTS].notna().all(axis=1)]
+    assert set(rows.protocol.str.split("_").str[-1]) == {*PROTOCOLS} - {"reconstruction", "latents"}
+    assert (rows[PARTS] ** 2).sum(axis=1).to_numpy() == pytest.approx((rows.rel_l2**2).to_numpy(), rel=1e-4)
+    assert (rows.constant_rel_l2 < 1e-5).all()  # tanh is odd
+    assert (rows[["level_rel_l2", "shape_rel_l2"]].mean() > 0.05).all()
 
 
 # ---------------------------------------------------------------- a known gain error

@@ -69,6 +69,16 @@ def test_cells_are_three_lines_of_pandas():
     rows = rows[rows.comparison == "linearity"]
     assert cells["add_enc"] == pytest.approx(rows.groupby("track").rel_l2.mean().mean())
     assert set(cells.index) == set(tables.PAPER_COLUMNS) - {"kad"}
+    own = tables.cells(frame, tables.OWN_COLUMNS).set_index("column")
+    rows = frame[(frame.protocol == "separation") & (frame.comparison == "truth")]
+    assert own.value["separation_truth_si_sdr"] == pytest.approx(
+        rows.groupby("track").si_sdr_db.mean().mean()
+    )
+    rows = frame[(frame.protocol == "decoder_superposition") & (frame.condition == "all")]
+    rows = rows[rows.comparison == "linearity"]
+    assert own.value["property2_snr"] == pytest.approx(rows.groupby("track").snr_db.mean().mean())
+    assert own.counts.all()
+    assert set(own.index) == set(tables.OWN_COLUMNS)
 
 
 # ---------------------------------------------------------------- what counts

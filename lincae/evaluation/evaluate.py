@@ -31,12 +31,13 @@ from lincae.machine import generator
 LABELS = ("model", "dataset", "track", "protocol", "stem", "condition", "comparison", "status")
 NUMBERS = ("chunk", "start_s", "gain", "n_sources")
 METRICS = ("snr_db", "si_sdr_db", "mss", "mss_log", "rel_l2", "value")
+METRICS += ("level_rel_l2", "constant_rel_l2", "shape_rel_l2")
 COLUMNS = (*LABELS, *NUMBERS, *METRICS)
 """Columns of a frame.
 
 - `protocol`: "reconstruction", "encoder_homogeneity", "decoder_homogeneity", "encoder_additivity",
-  "decoder_additivity", "separation", "latents"; of the probes "encoder_equivariance",
-  "decoder_equivariance", "linear_fit"
+  "decoder_additivity", "decoder_superposition", "separation", "latents"; of the probes
+  "encoder_equivariance", "decoder_equivariance", "linear_fit"
 - `comparison`: see `lincae.evaluation.protocols`
 - `status`: "ok", or why the metrics are NaN: "silent", where the true signal is (RMS below
   `metrics.SILENCE_DBFS`), "silent decode", where only the decoded reference is, "missing", where the track
@@ -44,11 +45,13 @@ COLUMNS = (*LABELS, *NUMBERS, *METRICS)
   would leave nothing to compare
 - `mss` is with spectral convergence, `mss_log` without; `value` is a latent statistic, or the share that a
   linear map explains
+- `level_rel_l2`, `constant_rel_l2`, `shape_rel_l2`: what `rel_l2` of a "linearity" row consists of
+  (`lincae.evaluation.protocols.error_parts`); NaN in sums of less than all stems
 """
 SHORTEST_S = 0.1
 """Least length of a track: mel spectrograms need 50 ms."""
 KNOWN = PROTOCOLS | PROBES
-VERSION = 3
+VERSION = 4
 """Version of the protocols: results of another are not continued."""
 
 log = logging.getLogger(__name__)
@@ -386,14 +389,16 @@ def _frame(rows: Sequence[dict]) -> pd.DataFrame:
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
-    """A frame of `COLUMNS` as it was written; labels stay text (a track may be named "NA")."""
+    """A frame of `COLUMNS` as it was written; labels stay text (a track may be named "NA"). Metrics that it
+    was written without are NaN."""
     numbers = [*NUMBERS, *METRICS]
-    return pd.read_csv(
+    frame = pd.read_csv(
         path,
         dtype=dict.fromkeys(LABELS, str) | dict.fromkeys(numbers, float) | {"chunk": int},
         keep_default_na=False,
         na_values=dict.fromkeys(numbers, ""),
     )
+    return frame.reindex(columns=list(COLUMNS))
 
 
 def _slug(name: str) -> str:

@@ -83,7 +83,9 @@ def fit(chunk: Chunk) -> Iterator[dict]:
     time or new sounds replace what was there.
     """
     parts = _parts(chunk)
-    rng = generator(chunk.config.seed, zlib.crc32(chunk.track.name.encode()), chunk.start)
+    rng = generator(
+        chunk.config.seed, zlib.crc32(chunk.track.name.encode("utf-8", "surrogateescape")), chunk.start
+    )
     halves = []
     for _ in range(2):
         n = 2 * len(parts)

@@ -37,6 +37,10 @@ ENDING_S = 0.1
 """So much may be missing at the end of a track, and is silence: containers round their lengths to frames."""
 
 
+Pair = tuple[Tensor, Tensor]
+"""Prediction and reference."""
+
+
 class Stems(Protocol):
     """What is asked of a track; `lincae.data.tracks.Track` is one."""
 
@@ -108,8 +112,11 @@ class Chunk:
         latents: dict[str, Tensor] | None = None,
     ):
         """`start`, `n_samples`: at the model's rate. `latents`: known ones, and where new ones go."""
-        self.model, self.track, self.config = model, track, config
-        self.start, self.n_samples = start, n_samples
+        self.model = model
+        self.track = track
+        self.config = config
+        self.start = start
+        self.n_samples = n_samples
         self.latents = {} if latents is None else latents
         self.names = tuple(name for name in track.stem_names if name != MIXTURE)
         self.stranger: Chunk | None = None
@@ -118,7 +125,8 @@ class Chunk:
         self.overlap = round(config.overlap_s * model.sample_rate)
         self.starts = window_starts(max(n_samples, self.window), self.window, self.overlap)
         self._signals: dict[str, Tensor] = {}
-        self._decodes: dict[tuple[str, str], Tensor] = {}
+        self._scaled: dict[tuple[str, float], Tensor] = {}
+        self._decodes: dict[tuple[str, bool], Tensor] = {}
 
     @functools.cached_property
     def stems(self) -> Tensor:
@@ -148,9 +156,11 @@ class Chunk:
         return self._signals[name]
 
     def encode(self, name: str, gain: float = 1.0) -> Tensor:
-        """Latents (W, C, L) of the windows of `gain` times a signal; kept at gain 1."""
+        """Latents (W, C, L) of the windows of `gain` times a signal."""
         if gain == 1 and name in self.latents:
             return self.latents[name]
+        if (name, gain) in self._scaled:
+            return self._scaled[name, gain]
         audio = pad(gain * self.signal(name), (0, max(0, self.window - self.n_samples)))
         windows = torch.stack([audio[start : start + self.window] for start in self.starts])
         z = torch.cat([self.model.encode(part) for part in windows.split(self.config.batch_size)])
@@ -159,6 +169,8 @@ class Chunk:
             raise ValueError(f"{self.model.name}: encode returned {got}, expected (B, C, L)")
         if gain == 1:
             self.latents[name] = z
+        else:
+            self._scaled[name, gain] = z
         return z
 
     def decode(self, latents: Tensor, reseeded: bool = False) -> Tensor:
@@ -173,13 +185,23 @@ class Chunk:
         audio = overlap_add(parts, self.starts, self.starts[-1] + self.window, self.overlap)
         return audio[: self.n_samples]
 
+    def once(self, name: str, latents: Callable[[], Tensor], reseeded: bool = False) -> Tensor:
+        """Decode (T,) of `latents`, which are asked for and decoded at the first call with this name."""
+        if (name, reseeded) not in self._decodes:
+            self._decodes[name, reseeded] = self.decode(latents(), reseeded)
+        return self._decodes[name, reseeded]
+
     def decoded(self, name: str, reseeded: bool = False) -> Tensor:
         """Dec(Enc(signal)), (T,)."""
-        return self._once(name, "reseeded" if reseeded else "own", lambda: self.encode(name), reseeded)
+        return self.once(name, lambda: self.encode(name), reseeded)
 
     def reference(self, name: str) -> Tensor:
         """`decoded` as the second side of a comparison: with the noise of the first side, or its own."""
         return self.decoded(name, reseeded=self.config.noise == "independent")
+
+    def turned(self, name: str) -> Tensor:
+        """`reference` of the latent turned upside down, Dec(-Enc(signal)), (T,)."""
+        return self.once(f"-{name}", lambda: -self.encode(name), self.config.noise == "independent")
 
     def swapped(self, name: str) -> Tensor:
         """Latents (W, C, L) of the stranger's signal of this name, or of its mixture."""
@@ -192,12 +214,7 @@ class Chunk:
 
     def swap(self, name: str) -> Tensor:
         """Decode (T,) of `swapped`."""
-        return self._once(name, "swap", lambda: self.swapped(name))
-
-    def _once(self, name: str, kind: str, latents: Callable[[], Tensor], reseeded: bool = False) -> Tensor:
-        if (name, kind) not in self._decodes:
-            self._decodes[name, kind] = self.decode(latents(), reseeded)
-        return self._decodes[name, kind]
+        return self.once(f"swap {name}", lambda: self.swapped(name))
 
     def together(self, parts: Sequence[str]) -> str:
         """Status of a sum of these signals: "alone" with fewer than two that are not silent. Nothing is
@@ -205,14 +222,15 @@ class Chunk:
         silent = metrics.is_silent(torch.stack([self.signal(part) for part in parts]))
         return "ok" if (~silent).sum() > 1 else "alone"
 
-    def row(self, protocol: str, comparison: str, signal: str, pair: tuple[Tensor, Tensor], **labels) -> dict:
+    def row(self, protocol: str, comparison: str, signal: str, pair: Pair, **labels) -> dict:
         """Metrics of a pair (prediction, reference), audio (T,) or latents (W, C, L).
 
         They count where `signal`, the true sound that is compared, is not silent.
         """
         row = {"protocol": protocol, "comparison": comparison, "stem": signal, "condition": ""}
         row |= {"status": "ok", **labels}
-        prediction, reference = pair[0][None], pair[1][None].to(pair[0])
+        prediction = pair[0][None]
+        reference = pair[1][None].to(prediction)
         if metrics.is_silent(self.signal(signal)[None]).item():
             return row | {"status": "silent"}
         if row["status"] != "ok":
@@ -227,17 +245,54 @@ class Chunk:
             scores |= {"mss": convergence + log_mel, "mss_log": log_mel}
         return row | {name: score.item() for name, score in scores.items()}
 
+    def rows(
+        self, protocol: str, signal: str, pairs: dict[str, Pair], turned: Pair | None = None, **labels
+    ) -> Iterator[dict]:
+        """A `row` for each comparison of `pairs`. With `turned`, the pair of the same operation on the
+        negated sound, the row "linearity" has the `error_parts` too."""
+        for comparison, pair in pairs.items():
+            row = self.row(protocol, comparison, signal, pair, **labels)
+            if comparison == "linearity" and turned and "rel_l2" in row:
+                row |= error_parts(pair, turned)
+            yield row
+
+
+def error_parts(pair: Pair, turned: Pair) -> dict[str, float]:
+    """Relative L2 of three parts of an error.
+
+    - constant: what stays when the sound is turned upside down, the even part of the error
+    - level: the odd part as far as it lies along the odd part of the reference; another gain would repair it
+    - shape: the rest of the odd part
+
+    Their squares add up to that of `rel_l2`, in the mean of the sound and its negative. `pair`: prediction
+    and reference, of one shape; `turned`: the same of the negated sound.
+    """
+    error = (pair[0] - pair[1]).double().flatten()
+    turned_error = (turned[0] - turned[1]).double().flatten()
+    reference = pair[1].double().flatten()
+    odd_reference = (reference - turned[1].double().flatten()) / 2
+    odd_error = (error - turned_error) / 2
+
+    energy = odd_reference.square().sum().clamp(min=metrics.EPS**2)
+    level = (odd_error @ odd_reference) / energy * odd_reference
+    parts = {
+        "level_rel_l2": level,
+        "constant_rel_l2": (error + turned_error) / 2,
+        "shape_rel_l2": odd_error - level,
+    }
+    return {name: (part.norm() / (reference.norm() + metrics.EPS)).item() for name, part in parts.items()}
+
 
 def reconstruction(chunk: Chunk) -> Iterator[dict]:
     """Dec(Enc(x)) against x (paper 4.2)."""
-    own, truth = chunk.decoded(MIXTURE), chunk.signal(MIXTURE)
+    own = chunk.decoded(MIXTURE)
+    truth = chunk.signal(MIXTURE)
     pairs = {
         "codec": (own, truth),
         "floor": (chunk.decoded(MIXTURE, reseeded=True), own),
         "swap": (chunk.swap(MIXTURE), truth),
     }
-    for comparison, pair in pairs.items():
-        yield chunk.row("reconstruction", comparison, MIXTURE, pair)
+    yield from chunk.rows("reconstruction", MIXTURE, pairs)
 
 
 def homogeneity(chunk: Chunk) -> Iterator[dict]:
@@ -245,23 +300,42 @@ def homogeneity(chunk: Chunk) -> Iterator[dict]:
 
     Floor and codec rows do not depend on the gain and stand at gain 1.
     """
-    z, own, truth = chunk.encode(MIXTURE), chunk.decoded(MIXTURE), chunk.signal(MIXTURE)
     low, high = chunk.config.gain_range
-    rng = generator(chunk.config.seed, zlib.crc32(chunk.track.name.encode()))
+    rng = generator(chunk.config.seed, zlib.crc32(chunk.track.name.encode("utf-8", "surrogateescape")))
     drawn = low + (high - low) * torch.rand(1, generator=rng).item()
-    for gain, condition in (*((gain, "grid") for gain in chunk.config.gains), (drawn, "random")):
-        labels = {"condition": condition, "gain": gain}
-        encoded, decoded = chunk.encode(MIXTURE, gain), chunk.decode(gain * z)
-        encoder = {"linearity": z, "swap": chunk.swapped(MIXTURE)}
-        decoder = {"linearity": chunk.reference(MIXTURE), "truth": truth, "swap": chunk.swap(MIXTURE)}
-        for comparison, latents in encoder.items():
-            pair = encoded, gain * latents
-            yield chunk.row("encoder_homogeneity", comparison, MIXTURE, pair, **labels)
-        for comparison, audio in decoder.items():
-            yield chunk.row("decoder_homogeneity", comparison, MIXTURE, (decoded, gain * audio), **labels)
-    pairs = {"codec": (own, truth), "floor": (chunk.decoded(MIXTURE, reseeded=True), own)}
-    for comparison, pair in pairs.items():
-        yield chunk.row("decoder_homogeneity", comparison, MIXTURE, pair, condition="unit", gain=1.0)
+    for gain in chunk.config.gains:
+        yield from _scaled(chunk, gain, "grid")
+    yield from _scaled(chunk, drawn, "random")
+    own = chunk.decoded(MIXTURE)
+    pairs = {
+        "codec": (own, chunk.signal(MIXTURE)),
+        "floor": (chunk.decoded(MIXTURE, reseeded=True), own),
+    }
+    yield from chunk.rows("decoder_homogeneity", MIXTURE, pairs, condition="unit", gain=1.0)
+
+
+def _scaled(chunk: Chunk, gain: float, condition: str) -> Iterator[dict]:
+    """Rows of `homogeneity` at one gain."""
+    labels = {"condition": condition, "gain": gain}
+    z = chunk.encode(MIXTURE)
+
+    def decoded(factor: float) -> Tensor:
+        return chunk.once(f"{factor} times", lambda: factor * z)
+
+    encoded = chunk.encode(MIXTURE, gain)
+    encoder = {
+        "linearity": (encoded, gain * z),
+        "swap": (encoded, gain * chunk.swapped(MIXTURE)),
+    }
+    turned = chunk.encode(MIXTURE, -gain), gain * chunk.encode(MIXTURE, -1.0)
+    yield from chunk.rows("encoder_homogeneity", MIXTURE, encoder, turned, **labels)
+    decoder = {
+        "linearity": (decoded(gain), gain * chunk.reference(MIXTURE)),
+        "truth": (decoded(gain), gain * chunk.signal(MIXTURE)),
+        "swap": (decoded(gain), gain * chunk.swap(MIXTURE)),
+    }
+    turned = decoded(-gain), gain * chunk.turned(MIXTURE)
+    yield from chunk.rows("decoder_homogeneity", MIXTURE, decoder, turned, **labels)
 
 
 def sums(names: Sequence[str]) -> list[tuple[int, str, tuple[str, ...], str]]:
@@ -283,16 +357,25 @@ def sums(names: Sequence[str]) -> list[tuple[int, str, tuple[str, ...], str]]:
 
 
 def additivity(chunk: Chunk) -> Iterator[dict]:
-    """Sum of Enc(s_i) against Enc(sum), Dec(sum of Enc(s_i)) against Dec(Enc(sum)) (paper 4.4)."""
+    """Sum of Enc(s_i) against Enc(sum), Dec(sum of Enc(s_i)) against Dec(Enc(sum)) (paper 4.4).
+
+    The parts of the errors are those of the sum of all stems.
+    """
     for n_sources, condition, parts, whole in sums(chunk.names):
         labels = {"condition": condition, "n_sources": n_sources, "status": chunk.together(parts)}
         total = sum(chunk.encode(part) for part in parts)
-        for comparison, latents in {
-            "linearity": chunk.encode(whole),
-            "swap": chunk.swapped(MIXTURE),
-        }.items():
-            yield chunk.row("encoder_additivity", comparison, whole, (total, latents), **labels)
-        added, own, truth = chunk.decode(total), chunk.decoded(whole), chunk.signal(whole)
+        pairs = {
+            "linearity": (total, chunk.encode(whole)),
+            "swap": (total, chunk.swapped(MIXTURE)),
+        }
+        turned = None
+        if condition == "all":
+            turned = sum(chunk.encode(part, -1.0) for part in parts), chunk.encode(whole, -1.0)
+        yield from chunk.rows("encoder_additivity", whole, pairs, turned, **labels)
+
+        added = _added(chunk, parts)
+        own = chunk.decoded(whole)
+        truth = chunk.signal(whole)
         pairs = {
             "linearity": (added, chunk.reference(whole)),
             "truth": (added, truth),
@@ -300,15 +383,44 @@ def additivity(chunk: Chunk) -> Iterator[dict]:
             "floor": (chunk.decoded(whole, reseeded=True), own),
             "swap": (added, chunk.swap(MIXTURE)),
         }
-        for comparison, pair in pairs.items():
-            yield chunk.row("decoder_additivity", comparison, whole, pair, **labels)
+        turned = (_added(chunk, parts, -1), chunk.turned(whole)) if condition == "all" else None
+        yield from chunk.rows("decoder_additivity", whole, pairs, turned, **labels)
+
+
+def superposition(chunk: Chunk) -> Iterator[dict]:
+    """Dec(sum of Enc(s_i)) against the sum of Dec(Enc(s_i)): Property 2 of the paper as it stands.
+
+    What section 4.4 measures instead, Dec(Enc(sum)) as the reference, is exact for every linear encoder,
+    whatever its decoder does.
+    """
+    for n_sources, condition, parts, whole in sums(chunk.names):
+        labels = {"condition": condition, "n_sources": n_sources, "status": chunk.together(parts)}
+        added = _added(chunk, parts)
+        separately = sum(chunk.decoded(part) for part in parts)
+        pairs = {
+            "linearity": (added, sum(chunk.reference(part) for part in parts)),
+            "codec": (separately, chunk.signal(whole)),
+            "floor": (sum(chunk.decoded(part, reseeded=True) for part in parts), separately),
+            "swap": (added, chunk.swap(MIXTURE)),
+        }
+        turned = None
+        if condition == "all":
+            turned = _added(chunk, parts, -1), sum(chunk.turned(part) for part in parts)
+        yield from chunk.rows("decoder_superposition", whole, pairs, turned, **labels)
+
+
+def _added(chunk: Chunk, parts: Sequence[str], sign: int = 1) -> Tensor:
+    """Decode (T,) of the sum of the latents of some signals."""
+    return chunk.once(f"{sign} {parts}", lambda: sign * sum(chunk.encode(part) for part in parts))
 
 
 def separation(chunk: Chunk) -> Iterator[dict]:
     """Dec(Enc(mix) - Enc(mix - s_i)) against Dec(Enc(s_i)), for every stem (paper 4.5)."""
     for stem in chunk.names if len(chunk.names) > 1 else ():
-        estimate = chunk.decode(chunk.encode(MIXTURE) - chunk.encode(f"without {stem}"))
-        own, truth = chunk.decoded(stem), chunk.signal(stem)
+        z = chunk.encode(MIXTURE) - chunk.encode(f"without {stem}")
+        estimate = chunk.decode(z)
+        own = chunk.decoded(stem)
+        truth = chunk.signal(stem)
         pairs = {
             "linearity": (estimate, chunk.reference(stem)),
             "input": (chunk.decoded(MIXTURE), chunk.reference(stem)),
@@ -317,15 +429,16 @@ def separation(chunk: Chunk) -> Iterator[dict]:
             "floor": (chunk.decoded(stem, reseeded=True), own),
             "swap": (estimate, chunk.swap(stem)),
         }
+        turned = chunk.decode(-z), chunk.turned(stem)
         status = chunk.together((stem, f"without {stem}"))
-        for comparison, pair in pairs.items():
-            yield chunk.row("separation", comparison, stem, pair, status=status)
+        yield from chunk.rows("separation", stem, pairs, turned, status=status)
 
 
 def latents(chunk: Chunk) -> Iterator[dict]:
     """Statistics of the mixture's latents, in `value`: mean, standard deviation, largest absolute value,
     kurtosis (3 where normal), and |Enc(0)| / |Enc(x)| as "silence", 0 where the encoder is linear."""
-    z, silence = chunk.encode(MIXTURE), chunk.encode(MIXTURE, 0.0)
+    z = chunk.encode(MIXTURE)
+    silence = chunk.encode(MIXTURE, 0.0)
     deviation = z - z.mean()
     values = {
         "mean": z.mean(),
@@ -341,5 +454,6 @@ def latents(chunk: Chunk) -> Iterator[dict]:
 
 
 PROTOCOLS: dict[str, Callable[[Chunk], Iterator[dict]]] = {
-    protocol.__name__: protocol for protocol in (reconstruction, homogeneity, additivity, separation, latents)
+    protocol.__name__: protocol
+    for protocol in (reconstruction, homogeneity, additivity, superposition, separation, latents)
 }

@@ -34,7 +34,6 @@ from lincae.evaluation import tables
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.probes import SHIFTS
 from lincae.evaluation.protocols import EvaluationConfig, Stems
-from lincae.evaluation.tables import PAPER_COLUMNS, Column
 from lincae.interface import AutoencoderLike
 
 if TYPE_CHECKING:
@@ -42,11 +41,13 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 CAP_DB = 60.0
-PROTOCOLS = ("reconstruction", "homogeneity", "additivity", "separation", "equivariance", "fit")
+PROTOCOLS = ("reconstruction", "homogeneity", "additivity", "superposition", "separation")
+PROTOCOLS += ("equivariance", "fit")
 METRICS = {
     "reconstruction": "snr_db",
     "decoder_homogeneity": "snr_db",
     "decoder_additivity": "snr_db",
+    "decoder_superposition": "snr_db",
     "separation": "si_sdr_db",
 }
 """What a protocol is measured by; the others by `rel_l2`."""
@@ -61,6 +62,8 @@ class Property:
     protocol: str
     rows: Mapping[str, Any] = field(default_factory=dict)
     comparison: str = "linearity"
+    metric: str = ""
+    """What the rows are measured by; empty: see METRICS."""
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Rows of a frame that this is about, with their controls."""
@@ -87,6 +90,25 @@ SUMMARY = {
     "separation": Property("separation", "Dec(Enc(mix) - Enc(mix - x)) = Dec(Enc(x))", "separation"),
 }
 PROPERTIES = SUMMARY | {
+    "superposition": Property(
+        "superposition, decoder",
+        "Dec(Enc(x1) + ...) = Dec(Enc(x1)) + ...",
+        "decoder_superposition",
+        tables.ALL,
+    ),
+    "dec_shape": Property(
+        "superposition, decoder: shape alone",
+        "Dec(Enc(x1) + ...) = a (Dec(Enc(x1)) + ...) + constant",
+        "decoder_superposition",
+        tables.ALL,
+        metric="shape_rel_l2",
+    ),
+    "sum_truth": Property(
+        "sum, true", "Dec(Enc(x1) + ...) = x1 + ...", "decoder_additivity", tables.ALL, "truth"
+    ),
+    "separation_truth": Property(
+        "separation, true", "Dec(Enc(mix) - Enc(mix - x)) = x", "separation", {}, "truth"
+    ),
     "enc_polarity": Property("polarity, encoder", "Enc(-x) = -Enc(x)", "encoder_homogeneity", MINUS),
     "dec_polarity": Property("polarity, decoder", "Dec(-z) = -Dec(z)", "decoder_homogeneity", MINUS),
     "enc_shift": Property(
@@ -128,12 +150,16 @@ def linearity_report(
     return Report(evaluate(model, tracks, PROTOCOLS, config, store, progress), config)
 
 
-def decibels(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame with the column `db`: signal over error of each row, within CAP_DB."""
+def decibels(frame: pd.DataFrame, metric: str = "") -> pd.DataFrame:
+    """A frame with the column `db`: signal over error of each row, within CAP_DB.
+
+    `metric`: a relative error to take for all rows, instead of what METRICS says.
+    """
     exact = 10 ** (-2 * CAP_DB / 20)
-    db = -20 * np.log10(frame.rel_l2.clip(lower=exact))
-    for protocol, metric in METRICS.items():
-        db = db.where(frame.protocol != protocol, frame[metric])
+    db = -20 * np.log10(frame[metric or "rel_l2"].clip(lower=exact))
+    for protocol, measured in METRICS.items():
+        if not metric:
+            db = db.where(frame.protocol != protocol, frame[measured])
     return frame.assign(db=db.clip(-CAP_DB, CAP_DB))
 
 
@@ -175,11 +201,12 @@ class Report:
         found = []
         for name, prop in PROPERTIES.items():
             rows = decibels(prop.of(self.frame))
+            rows = rows.assign(decided=rows.db, db=decibels(rows, prop.metric).db)
             if prop.protocol in ("linear_fit", "reconstruction"):
                 # the share that is explained needs no control: of a decoder that ignores its latent it is 0
                 part = tables.unjudged(tables.select(rows, comparison=prop.comparison), "db", good)
             else:
-                part = tables.judged(rows, ["model"], "db", "db", good)
+                part = tables.judged(rows, ["model"], "db", "decided", good, prop.comparison)
             part["error"] = 10 ** (-part["mean"] / 20)
             found.append(part.assign(name=name, property=prop.title, equation=prop.equation))
         return tables.stacked(found, self.models, ROW)
@@ -258,15 +285,6 @@ def _cell(row: Any) -> str:
 # ---------------------------------------------------------------- one model against another
 
 
-@dataclass(frozen=True)
-class Advantage:
-    """What is compared of two models: a column of the paper's tables, and how (of values linear, plain)."""
-
-    column: Column
-    compare: Callable[[Any, Any], Any]
-    comparison: str = "linearity"
-
-
 def _times_lower(linear: Any, plain: Any) -> Any:
     return plain / linear
 
@@ -279,20 +297,19 @@ def _share(linear: Any, plain: Any) -> Any:
     return linear / plain
 
 
-SEPARATION = Column(1, ("Separation", "SI-SDR"), "si_sdr_db", "separation", decided_by="si_sdr_db")
 ADVANTAGES = {
-    "encoder additivity error, times lower": Advantage(PAPER_COLUMNS["add_enc"], _times_lower),
-    "encoder homogeneity error, times lower": Advantage(PAPER_COLUMNS["hom_enc"], _times_lower),
-    "decoder additivity MSS, times lower": Advantage(PAPER_COLUMNS["add_dec_mss"], _times_lower),
-    "decoder homogeneity SNR, dB higher": Advantage(PAPER_COLUMNS["hom_dec_snr"], _higher),
-    "separation SI-SDR, dB higher": Advantage(SEPARATION, _higher),
-    "bass SI-SDR, dB higher": Advantage(PAPER_COLUMNS["bass_si_sdr"], _higher),
-    "drums SI-SDR, dB higher": Advantage(PAPER_COLUMNS["drums_si_sdr"], _higher),
-    "other SI-SDR, dB higher": Advantage(PAPER_COLUMNS["other_si_sdr"], _higher),
-    "vocals SI-SDR, dB higher": Advantage(PAPER_COLUMNS["vocals_si_sdr"], _higher),
-    "reconstruction MSS, ratio at most": Advantage(PAPER_COLUMNS["rec_mss"], _share, "codec"),
-    "reconstruction SNR, dB higher": Advantage(PAPER_COLUMNS["rec_snr"], _higher, "codec"),
+    "encoder additivity error, times lower": ("add_enc", _times_lower),
+    "encoder homogeneity error, times lower": ("hom_enc", _times_lower),
+    "decoder additivity MSS, times lower": ("add_dec_mss", _times_lower),
+    "decoder homogeneity SNR, dB higher": ("hom_dec_snr", _higher),
+    "decoder superposition SNR, dB higher": ("property2_snr", _higher),
+    "separation SI-SDR, dB higher": ("separation_si_sdr", _higher),
+    "separation SI-SDR against truth, dB higher": ("separation_truth_si_sdr", _higher),
+    **{f"{stem} SI-SDR, dB higher": (f"{stem}_si_sdr", _higher) for stem in tables.STEMS},
+    "reconstruction MSS, ratio at most": ("rec_mss", _share),
+    "reconstruction SNR, dB higher": ("rec_snr", _higher),
 }
+"""What is compared of two models: a column of the tables, and how (of the values linear, plain)."""
 GOALS = {
     "encoder additivity error, times lower": 3.0,
     "encoder homogeneity error, times lower": 3.0,
@@ -316,14 +333,16 @@ def advantage(
         raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
     rows = []
     for claim, goal in (GOALS if goals is None else goals).items():
-        asked = ADVANTAGES[claim]
-        metric = asked.column.metric
-        part = tables.select(asked.column.of(frame), comparison=asked.comparison)
-        means = tables.per_track(part, ["model"], metric)
-        means = means.pivot_table(index=["dataset", "track"], columns="model", values=metric, sort=False)
+        name, compare = ADVANTAGES[claim]
+        column = tables.COLUMNS[name]
+        part = tables.select(column.of(frame), comparison=column.comparison)
+        means = tables.per_track(part, ["model"], column.metric)
+        means = means.pivot_table(
+            index=["dataset", "track"], columns="model", values=column.metric, sort=False
+        )
         both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
 
-        def compared(draws: np.ndarray, compare: Callable = asked.compare) -> np.ndarray:
+        def compared(draws: np.ndarray, compare: Callable = compare) -> np.ndarray:
             return compare(*draws.mean(1).T)
 
         value, low, high = tables.interval(both, seed, compared)

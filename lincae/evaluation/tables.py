@@ -40,15 +40,17 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the paper's tables: the rows that it averages, and what decides whether the mean counts."""
+    """A column of a table: the rows that it averages, and what decides whether the mean counts."""
 
     table: int
+    """Its number in the paper; 3: our own."""
     title: tuple[str, str]
     metric: str
     protocol: str
     rows: Mapping[str, Any] = field(default_factory=dict)
     decided_by: str = ""
-    """Linearity columns: the metric whose distance from the swap row is looked at. Others are codec rows."""
+    """The metric whose distance from the swap row is looked at; empty for reconstruction, which has none."""
+    comparison: str = "linearity"
 
     @property
     def lower_is_better(self) -> bool:
@@ -61,28 +63,58 @@ class Column:
 
 ALL = {"condition": "all"}
 RANDOM = {"condition": "random"}
-PAPER_COLUMNS = {
-    "add_dec_mss": Column(1, ("Add. Dec", "MSS"), "mss", "decoder_additivity", ALL, decided_by="snr_db"),
-    "add_dec_snr": Column(1, ("Add. Dec", "SNR"), "snr_db", "decoder_additivity", ALL, decided_by="snr_db"),
-    "add_enc": Column(1, ("Add. Enc", "error"), "rel_l2", "encoder_additivity", ALL, decided_by="rel_l2"),
-    "mix_mss": Column(1, ("Mix", "MSS"), "mss", "reconstruction"),
-    "mix_snr": Column(1, ("Mix", "SNR"), "snr_db", "reconstruction"),
-    **{
-        f"{stem}_{metric.removesuffix('_db')}": Column(
-            1, (stem.capitalize(), title), metric, "separation", {"stem": stem}, decided_by="si_sdr_db"
+STEMS = ("bass", "drums", "other", "vocals")
+SNR = {"metric": "snr_db", "decided_by": "snr_db"}
+SI_SDR = {"metric": "si_sdr_db", "decided_by": "si_sdr_db"}
+ERROR = {"metric": "rel_l2", "decided_by": "rel_l2"}
+HEARD = {"metric": "mss", "decided_by": "snr_db"}
+SUM = {"protocol": "decoder_additivity", "rows": ALL}
+SCALED = {"protocol": "decoder_homogeneity", "rows": RANDOM}
+CODEC = {"protocol": "reconstruction", "comparison": "codec"}
+
+
+def _stem_columns() -> dict[str, Column]:
+    columns = {}
+    for stem in STEMS:
+        rows = {"protocol": "separation", "rows": {"stem": stem}}
+        columns[f"{stem}_mss"] = Column(
+            1, (stem.capitalize(), "MSS"), **rows, metric="mss", decided_by="si_sdr_db"
         )
-        for stem in ("bass", "drums", "other", "vocals")
-        for metric, title in (("mss", "MSS"), ("si_sdr_db", "SI-SDR"))
-    },
-    "rec_mss": Column(2, ("Reconstruction", "MSS"), "mss", "reconstruction"),
-    "rec_snr": Column(2, ("Reconstruction", "SNR"), "snr_db", "reconstruction"),
-    "hom_dec_mss": Column(2, ("Dec-Hom.", "MSS"), "mss", "decoder_homogeneity", RANDOM, decided_by="snr_db"),
-    "hom_dec_snr": Column(
-        2, ("Dec-Hom.", "SNR"), "snr_db", "decoder_homogeneity", RANDOM, decided_by="snr_db"
-    ),
-    "hom_enc": Column(2, ("Enc-Hom.", "error"), "rel_l2", "encoder_homogeneity", RANDOM, decided_by="rel_l2"),
-    "kad": Column(2, ("KAD", "x 100"), "value", "kad"),
+        columns[f"{stem}_si_sdr"] = Column(1, (stem.capitalize(), "SI-SDR"), **rows, **SI_SDR)
+    return columns
+
+
+PAPER_COLUMNS = {
+    "add_dec_mss": Column(1, ("Add. Dec", "MSS"), **SUM, **HEARD),
+    "add_dec_snr": Column(1, ("Add. Dec", "SNR"), **SUM, **SNR),
+    "add_enc": Column(1, ("Add. Enc", "error"), protocol="encoder_additivity", rows=ALL, **ERROR),
+    "mix_mss": Column(1, ("Mix", "MSS"), "mss", **CODEC),
+    "mix_snr": Column(1, ("Mix", "SNR"), "snr_db", **CODEC),
+    **_stem_columns(),
+    "rec_mss": Column(2, ("Reconstruction", "MSS"), "mss", **CODEC),
+    "rec_snr": Column(2, ("Reconstruction", "SNR"), "snr_db", **CODEC),
+    "hom_dec_mss": Column(2, ("Dec-Hom.", "MSS"), **SCALED, **HEARD),
+    "hom_dec_snr": Column(2, ("Dec-Hom.", "SNR"), **SCALED, **SNR),
+    "hom_enc": Column(2, ("Enc-Hom.", "error"), protocol="encoder_homogeneity", rows=RANDOM, **ERROR),
+    "kad": Column(2, ("KAD", "x 100"), "value", "kad", comparison="codec"),
 }
+SEPARATED = {"protocol": "separation"}
+BOTH = {"protocol": "decoder_superposition", "rows": ALL}
+TRUTH = {"comparison": "truth"}
+OWN_COLUMNS = {
+    "property2_snr": Column(3, ("Property 2", "SNR"), **BOTH, **SNR),
+    "property2_si_sdr": Column(3, ("Property 2", "SI-SDR"), **BOTH, **SI_SDR),
+    "add_dec_si_sdr": Column(3, ("Add. Dec", "SI-SDR"), **SUM, **SI_SDR),
+    "hom_dec_si_sdr": Column(3, ("Dec-Hom.", "SI-SDR"), **SCALED, **SI_SDR),
+    "separation_si_sdr": Column(3, ("Separation", "SI-SDR"), **SEPARATED, **SI_SDR),
+    "sum_truth_snr": Column(3, ("Sum, true", "SNR"), **SUM, **SNR, **TRUTH),
+    "sum_truth_si_sdr": Column(3, ("Sum, true", "SI-SDR"), **SUM, **SI_SDR, **TRUTH),
+    "separation_truth_snr": Column(3, ("Separation, true", "SNR"), **SEPARATED, **SNR, **TRUTH),
+    "separation_truth_si_sdr": Column(3, ("Separation, true", "SI-SDR"), **SEPARATED, **SI_SDR, **TRUTH),
+}
+"""Columns beside the paper's: Property 2 as it stands, SI-SDR beside SNR, and sums and separated stems
+against the true sounds."""
+COLUMNS = PAPER_COLUMNS | OWN_COLUMNS
 
 
 def _mean(draws: np.ndarray) -> np.ndarray:
@@ -152,14 +184,19 @@ def far_from_swap(value: float, swap: float, metric: str) -> bool:
 
 
 def judged(
-    rows: pd.DataFrame, by: Sequence[str], metric: str, decided_by: str, good: Mapping[str, bool]
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    metric: str,
+    decided_by: str,
+    good: Mapping[str, bool],
+    comparison: str = "linearity",
 ) -> pd.DataFrame:
-    """`summary` of the "linearity" among `rows`, with `swap` and `counts`; `by` contains "model".
+    """`summary` of one comparison among `rows`, with `swap` and `counts`; `by` contains "model".
 
     `decided_by`: the metric whose distance from the swap row decides, and whose mean is `swap`; `good`: what
     `reconstructs` says of the models.
     """
-    linear = select(rows, comparison="linearity")
+    linear = select(rows, comparison=comparison)
     table = summary(linear, by, metric)
     groups = pd.MultiIndex.from_frame(table[list(by)])
 
@@ -192,19 +229,21 @@ def stacked(tables: Sequence[pd.DataFrame], models: Sequence[str], columns: Sequ
 
 
 def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) -> pd.DataFrame:
-    """Cells of the paper's tables, of CELL: a row for each model and column that `frame` has rows for.
+    """Cells of COLUMNS, by default the paper's, as a table of CELL.
 
-    `swap` is the mean of the control, in the metric that decides whether the cell counts.
+    There is a row for each model and column that `frame` has rows for. `swap` is the mean of the control, in
+    the metric that decides whether the cell counts.
     """
     good = reconstructs(frame)
     found = []
     for name in columns:
-        column = PAPER_COLUMNS[name]
+        column = COLUMNS[name]
         rows = column.of(frame)
         if column.decided_by:
-            table = judged(rows, ["model"], column.metric, column.decided_by, good)
+            decided = {"decided_by": column.decided_by, "good": good, "comparison": column.comparison}
+            table = judged(rows, ["model"], column.metric, **decided)
         else:
-            table = unjudged(select(rows, comparison="codec"), column.metric, good)
+            table = unjudged(select(rows, comparison=column.comparison), column.metric, good)
         found.append(table.assign(column=name))
     return stacked(found, frame.model.unique(), CELL)
 
@@ -241,7 +280,7 @@ def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:
 
     `references`: models out of competition.
     """
-    sign = table.column.map({name: 1 if c.lower_is_better else -1 for name, c in PAPER_COLUMNS.items()})
+    sign = table.column.map({name: 1 if c.lower_is_better else -1 for name, c in COLUMNS.items()})
     ranked = table.counts & ~table.model.isin(references)
     rank = (sign * table.value).where(ranked).groupby(table.column).rank(method="min")
     return rank.where(rank <= 2, 0).fillna(0).astype(int)
@@ -267,7 +306,7 @@ def marked(text: pd.DataFrame, css: pd.DataFrame) -> Styler:
 
 
 def styled(
-    table: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS), references: Sequence[str] = ()
+    table: pd.DataFrame, columns: Sequence[str] = tuple(COLUMNS), references: Sequence[str] = ()
 ) -> Styler:
     """`cells` as the paper prints them: best in bold, second best underlined; what does not count is grey.
 
@@ -279,8 +318,8 @@ def styled(
     css = spread(table, ["model"], "column", css)[names]
     titles = []
     for name in names:
-        group, title = PAPER_COLUMNS[name].title
-        arrow = "↓" if PAPER_COLUMNS[name].lower_is_better else "↑"
+        group, title = COLUMNS[name].title
+        arrow = "↓" if COLUMNS[name].lower_is_better else "↑"
         titles.append((group, f"{title} {arrow}"))
     text.columns = css.columns = pd.MultiIndex.from_tuples(titles)
     return marked(text, css)
