@@ -1,15 +1,15 @@
-"""Training jobs that tests run as processes of their own; options and configuration changes are JSON.
+"""Training jobs that tests run as processes of their own; OPTIONS and CHANGES are JSON.
 
 python tests/jobs.py train FOLDER OPTIONS CHANGES     one run; under torchrun, of several processes
-python tests/jobs.py kill FOLDER CHANGES              a run left alone, and runs killed again and again
+python tests/jobs.py faults FOLDER FAULT CHANGES      a run with a fault at each of its writes, and resumed
 """
 
+import errno
 import json
 import os
-import random
+import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -19,74 +19,94 @@ from lincae.machine import generator
 from lincae.training.config import TrainingConfig
 from lincae.training.loop import train
 
-N_KILLS, N_KILLS_IN_WRITES = 20, 3
-
 
 class Noise:
-    """Item i is noise; `seen` is called before every batch."""
+    """Item i is noise."""
 
-    description, sample_rate = "noise", 16000
-
-    def __init__(self, seen=lambda: None):
-        self.seen = seen
+    description = "noise"
+    sample_rate = 16000
 
     def crops(self, indices, n_samples, seed):
-        self.seen()
         return torch.stack([0.1 * torch.randn(n_samples, generator=generator(seed, i)) for i in indices])
 
 
-def job(folder: Path, config: TrainingConfig, seen=lambda: None, **options) -> None:
+def job(folder: Path, config: TrainingConfig, **options) -> None:
     held_out = Noise().crops(range(4), config.crop_samples, 7)
     options |= {"device": "cpu", "progress": False, "name": "job"}
-    train(objective_of(config), Noise(seen), folder, validation=held_out, **options)
+    train(objective_of(config), Noise(), folder, validation=held_out, **options)
 
 
-def fork(folder: Path, config: TrainingConfig, kill_after_s: float | None, from_start: bool = False) -> bool:
-    """Train in a fork, in which torch is imported already; whether it was killed before it ended.
+# ---------------------------------------------------------------- faults
 
-    `kill_after_s`: seconds from the beginning of its first batch (or `from_start`), None to leave it alone.
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def strike(folder: Path, number: int, fault) -> None:
+    """From now on have `fault` at write `number` to `folder`: opening a file to write, renaming, removing.
+
+    A full disk refuses no removal. There is no way back from an audit hook: for a process that ends soon.
     """
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        try:
-            job(folder, config, seen=lambda: os.write(writer, b"x"))
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(writer)
-    if not from_start:
-        os.read(reader, 1)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    os.close(reader)
-    assert os.WIFSIGNALED(status) or status == 0, "the job failed"
-    return os.WIFSIGNALED(status)
+    done = 0
 
-
-def kill(folder: Path, config: TrainingConfig) -> dict[str, int]:
-    """Runs 0, 1, ... in `folder`, killed at random until there were enough kills; "alone" is left alone."""
-    draw, begun = random.Random(0), time.perf_counter()
-    fork(folder / "alone", config, None)
-    seconds = time.perf_counter() - begun
-    kills = in_writes = run = 0
-    while kills < N_KILLS or in_writes < N_KILLS_IN_WRITES:
-        part = folder / str(run)
-        if fork(part, config, draw.uniform(0, 0.3) * seconds, from_start=kills % 5 == 4):
-            kills += 1
-            in_writes += any(part.rglob(".*.tmp"))
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal done
+        if event == "open":
+            writes = isinstance(arguments[1], str) and bool(set(arguments[1]) & set("wxa+"))
         else:
-            run += 1
-    fork(folder / str(run), config, None)
-    return {"kills": kills, "in_writes": in_writes, "runs": run + 1}
+            writes = event == "os.rename" or (event == "os.remove" and fault is kill)
+        if writes and str(arguments[0]).startswith(str(folder)):
+            done += 1
+            if done == number:
+                fault()
+
+    sys.addaudithook(hook)
+
+
+def fork(folder: Path, config: TrainingConfig, number: int = 0, fault=None) -> bool:
+    """Train in a fork, in which torch is imported already; whether it was whole, without a fault."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            strike(folder, number, fault)
+            job(folder, config)
+            status = 0
+        except OSError as error:
+            status = 2 if error.errno == errno.ENOSPC else 1
+        finally:
+            os._exit(status)
+    status = os.waitpid(pid, 0)[1]
+    assert os.waitstatus_to_exitcode(status) in (0, 2, -signal.SIGKILL), "the job failed"
+    return status == 0
+
+
+def faults(folder: Path, fault, config: TrainingConfig) -> int:
+    """Runs 1, 2, ... with a fault at that write of their second half, after which they were resumed, and
+    run 0 without. Returns how many of these met their fault."""
+    job(folder / "half", config, stop_at=config.steps // 2)
+    shutil.rmtree(folder / "half" / "best")  # so that the next validation writes one
+    shutil.copytree(folder / "half", folder / "0")
+    fork(folder / "0", config)
+    number = 0
+    while True:
+        number += 1
+        part = folder / str(number)
+        shutil.copytree(folder / "half", part)
+        if fork(part, config, number, fault):
+            return number - 1
+        fork(part, config)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command, folder, *options, changes = sys.argv[1:]
+    command, folder, option, changes = sys.argv[1:]
     config = recipe("test", **json.loads(changes))
-    if command == "kill":
-        print(json.dumps(kill(Path(folder), config)))
+    if command == "faults":
+        print(faults(Path(folder), {"kill": kill, "full disk": full_disk}[option], config))
     else:
-        job(Path(folder), config, **json.loads(options[0]))
+        job(Path(folder), config, **json.loads(option))

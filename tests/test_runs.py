@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import N_KILLS, N_KILLS_IN_WRITES, Noise
+from jobs import Noise
 
 from lincae.autoencoder import Autoencoder
 from lincae.interop.recipes import objective_of, recipe
@@ -76,15 +76,17 @@ def contents(folder: Path) -> dict:
 # ---------------------------------------------------------------- kills, cuts and full disks
 
 
-def test_twenty_kills_change_nothing(tmp_path):
-    changes = {"batch_size": 2, "steps": 16, "checkpoint_every": 1, "validate_every": 3, "log_every": 2}
-    counts = json.loads(finish(start("kill", tmp_path, changes)))
-    assert counts["kills"] >= N_KILLS
-    assert counts["in_writes"] >= N_KILLS_IN_WRITES
-    alone = contents(tmp_path / "alone")
-    assert {"log.csv", "validation.csv", "state-00000015.ckpt", "state-00000016.ckpt"} < alone.keys()
-    for number in range(counts["runs"]):
-        assert contents(tmp_path / str(number)) == alone
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill", "full disk"])
+def test_a_fault_at_any_write_changes_nothing(tmp_path, fault):
+    changes = {"batch_size": 2, "steps": 4, "checkpoint_every": 2, "validate_every": 2, "log_every": 1}
+    count = int(finish(start("faults", tmp_path, fault, changes)))
+    assert count >= 15
+    undisturbed = contents(tmp_path / "0")
+    names = {"log.csv", "validation.csv", "state-00000002.ckpt", "state-00000004.ckpt", "best/config.json"}
+    assert names < undisturbed.keys()
+    for number in range(1, count + 1):
+        assert contents(tmp_path / str(number)) == undisturbed
 
 
 def cut(path: Path) -> None:
