@@ -384,7 +384,10 @@ def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
     train(objective_of(config), corpora, tmp_path / "run", stop_at=10, **options)
     assert f"1 files skipped, listed in {tmp_path}/run/skipped.csv: {tmp_path}/corpus/0.wav" in caplog.text
     caplog.clear()
-    train(objective_of(config), Corpora({tmp_path / "corpus": 1}, RATE), tmp_path / "run", **options)
+    left = Corpora({tmp_path / "corpus": 1}, RATE)
+    with pytest.raises(ValueError, match=r"data: corpus=1 \(30 files\) -> corpus=1 \(29 files\)"):
+        train(objective_of(config), left, tmp_path / "run", **options)
+    train(objective_of(config), left, tmp_path / "run", other_data=True, **options)
     assert "1 files skipped" in caplog.text
     for path in (tmp_path / "corpus").iterdir():
         path.unlink()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fuzzing import fuzz
 from jobs import Noise
 
 from lincae.autoencoder import Autoencoder
@@ -20,11 +21,11 @@ from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment
 from lincae.machine import generator
 from lincae.training import objective
-from lincae.training.logs import Log
+from lincae.training.logs import Log, Meter
 from lincae.training.loop import StepBatches, train
 from lincae.training.objective import Objective, learning_rate
 from lincae.training.processes import OutOfMemoryError, launched
-from lincae.training.states import states
+from lincae.training.states import Origin, newest, restore, source, states, store
 
 JOBS = Path(__file__).parent / "jobs.py"
 SMALL = {"batch_size": 4, "steps": 12, "log_every": 2, "validate_every": 3, "checkpoint_every": 4}
@@ -127,6 +128,22 @@ def test_damage_to_all_states_is_an_error_again_and_again(tmp_path):
     assert Autoencoder.load(tmp_path, "cpu").metadata["step"] == 8
 
 
+def test_a_damaged_state_is_named(tmp_path):
+    def parts():
+        model = torch.nn.Linear(3, 2)
+        return {"model": model, "optimizer": torch.optim.RAdam(model.parameters()), "meter": Meter()}
+
+    def read(path):
+        assert restore(parts(), origin, newest(path.parent)) == 7
+
+    origin = Origin({"steps": 9}, 1, {"data": source("noise", torch.ones(2, 8)), "validation": None})
+    store(parts(), origin, 7, tmp_path, keep=1)
+    fuzz(states(tmp_path)[0], read)
+    torch.save({"config": "{}"}, tmp_path / "state-00000008.ckpt")
+    with pytest.raises(ValueError, match=r"state-00000008.ckpt is no training state"):
+        read(tmp_path / "state-00000008.ckpt")
+
+
 @pytest.mark.parametrize("where", ["write", "fsync"])
 def test_full_disk_leaves_the_states_before(tmp_path, monkeypatch, where):
     run(tmp_path, stop_at=6)
@@ -165,11 +182,41 @@ def test_the_newest_states_stay(tmp_path):
         run(tmp_path, keep=0)
 
 
+class Quieter(Noise):
+    """An equal description, and another sound."""
+
+    def crops(self, indices, n_samples, seed):
+        return 0.2 * super().crops(indices, n_samples, seed)
+
+
+class OtherNoise(Noise):
+    description = "other noise"
+
+
+def test_a_run_is_continued_on_its_own_data(tmp_path):
+    run(tmp_path, stop_at=2)
+    held_out = Noise().crops(range(4), recipe("test").crop_samples, 8)
+    for options, shown in (
+        ({"data": OtherNoise()}, "data: noise -> other noise"),
+        ({"data": Quieter()}, "data: noise then and now, but its crops sound otherwise"),
+        ({"validation": held_out}, "validation: 4 items of 2240 samples then and now"),
+        ({"validation": None}, "validation: 4 items of 2240 samples -> none"),
+    ):
+        with pytest.raises(ValueError, match=rf"{shown}.*; continue it with its own.*--other-data"):
+            run(tmp_path, **options)
+    run(tmp_path, data=OtherNoise(), other_data=True, stop_at=6)
+    for _ in range(2):
+        model = run(tmp_path, data=OtherNoise())
+        assert model.metadata["data"] == "noise until step 2, then other noise"
+
+
 def test_state_of_an_earlier_version_continues(tmp_path):
     run(tmp_path / "alone")
     run(tmp_path / "mine", stop_at=6, keep=1)
     stored = torch.load(tmp_path / "mine/state-00000006.ckpt", weights_only=True)
-    torch.save({k: stored[k] for k in stored if k not in ("meter", "processes")}, tmp_path / "mine/last.ckpt")
+    for key in ("meter", "processes", "sources"):
+        del stored[key]
+    torch.save(stored, tmp_path / "mine/last.ckpt")
     (tmp_path / "mine/state-00000006.ckpt").unlink()
     run(tmp_path / "mine")
     assert contents(tmp_path / "mine") == contents(tmp_path / "alone")

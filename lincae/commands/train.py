@@ -33,6 +33,7 @@ from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS
 @option("--workers", default=0, help="Processes that load data, for each device.")
 @option("--keep", default=2, help="Training states to keep.")
 @option("--regroup", is_flag=True, help="Continue a run of another number of devices x nodes.")
+@option("--other-data", is_flag=True, help="Continue a run on other data or with other validation.")
 @option("--compiler", metavar="BACKEND", help="Compile the network with torch, e.g. inductor.")
 @changes
 @click.pass_context

@@ -35,7 +35,7 @@ from lincae.training.config import RunConfig
 from lincae.training.logs import Log, Meter
 from lincae.training.objective import SkippingData, TrainingData, TrainingObjective, compile_network
 from lincae.training.processes import Interruption, NonFiniteError, explained, launch, leave_interrupts
-from lincae.training.states import newest, restore, store
+from lincae.training.states import Origin, described, newest, restore, store
 
 LOG = "log.csv"
 VALIDATION = "validation.csv"
@@ -58,6 +58,7 @@ def train(
     workers: int = 0,
     keep: int = 2,
     regroup: bool = False,
+    other_data: bool = False,
     compiler: str | None = None,
     stop_at: int | None = None,
     progress: bool = True,
@@ -71,13 +72,14 @@ def train(
     the model (by default that of the folder). `devices`: processes on each of `nodes` machines (by default
     what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data for
     each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another number of
-    processes. `compiler`: a backend of torch.compile, such as inductor, which takes minutes first. `command`:
-    what started the run, for the checkpoint's card.
+    processes. `other_data`: continue a run on other data, or with other validation. `compiler`: a backend of
+    torch.compile, such as inductor, which takes minutes first. `command`: what started the run, for the
+    checkpoint's card.
 
     Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
     end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
     for data that does not suit the model, where batch and processes do not match, and when `run_dir` holds a
-    run of another configuration or number of processes (showing the difference); NonFiniteError,
+    run of another configuration, number of processes or data (showing the difference); NonFiniteError,
     OutOfMemoryError and OSError (such as a full disk) with the step and the last good checkpoint;
     BlockingIOError while another process trains in `run_dir`.
     """
@@ -94,19 +96,21 @@ def train(
         objective.begin(name or run_dir.name)
         if compiler:
             compile_network(objective.model, compiler)
-        run = Run(objective, data, run_dir, fabric, keep, regroup, stop_at, command)
+        run = Run(objective, data, validation, run_dir, fabric, keep)
+        run.resume(regroup, other_data)
+        run.open_folder(stop_at, command)
         with Interruption() as interruption, explained(run.lowerable(), run.where):
             stopping = None
             for batch in run.batches(workers, progress):
                 run.backward(batch)
-                due = run.due(interruption.signal, validation is not None)
+                due = run.due(interruption.signal)
                 if due.reading:
                     run.check_finite()
                 run.update()
                 if due.log:
                     run.log_row()
                 if due.validation:
-                    run.validate(validation)
+                    run.validate()
                 if due.checkpoint:
                     run.checkpoint()
                 stopping = due.stopping
@@ -136,17 +140,15 @@ class Run:
         self,
         objective: TrainingObjective,
         data: TrainingData,
+        validation: Any,
         folder: Path,
         fabric: Fabric,
         keep: int,
-        regroup: bool,
-        stop_at: int | None,
-        command: str | None,
     ):
-        """Continues from the newest state in the folder. Raises as `train`."""
         self.objective = objective
         self.config = objective.config
         self.data = data
+        self.validation = validation
         self.folder = folder
         self.fabric = fabric
         self.keep = keep
@@ -158,19 +160,21 @@ class Run:
         self.optimisers = dict(zip(named, chosen, strict=True))
         self.meter = Meter()
         self.state = {**objective.parts(), **self.optimisers, "meter": self.meter}
-        self.described = dataclasses.asdict(self.config) | objective.identity()
+        config = dataclasses.asdict(self.config) | objective.identity()
+        self.origin = Origin(config, fabric.world_size, objective.sources(data, validation))
 
-        path = fabric.broadcast(newest(folder) if self.writes else None)
+    def resume(self, regroup: bool, other_data: bool) -> None:
+        """Continue from the newest state in the folder, if there is one. Raises ValueError as `restore`."""
+        path = self.fabric.broadcast(newest(self.folder) if self.writes else None)
         self.first = 0
         if path is not None:
-            self.first = restore(self.state, self.described, fabric.world_size, path, regroup)
+            self.first = restore(self.state, self.origin, path, regroup, other_data)
         self.step = self.first
         self.saved = self.first
-        self.stop = self.config.steps if stop_at is None else min(stop_at, self.config.steps)
-        self._open_folder(command)
 
-    def _open_folder(self, command: str | None) -> None:
+    def open_folder(self, stop_at: int | None, command: str | None) -> None:
         """Logs, the best score so far, the list of skipped files, and what a checkpoint says of the run."""
+        self.stop = self.config.steps if stop_at is None else min(stop_at, self.config.steps)
         if isinstance(self.data, SkippingData):
             self.data.share_skipped(self.folder / SKIPPED)
         if not self.writes:
@@ -181,7 +185,7 @@ class Run:
         if self.objective.criterion and (self.folder / BEST).exists():
             self.best = self.validation_log.best(self.objective.criterion)
         self.metadata = {
-            "data": self.data.description,
+            "data": described(self.origin.sources["data"]),
             "training": dataclasses.asdict(self.config),
             "commit": commit(),
             "hardware": hardware(self.fabric.device),
@@ -235,13 +239,13 @@ class Run:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.meter.add({**terms, "grad_norm": torch.nn.utils.get_total_norm(gradients)})
 
-    def due(self, signal: int | None, validating: bool) -> Due:
+    def due(self, signal: int | None) -> Due:
         """What is to be done after this step; the same in all processes, or some would wait for others."""
         done = self.step + 1
         is_last = done == self.stop
         logs = done % self.config.log_every == 0
         checkpoints = done % self.config.checkpoint_every == 0 or is_last
-        validates = validating and (done % self.config.validate_every == 0 or is_last)
+        validates = self.validation is not None and (done % self.config.validate_every == 0 or is_last)
         # Reading numbers off an accelerator waits for it: there, only as often as they are written.
         reading = logs or checkpoints or self.fabric.device.type == "cpu"
         if self.fabric.world_size > 1:
@@ -278,11 +282,11 @@ class Run:
         self.log.write(row)
         self.bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{rate:.2g}", refresh=False)
 
-    def validate(self, validation: Any) -> None:
+    def validate(self) -> None:
         """A row of scores, and a checkpoint in `best/` where they are the highest so far."""
         if not self.writes:
             return
-        scores = self.objective.validate(validation)
+        scores = self.objective.validate(self.validation)
         self.validation_log.write({"step": self.step + 1, **scores})
         if self.objective.criterion and scores[self.objective.criterion] > self.best:
             self.best = scores[self.objective.criterion]
@@ -293,7 +297,7 @@ class Run:
         done = self.step + 1
         if self.writes:
             self._publish(self.folder)
-            store(self.state, self.described, done, self.fabric.world_size, self.folder, self.keep)
+            store(self.state, self.origin, done, self.folder, self.keep)
         self.fabric.barrier()
         self.saved = done
 

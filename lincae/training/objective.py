@@ -20,6 +20,10 @@ from lincae.linearity import AugmentedBatch, augment, gain_range, implicit_condi
 from lincae.metrics import relative_l2, snr_db
 from lincae.training.config import AutoencoderRunConfig, RunConfig, TrainingConfig
 from lincae.training.optimisers import optimisers
+from lincae.training.states import source
+
+N_NAMED = 8
+"""Items whose levels tell one source of data from another."""
 
 
 class TrainingData(Protocol):
@@ -74,6 +78,19 @@ class TrainingObjective(nn.Module):
     def crop_length(self, data: TrainingData) -> int:
         """The `length` that `data.crops` is asked for."""
         raise NotImplementedError
+
+    def sources(self, data: TrainingData, held_out: Any) -> dict[str, dict[str, Any] | None]:
+        """The data and what validation hears, as a training state names them (`states.Origin`)."""
+
+        def named(items: Any) -> dict[str, Any] | None:
+            if items is None:
+                return None
+            if isinstance(items, Tensor):
+                return source(f"{len(items)} items of {items.shape[-1]} samples", items)
+            crops = items.crops(range(N_NAMED), self.crop_length(items), self.config.seed)
+            return source(items.description, crops if isinstance(crops, Tensor) else crops[0])
+
+        return {"data": named(data), "validation": named(held_out)}
 
     def begin(self, name: str) -> None:
         """Called once, before the optimisers are made and a training state is read."""

@@ -2,15 +2,54 @@
 
 import json
 import logging
+import math
+import pickle
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lincae.checkpoints import flat
 from lincae.files import atomic_write
 
+SAME_LEVEL = 1e-3
+"""Relative difference of levels up to which sounds count as equal: another decoder rounds otherwise."""
+
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, struct.error,
+    NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError,
+)  # fmt: skip
+"""Errors by which readers of archives and pickles say that a file is not what it should be."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Origin:
+    """What a training state comes from. A run goes on from a state of the same origin alone.
+
+    `config`: the objective's configuration. `processes`: their number. `sources`: of the data and of what
+    validation hears, a description and the `levels` of some items; None for what there is not.
+    """
+
+    config: dict[str, Any]
+    processes: int
+    sources: dict[str, dict[str, Any] | None]
+
+
+def source(description: str, items: Tensor) -> dict[str, Any]:
+    """How an `Origin` names a source of items `(B, ...)`: its description, and the RMS of the items."""
+    levels = items.detach().float().flatten(1).square().mean(1).sqrt()
+    return {"description": description, "levels": levels.tolist()}
+
+
+# ---------------------------------------------------------------- files
 
 
 def states(folder: Path) -> list[Path]:
@@ -19,13 +58,14 @@ def states(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.ckpt"), reverse=True)
 
 
-def store(state: dict, config: dict, step: int, processes: int, folder: Path, keep: int) -> None:
+def store(parts: Mapping[str, Any], origin: Origin, step: int, folder: Path, keep: int) -> None:
     """Write a training state atomically; the newest `keep` stay. Raises OSError, for one on a full disk.
 
-    `state` names what has a `state_dict`; `config` and `processes` are compared by `restore`.
+    `parts`: by name, what has a `state_dict`.
     """
-    content = {name: part.state_dict() for name, part in state.items()}
-    content |= {"config": json.dumps(config), "step": step, "processes": processes}
+    content = {name: part.state_dict() for name, part in parts.items()}
+    content |= {"config": json.dumps(origin.config), "step": step, "processes": origin.processes}
+    content["sources"] = json.dumps(origin.sources)
     try:
         with atomic_write(folder / f"state-{step:08d}.ckpt") as file:
             torch.save(content, file)
@@ -65,42 +105,59 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
-    except zipfile.BadZipFile as error:
+    except DAMAGE as error:
         return f"truncated: {error}"
     return None if member is None else f"wrong checksum of {member}"
 
 
-def restore(state: dict, config: dict, processes: int, path: Path, regroup: bool) -> int:
-    """Load a training state into the parts of `state`; returns the step to continue from.
+def read_state(path: Path) -> dict[str, Any]:
+    """What stands in a training state. Raises ValueError, naming the file, for anything else."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict) or not {"config", "step"} <= set(stored):
+        raise ValueError(f"{path} is no training state")
+    return stored
 
-    Raises ValueError, showing the difference, for one of another configuration, and unless `regroup` for one
-    of another number of processes.
+
+# ---------------------------------------------------------------- going on from a state
+
+
+def restore(
+    parts: Mapping[str, Any],
+    origin: Origin,
+    path: Path,
+    regroup: bool = False,
+    other_data: bool = False,
+) -> int:
+    """Load a training state into its `parts`; returns the step to continue from.
+
+    Raises ValueError, showing the difference, for a state of another origin: of another configuration, unless
+    `regroup` of another number of processes, and unless `other_data` of other sources, where the state says
+    which. States of former versions say less. Accepted other data is noted in `origin`.
     """
     if not path.exists():
         raise ValueError(f"this process does not see {path}: the run folder must be shared by all nodes")
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    _refuse_other_configuration(path, json.loads(stored["config"]), config)
-    before = stored.get("processes", 1)
-    if before != processes:
-        what = f"{path}: {before} processes trained this state, now there are {processes}"
-        if not regroup:
-            raise ValueError(
-                f"{what}. Each would see the same crops, but other mixtures, gains and noise: continue with "
-                f"{before} (devices x nodes), or accept that with --regroup (regroup=True)"
-            )
-        log.warning("%s: from step %d on with other mixtures, gains and noise", what, stored["step"])
-    for name, part in state.items():
-        if name == "meter":  # states of former versions hold none, or call it "sums"
-            held = stored.get("meter", stored.get("sums"))
-            if held is None:
-                continue
-            part.load_state_dict(held)
-        else:
-            part.load_state_dict(stored[name])
-    return stored["step"]
+    stored = read_state(path)
+    step = stored["step"]
+    _compare_config(path, json.loads(stored["config"]), origin.config)
+    _compare_processes(path, step, stored.get("processes", 1), origin.processes, regroup)
+    if "sources" in stored:
+        _compare_sources(path, step, json.loads(stored["sources"]), origin.sources, other_data)
+    held = dict(stored)
+    held.setdefault("meter", stored.get("sums"))  # as former versions called it
+    for name, part in parts.items():
+        if name == "meter" and held["meter"] is None:  # some of them stored none
+            continue
+        try:
+            part.load_state_dict(held[name])
+        except DAMAGE as error:
+            raise ValueError(f"{path} has another {name} than this run: {error}") from error
+    return step
 
 
-def _refuse_other_configuration(path: Path, stored: dict, config: dict) -> None:
+def _compare_config(path: Path, stored: dict, config: dict) -> None:
     old = flat(stored)
     new = flat(json.loads(json.dumps(config)))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -113,3 +170,61 @@ def _refuse_other_configuration(path: Path, stored: dict, config: dict) -> None:
         f"{path} belongs to a run with another configuration ({differences}); continue it with its own "
         f"({hint}), or choose another run folder"
     )
+
+
+def _compare_processes(path: Path, step: int, before: int, now: int, regroup: bool) -> None:
+    if before == now:
+        return
+    what = f"{path}: {before} processes trained this state, now there are {now}"
+    if not regroup:
+        raise ValueError(
+            f"{what}. Each would see the same crops, but other mixtures, gains and noise: continue with "
+            f"{before} (devices x nodes), or accept that with --regroup (regroup=True)"
+        )
+    log.warning("%s: from step %d on with other mixtures, gains and noise", what, step)
+
+
+def _compare_sources(path: Path, step: int, stored: dict, sources: dict, other_data: bool) -> None:
+    differences = list(_differences(stored, sources))
+    if not differences:
+        for name, now in sources.items():  # an earlier change of data stays in the record
+            if now is not None and "before" in stored[name]:
+                now["before"] = stored[name]["before"]
+        return
+    what = f"{path} belongs to a run on other data ({'; '.join(differences)})"
+    if not other_data:
+        raise ValueError(
+            f"{what}; continue it with its own, choose another run folder, or accept that with --other-data "
+            "(other_data=True)"
+        )
+    log.warning("%s: from step %d on with these", what, step)
+    for name, now in sources.items():
+        if now is not None and stored.get(name) is not None:
+            now["before"] = f"{described(stored[name])} until step {step}"
+
+
+def _differences(stored: dict, sources: dict) -> Iterator[str]:
+    for name, now in sources.items():
+        before = stored.get(name)
+        if before is None or now is None:
+            if before is not now:
+                yield f"{name}: {described(before)} -> {described(now)}"
+        elif before["description"] != now["description"]:
+            yield f"{name}: {before['description']} -> {now['description']}"
+        elif not _same_levels(before["levels"], now["levels"]):
+            yield f"{name}: {now['description']} then and now, but its crops sound otherwise"
+
+
+def _same_levels(some: list[float], others: list[float]) -> bool:
+    if len(some) != len(others):
+        return False
+    pairs = zip(some, others, strict=True)
+    return all(math.isclose(one, other, rel_tol=SAME_LEVEL, abs_tol=1e-9) for one, other in pairs)
+
+
+def described(source: dict[str, Any] | None) -> str:
+    """A source in words, with the one that it took the place of."""
+    if source is None:
+        return "none"
+    before = f"{source['before']}, then " if "before" in source else ""
+    return before + source["description"]
