@@ -252,7 +252,7 @@ class LatentPairs:
 
     @property
     def description(self) -> str:
-        return f"{len(self.names)} pairs of {self.task} in {self.folder.name}"
+        return f"{self.sources or len(self.names)} pairs of {self.task} in {self.folder.name}"
 
     @property
     def names(self) -> list[str]:
