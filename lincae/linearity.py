@@ -123,10 +123,11 @@ def augment(
 ) -> AugmentedBatch:
     """Draw the mixtures and the gains of originals `(B, T)`, at `progress` = step / steps of the training.
 
-    Raises ValueError for another shape and for fewer than two items.
+    Raises ValueError for another shape, for fewer than two items and for integers.
     """
-    if audio.dim() != 2 or audio.shape[0] < 2:
-        raise ValueError(f"mixtures need audio (B, T) with at least two items, got {tuple(audio.shape)}")
+    if audio.dim() != 2 or audio.shape[0] < 2 or not audio.is_floating_point():
+        got = f"{tuple(audio.shape)} of {audio.dtype}"
+        raise ValueError(f"mixtures need floating-point audio (B, T) with at least two items, got {got}")
     n = audio.shape[0]
     device = generator.device
 

@@ -193,6 +193,9 @@ def _mel_filters(sample_rate: int, n_fft: int) -> Tensor:
 
 
 def _check(prediction: Tensor, reference: Tensor) -> None:
+    for name, value in (("prediction", prediction), ("reference", reference)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}: use torch.as_tensor")
     if prediction.shape != reference.shape or reference.ndim < 2 or reference.numel() == 0:
         shapes = f"{tuple(prediction.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"prediction and reference must be (B, ...) of equal shape, not empty, got {shapes}")

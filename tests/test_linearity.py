@@ -327,3 +327,8 @@ def test_bad_configuration(changes, match):
 def test_bad_audio(shape):
     with pytest.raises(ValueError, match="at least two items"):
         augment(torch.zeros(shape), 0.0, LIN_CAE, generator())
+
+
+def test_integers_would_make_integers_of_gains():
+    with pytest.raises(ValueError, match=r"floating-point audio .* got \(2, 12\) of torch.int16"):
+        augment(torch.ones(2, T, dtype=torch.int16), 0.0, LIN_CAE, generator())

@@ -259,6 +259,8 @@ def test_mss_agrees_with_auraloss_item_by_item(rate, windows, spectral_convergen
 def test_shapes_must_be_equal_batches(metric, shapes):
     with pytest.raises(ValueError, match="equal shape"):
         metric(*map(torch.ones, shapes))
+    with pytest.raises(TypeError, match=r"prediction must be .* got ndarray"):
+        metric(torch.ones(2, 5000).numpy(), torch.ones(2, 5000))
 
 
 def test_mss_needs_audio_longer_than_half_an_fft():

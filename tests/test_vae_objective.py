@@ -158,6 +158,20 @@ def test_gradients_reach_every_weight():
     assert all(torch.isfinite(p.grad).all() for p in own.parameters())
 
 
+@pytest.mark.parametrize("changes", [{"variant": "lin-cae"}, {"variant": "vae", **ADVERSARIAL}])
+def test_a_step_is_taken_in_float32_whatever_the_default_is(changes):
+    torch.set_default_dtype(torch.float64)
+    try:
+        own = objective_of(recipe("test", **changes))
+        batch = own.prepare(noise(4, own.config.crop_samples), 0, generator(0))
+        loss = own(batch, 0, generator(1))["loss"]
+        loss.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype == torch.float32
+    assert {p.dtype for p in own.parameters()} == {torch.float32}
+
+
 def test_variants_see_the_same_waveforms_and_start_alike():
     objectives = [built(variant) for variant in VAE_VARIANTS]
     audio = noise(4, objectives[0].config.crop_samples)

@@ -177,7 +177,7 @@ class AutoencoderObjective(TrainingObjective):
         return optimisers(self.config.optimiser, self.trained(), self.config.learning_rate)
 
     def prepare(self, audio: Tensor, step: int, generator: torch.Generator) -> Any:
-        return augment(audio, step / self.config.steps, self.config.linearity, generator)
+        return augment(audio.float(), step / self.config.steps, self.config.linearity, generator)
 
     def follow(self, done: int) -> None:
         if done % self.config.ema_every == 0:

@@ -61,7 +61,7 @@ class MultiBandDiscriminator(nn.Module):
     def forward(self, audio: Tensor) -> list[list[Tensor]]:
         maps = []
         for size, bands in zip(self.fft_sizes, self.resolutions, strict=True):
-            window = torch.hann_window(size, device=audio.device)
+            window = torch.hann_window(size, device=audio.device, dtype=audio.dtype)
             bins = torch.stft(audio, size, size // 4, window=window, return_complex=True)
             spectrogram = torch.stack((bins.real, bins.imag), 1).transpose(2, 3)  # (V, 2, N, F)
             edges = [round(share * spectrogram.shape[-1]) for share in BANDS]

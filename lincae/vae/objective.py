@@ -34,7 +34,7 @@ class VaeObjective(AutoencoderObjective):
         self.discriminator = None
         if config.loss.adversarial or config.loss.feature_matching:
             sizes = config.loss.discriminator_fft_sizes
-            self.discriminator = MultiBandDiscriminator(sizes, config.loss.discriminator_channels)
+            self.discriminator = MultiBandDiscriminator(sizes, config.loss.discriminator_channels).float()
 
     def parts(self) -> dict[str, nn.Module]:
         own = {} if self.discriminator is None else {"discriminator": self.discriminator}
@@ -105,7 +105,7 @@ class ReconstructionLoss(nn.Module):
             def stft(self, x: Tensor) -> tuple[Tensor, None]:
                 """The magnitudes, without the phase that auraloss computes even where its weight is 0."""
                 spectrum = torch.stft(
-                    x, self.fft_size, self.hop_size, self.win_length, self.window, return_complex=True
+                    x, self.fft_size, self.hop_size, self.win_length, self.window.to(x), return_complex=True
                 )
                 return (spectrum.real**2 + spectrum.imag**2).clamp_min(self.eps).sqrt(), None
 
@@ -116,6 +116,7 @@ class ReconstructionLoss(nn.Module):
         mel = {"scale": "mel", "sample_rate": sample_rate, "n_bins": config.mel_bins}
         self.stft = resolutions(config.fft_sizes)
         self.mel = resolutions(config.mel_fft_sizes, **mel)
+        self.float()  # whatever torch's default dtype is
 
     def forward(self, audio: Tensor, target: Tensor) -> dict[str, Tensor]:
         terms = {}
