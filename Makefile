@@ -9,7 +9,7 @@
 # make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
 # make bench       every benchmark, anew
 # make lab         JupyterLab
-# make mixer       the latent mixing desk as a page, by Voila; MODELS and DATASET as above
+# make desk        the latent mixing desk as a page, by Voila; MODELS and DATASET as above
 # make screenshots pictures of the desk and of the demo page -> figures/
 # make publish     executed notebooks of the last `make reproduce` back into notebooks/
 # make clean       everything that is generated and not tracked, .venv included
@@ -42,7 +42,7 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
   $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
   not make $(name)='...'))))
 
-.PHONY: help reproduce notebooks check test lint train study bundle reencoder lab mixer screenshots publish clean bench
+.PHONY: help reproduce notebooks check test lint train study bundle reencoder lab mixer desk screenshots publish clean bench
 .DELETE_ON_ERROR:
 
 help:
@@ -129,7 +129,9 @@ study: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab
 
-mixer: $(READY)
+mixer: desk # its name before
+
+desk: $(READY)
 	eval "set -- $$MODELS" && $(BIN)/python -m lincae desk "$$@" $${DATASET:+--data "$$DATASET"} \
 	  $${DEVICE:+--device "$$DEVICE"}
 

@@ -382,14 +382,14 @@ def test_a_lost_connection_is_said(page, track, tmp_path, fate):
 
 
 def test_closing_the_page_while_decoding(page):
+    """Its kernel ends; that of the page which is still open stays."""
     chromium, address, log = page
     visit = DeskPage(chromium).open(address)
-    assert "Kernel shutdown" not in log.read_text()
     visit.push(0, "ArrowDown", 1)
     visit.page.wait_for_function(f"!({STILL})")
     visit.page.close(run_before_unload=True)
-    until = time.monotonic() + 60
-    while "Kernel shutdown" not in log.read_text():  # nobody is connected any more
+    until = time.monotonic() + 120
+    while log.read_text().count("Kernel started") - log.read_text().count("Kernel shutdown") > 1:
         assert time.monotonic() < until, log.read_text()[-2000:]
         time.sleep(0.2)
     assert "Traceback" not in log.read_text()

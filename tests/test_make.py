@@ -75,7 +75,7 @@ def test_the_committed_notebooks_run_where_they_are_stale(clone):
 
 
 def test_the_desk_gets_its_models_as_words(clone):
-    words = made(clone, "mixer", "MODELS='my run' desk/m2l", "DATASET=my songs")
+    words = made(clone, "desk", "MODELS='my run' desk/m2l", "DATASET=my songs")
     assert words[len(TOLD) :] == ["-m", "lincae", "desk", "my run", "desk/m2l", "--data", "my songs"]
 
 

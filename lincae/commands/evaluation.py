@@ -38,8 +38,8 @@ def evaluate(models, dataset, n_tracks, seconds, seed, device, out) -> None:
     chunks = evaluate_models(models, music, config=config, store=folder / "store", device=device)
     cells = tables.cells(chunks)
 
-    chunks.to_csv(folder / "chunks.csv", index=False)
-    cells.to_csv(folder / "tables.csv", index=False)
+    chunks.to_csv(folder / "chunks.csv", index=False, errors="backslashreplace")
+    cells.to_csv(folder / "tables.csv", index=False, errors="backslashreplace")
     shown = cells.pivot_table(index="column", columns="model", values="value", sort=False)
     click.echo(f"{shown.round(3).to_string()}\n{folder / 'tables.csv'}")
 

@@ -207,5 +207,4 @@ def info(latents) -> None:
 
     for entry in entries:
         shape = f"({entry.channels}, {entry.latent_channels}, {entry.n_frames})"
-        name = entry.file.encode(errors="backslashreplace").decode()  # names need not be UTF-8
-        click.echo(f"{entry.n_samples / sample_rate:10.3f} s  {shape:>16}  {name}")
+        click.echo(f"{entry.n_samples / sample_rate:10.3f} s  {shape:>16}  {entry.file}")
