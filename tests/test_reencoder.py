@@ -59,7 +59,7 @@ def test_parameters_of_the_paper(task, size, millions):
     """Section 3.1.2: S 4.3 M, M 19.1 M, M2S 24.8 M at 64 latent channels and H = 64."""
     with torch.device("meta"):
         module = ReEncoder(ReEncoderConfig(task, latent_channels=64, condition=64, **SIZES[size]), OWNER)
-    assert module.n_parameters == pytest.approx(1e6 * millions, rel=0.01)
+    assert sum(p.numel() for p in module.parameters()) == pytest.approx(1e6 * millions, rel=0.01)
 
 
 def test_a_new_module_is_the_identity():
@@ -166,6 +166,7 @@ def test_weights_and_latents_of_any_precision(task, dtype):
 def test_modules_of_another_default_and_compiled(tmp_path):
     module, z = trained(small()), latents(1, 6, 20)
     expected = module.process(z)
+    drawn = small("stereo").prior(2, seed=3)
     wrapped = copy.deepcopy(module)
     wrapped.trunk = torch.nn.DataParallel(wrapped.trunk)
     path = wrapped.save(tmp_path / "module.safetensors")
@@ -173,6 +174,7 @@ def test_modules_of_another_default_and_compiled(tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
         torch.testing.assert_close(ReEncoder.load(path, "cpu").process(z), expected)
+        torch.testing.assert_close(small("stereo").prior(2, seed=3), drawn)
     finally:
         torch.set_default_dtype(torch.float32)
 

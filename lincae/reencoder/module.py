@@ -222,10 +222,6 @@ class ReEncoder(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @property
-    def n_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
-
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Latents `(B, C, L)` to `(B, C, L)`; or with a condition `(B, H)` to left and right `(B, 2, C, L)`.
 
@@ -276,8 +272,10 @@ class ReEncoder(nn.Module):
 
     def prior(self, items: int, seed: int = 0) -> Tensor:
         """Conditions `(items, H)` from the prior N(0, I): item i is a pure function of (seed, i)."""
-        drawn = [torch.randn(self.config.condition, generator=generator(seed, i)) for i in range(items)]
-        return torch.stack(drawn).to(self.device)
+        drawn = torch.empty(items, self.config.condition, dtype=torch.float32)
+        for i in range(items):
+            drawn[i].normal_(generator=generator(seed, i))
+        return drawn.to(self.device)
 
     @torch.no_grad()
     def oracle(self, z: Tensor) -> Tensor:
