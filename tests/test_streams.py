@@ -48,24 +48,14 @@ def test_compressed_files_are_read_block_by_block(tmp_path, suffix):
     torch.testing.assert_close(joined[0], expected, atol=1e-6, rtol=0)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_a_fault_within_a_file_is_named_when_it_is_reached(tmp_path):
     samples = noise(RATE)[:, 0]
     samples[9000] = np.nan
     soundfile.write(tmp_path / "nan.wav", samples, RATE, "FLOAT")
-    soundfile.write(tmp_path / "stereo.wav", noise(10, 2), RATE)
-    soundfile.write(tmp_path / "empty.wav", noise(0), RATE)
-    (tmp_path / "text.wav").write_text("no audio")
     blocks = read_blocks(tmp_path / "nan.wav", block_s=0.5)
     assert next(blocks).shape == (1, 8000)
-    for name, options, words in (
-        ("nan.wav", {}, r"nan\.wav: 1 non-finite samples, first at frame 9000"),
-        ("stereo.wav", {"channels": "mono"}, r"stereo\.wav: has 2 channels, not one"),
-        ("empty.wav", {}, r"empty\.wav: holds no samples"),
-        ("text.wav", {}, r"text\.wav: cannot be read as audio"),
-        ("text.wav", {"channels": "left"}, "channels must be one of"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            list(read_blocks(tmp_path / name, **options))
+    with pytest.raises(AudioFileError, match=r"nan\.wav: 1 non-finite samples, first at frame 9000"):
+        next(blocks)
     with pytest.raises(AudioFileError, match=r"absent\.wav: no such audio file"):
         encode_file(Linear(), tmp_path / "absent.wav")
 
