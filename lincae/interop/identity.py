@@ -73,27 +73,9 @@ def _parts(value: Any) -> list[Any]:
     for name in WRAPPED:
         if name in getattr(value, "__dict__", {}):
             return [vars(value)[name]]
-    if isinstance(value, types.FunctionType):
-        return _function_parts(value)
-    if isinstance(value, types.BuiltinFunctionType):
-        owner = value.__self__
-        return [value.__qualname__, None if isinstance(owner, types.ModuleType) else owner]
-    if isinstance(value, types.MethodType):
-        return [value.__func__, value.__self__]
-    if isinstance(value, classmethod | staticmethod):
-        return [value.__func__]
-    if isinstance(value, property):
-        return [value.fget, value.fset]
-    if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, type):
-        return _class_parts(value)
-    if isinstance(value, types.ModuleType):
-        file = getattr(value, "__file__", None)
-        known = file is None or file.startswith(INSTALLED)
-        return [value.__name__, _version(value.__name__) if known else Path(file).read_bytes()]
-    if isinstance(value, logging.Logger):
-        return [value.name]
+    for kinds, parts in PARTS:
+        if isinstance(value, kinds):
+            return parts(value)
     return _object_parts(value)
 
 
@@ -133,6 +115,17 @@ def _class_parts(kind: type) -> list[Any]:
     return [kind.__qualname__, kind.__bases__, own]
 
 
+def _module_parts(module: types.ModuleType) -> list[Any]:
+    file = getattr(module, "__file__", None)
+    known = file is None or file.startswith(INSTALLED)
+    return [module.__name__, _version(module.__name__) if known else Path(file).read_bytes()]
+
+
+def _builtin_parts(function: types.BuiltinFunctionType) -> list[Any]:
+    owner = function.__self__
+    return [function.__qualname__, None if isinstance(owner, types.ModuleType) else owner]
+
+
 def _object_parts(value: Any) -> list[Any]:
     if callable(getattr(value, "fingerprint", None)):
         return [value.fingerprint()]
@@ -151,6 +144,20 @@ def _object_parts(value: Any) -> list[Any]:
         elif name != "training" and not name.endswith(("hook", "hooks")):
             attributes[name] = part
     return [type(value), attributes]
+
+
+PARTS = (
+    (types.FunctionType, _function_parts),
+    (types.BuiltinFunctionType, _builtin_parts),
+    (types.MethodType, lambda method: [method.__func__, method.__self__]),
+    (classmethod | staticmethod, lambda method: [method.__func__]),
+    (property, lambda accessor: [accessor.fget, accessor.fset]),
+    (functools.partial, lambda partial: [partial.func, partial.args, partial.keywords]),
+    (type, _class_parts),
+    (types.ModuleType, _module_parts),
+    (logging.Logger, lambda logger: [logger.name]),
+)
+"""The kinds of values that have parts of their own, and how to find those."""
 
 
 @functools.cache
