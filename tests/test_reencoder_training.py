@@ -15,7 +15,7 @@ from lincae.latents.store import LatentFileError
 from lincae.reencoder.config import PRESETS, recipe
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.pairs import LatentPairs, Source, write_pairs
-from lincae.reencoder.training import ReEncoderObjective
+from lincae.reencoder.training import ReEncoderObjective, check_chunks, fitted
 from lincae.training.loop import train
 from lincae.training.objective import learning_rate
 from lincae.training.processes import NonFiniteError
@@ -295,7 +295,30 @@ def test_chunks_too_short_for_the_discriminator(pairs, tmp_path):
         run(small(objective="l1+gan", chunk_s=0.16), pairs["bandwidth"], tmp_path)
     with pytest.raises(ValueError, match=r"chunk_s 0.01 are 1 .*kernel of the blocks needs 7: chunk_s=0.06"):
         run(small(chunk_s=0.01), pairs["bandwidth"], tmp_path)
-    run(small(objective="l1+gan", chunk_s=0.17), pairs["bandwidth"], tmp_path, stop_at=1)
+    fitting = fitted(small(objective="l1+gan", chunk_s=0.16), pairs["bandwidth"].model["latent_rate"])
+    assert fitting.chunk_s == 0.17
+    run(fitting, pairs["bandwidth"], tmp_path, stop_at=1)
+
+
+@pytest.mark.parametrize("objective", ["l1", "l1+gan", "l1+mel"])
+@pytest.mark.parametrize("preset", ["full", "desk", "test"])
+@pytest.mark.parametrize("latent_rate", [44100 / 4096, 125.0])
+def test_every_recipe_fits_the_latents_of_every_autoencoder(objective, preset, latent_rate):
+    """The paper's 1.4 s are 15 frames of the released model, and the discriminator needs 21."""
+    config = recipe("bandwidth", preset, objective=objective)
+    room = fitted(config, latent_rate)
+    check_chunks(room, latent_rate)
+    assert room.chunk_s == (1.96 if (objective, latent_rate < 100) == ("l1+gan", True) else config.chunk_s)
+
+
+def test_the_command_checks_a_recipe_before_it_encodes(monkeypatch):
+    monkeypatch.setattr(command, "loaded", lambda name, device: Levels())
+    monkeypatch.setattr(command, "write_pairs", lambda *_: pytest.fail("work was begun"))
+    words = ["reencoder", "train", "bandwidth", "--model", "levels", "--objective"]
+    with pytest.raises(SystemExit, match=r"chunk_s 0\.1 are 12 latent .* the discriminator"):
+        main([*words, "l1+gan", "--set", "chunk_s=0.1"])
+    with pytest.raises(SystemExit, match="levels has no decode_with_gradient"):
+        main([*words, "l1+mel"])
 
 
 def test_run_folder_of_another_configuration(pairs, tmp_path):

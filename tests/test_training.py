@@ -95,6 +95,17 @@ def test_compiled_training_is_training(bank, tmp_path):
     assert got.keys() == expected.keys()
 
 
+def test_a_wrapped_network_trains_as_the_bare_one(bank, tmp_path):
+    config = recipe("test", steps=4, log_every=1, checkpoint_every=2)
+    whole = run(config, bank, tmp_path / "whole")
+    wrapped = objective_of(config)
+    wrapped.model.network = torch.compile(wrapped.model.network, backend="eager")
+    train(wrapped, bank, tmp_path / "parts", device="cpu", progress=False, stop_at=2)
+    parts = run(config, bank, tmp_path / "parts")
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(parts.network.state_dict()[key], value), key
+
+
 def test_resume_drops_log_rows_after_the_checkpoint(bank, tmp_path):
     config = recipe("test", steps=20, checkpoint_every=10, log_every=2)
     run(config, bank, tmp_path, stop_at=10)

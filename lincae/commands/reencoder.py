@@ -49,9 +49,15 @@ def train(
         lincae reencoder train stereo --model lin-cae --preset full --data musdb18hq/train
     """
     config = recipe(task, preset, size, objective, layout)
-    for name, value in map(assignment, changes):
+    chosen = dict(map(assignment, changes))
+    for name, value in chosen.items():
         config = changed(config, name.split("."), value)
     autoencoder = loaded(model, device)
+    if "chunk_s" not in chosen:
+        config = training.fitted(config, autoencoder.latent_rate)
+    training.check_chunks(config, autoencoder.latent_rate)
+    if objective == "l1+mel":
+        training.check_decoder(autoencoder, config)
     factor = factor or FACTORS[preset]
     sources = list(sources)
     run, halves = training.folders(autoencoder, config, pairs_folder, run, factor, sources)

@@ -10,6 +10,7 @@ does (`lincae.training.loop`), and `module.safetensors`, which `ReEncoder.load` 
 Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -77,13 +78,16 @@ class ReEncoderObjective(TrainingObjective):
                 f"{pairs.folder} has pairs of {pairs.task}, the module is one of {config.module.task}"
             )
         config = replace(config, module=replace(config.module, latent_channels=pairs.channels))
-        n_frames = pairs.frames(config.chunk_s)
-        _check_chunks(config, n_frames, pairs.model["latent_rate"])
+        check_chunks(config, pairs.model["latent_rate"])
+        if autoencoder is not None:
+            check_same_model(pairs.model, describe(autoencoder), pairs.folder)
         if config.objective == "l1+mel":
-            _check_decoder(autoencoder, pairs)
+            check_decoder(autoencoder, config)
+            if isinstance(autoencoder, nn.Module):
+                autoencoder.requires_grad_(False)
         torch.manual_seed(config.seed)
         metadata = {"factor": pairs.factor, "pairs": len(pairs.names)}
-        latent_std = pairs.latent_std(n_frames, config.seed + 1)
+        latent_std = pairs.latent_std(pairs.frames(config.chunk_s), config.seed + 1)
         module = ReEncoder(config.module, pairs.model, latent_std, metadata)
         if start is not None:
             module = _started(start, module)
@@ -200,12 +204,32 @@ class ReEncoderObjective(TrainingObjective):
         return ReEncoder.load(folder / MODULE, device)
 
 
-def _check_chunks(config: ReEncoderTraining, n_frames: int, latent_rate: float) -> None:
-    """Raises ValueError for chunks that are too short, before any work is done."""
+# ---------------------------------------------------------------- what a recipe needs
+
+
+def fewest_frames(config: ReEncoderTraining) -> dict[str, int]:
+    """The latent frames that the parts of a training need, by part."""
     fewest = {"the kernel of the blocks": config.module.kernel}
     if config.objective == "l1+gan":
         fewest["the discriminator"] = LatentDiscriminator.FEWEST_FRAMES
-    for part, frames in fewest.items():
+    return fewest
+
+
+def shortest_chunk_s(n_frames: int, latent_rate: float) -> float:
+    """Seconds, in hundredths, that hold so many latent frames."""
+    return math.ceil(100 * n_frames / latent_rate) / 100
+
+
+def fitted(config: ReEncoderTraining, latent_rate: float) -> ReEncoderTraining:
+    """The configuration with chunks as long as all parts need at a latent rate, or as it is."""
+    needed_s = shortest_chunk_s(max(fewest_frames(config).values()), latent_rate)
+    return replace(config, chunk_s=max(config.chunk_s, needed_s))
+
+
+def check_chunks(config: ReEncoderTraining, latent_rate: float) -> None:
+    """Raises ValueError for chunks that are too short for a part of the training."""
+    n_frames = round(config.chunk_s * latent_rate)
+    for part, frames in fewest_frames(config).items():
         if n_frames < frames:
             raise ValueError(
                 f"chunk_s {config.chunk_s:g} are {n_frames} latent frames at {latent_rate:g} Hz, {part} "
@@ -213,18 +237,20 @@ def _check_chunks(config: ReEncoderTraining, n_frames: int, latent_rate: float) 
             )
 
 
-def shortest_chunk_s(n_frames: int, latent_rate: float) -> float:
-    """Seconds, in hundredths, that hold so many latent frames."""
-    return -(-100 * n_frames // latent_rate) / 100
-
-
-def _check_decoder(autoencoder: AutoencoderLike | None, pairs: LatentPairs) -> None:
-    """Freeze the autoencoder of a mel loss. Raises ValueError without one, LatentFileError for another."""
+def check_decoder(autoencoder: AutoencoderLike | None, config: ReEncoderTraining) -> None:
+    """Raises ValueError for an autoencoder through which a mel loss of such chunks has no gradient."""
     if autoencoder is None:
         raise ValueError("the mel loss goes through the decoder: give the autoencoder")
-    check_same_model(pairs.model, describe(autoencoder), pairs.folder)
-    if isinstance(autoencoder, nn.Module):
-        autoencoder.requires_grad_(False)
+    if not hasattr(autoencoder, "decode_with_gradient"):
+        name = autoencoder.name
+        raise ValueError(f"{name} has no decode_with_gradient: a mel loss cannot reach the latents")
+    longest = getattr(getattr(autoencoder, "config", None), "window_frames", math.inf)
+    n_frames = round(config.chunk_s * autoencoder.latent_rate)
+    if n_frames > longest:
+        raise ValueError(
+            f"chunk_s {config.chunk_s:g} are {n_frames} latent frames, a gradient reaches {longest}: "
+            f"chunk_s={longest / autoencoder.latent_rate:.2f}"
+        )
 
 
 def _started(start: str | Path, fresh: ReEncoder) -> ReEncoder:

@@ -76,12 +76,12 @@ def train(
     torch.compile, such as inductor, which takes minutes first. `command`: what started the run, for the
     checkpoint's card.
 
-    Ctrl-C and SIGTERM finish the step (several processes: the row of the log), write a checkpoint and then
-    end the run. A damaged training state is put aside for the one before, with a warning. Raises ValueError
-    for data that does not suit the model, where batch and processes do not match, and when `run_dir` holds a
-    run of another configuration, number of processes or data (showing the difference); NonFiniteError,
-    OutOfMemoryError and OSError (such as a full disk) with the step and the last good checkpoint;
-    BlockingIOError while another process trains in `run_dir`.
+    Ctrl-C and SIGTERM, whichever process gets it, finish the step, write a checkpoint and then end the run. A
+    damaged training state is put aside for the one before, with a warning. Raises ValueError for data that
+    does not suit the model, where batch and processes do not match, and when `run_dir` holds a run of another
+    configuration, number of processes or data (showing the difference); NonFiniteError, OutOfMemoryError and
+    OSError (such as a full disk) with the step and the last good checkpoint; BlockingIOError while another
+    process trains in `run_dir`.
     """
     run_dir = Path(run_dir)
     objective.check_data(data, validation)
@@ -153,6 +153,8 @@ class Run:
         self.fabric = fabric
         self.keep = keep
         self.writes = fabric.is_global_zero
+        if fabric.world_size > 1:
+            self.cpu_group = torch.distributed.new_group(backend="gloo")
 
         self.parameters = objective.trained()
         named = objective.optimisers()
@@ -249,12 +251,16 @@ class Run:
         # Reading numbers off an accelerator waits for it: there, only as often as they are written.
         reading = logs or checkpoints or self.fabric.device.type == "cpu"
         if self.fabric.world_size > 1:
+            signal = self._highest(signal or 0)
             if reading:
-                signal = int(self.fabric.all_reduce(float(signal or 0), reduce_op="max"))
                 self.meter.totals = self.fabric.all_reduce(self.meter.totals)
-            else:
-                signal = None
         return Due(reading or bool(signal), logs, validates, checkpoints or bool(signal), signal)
+
+    def _highest(self, signal: int) -> int:
+        """The highest of the processes' signals, exchanged by their CPUs: no accelerator waits."""
+        shared = torch.tensor(signal)
+        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, self.cpu_group)
+        return int(shared)
 
     def check_finite(self) -> None:
         """Raises NonFiniteError before the parameters are touched."""

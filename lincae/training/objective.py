@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lincae.autoencoder import Autoencoder, FramewiseAutoencoder
+from lincae.checkpoints import unwrapped
 from lincae.consistency import consistency_loss, precondition, step_size
 from lincae.interface import check_audio
 from lincae.linearity import AugmentedBatch, augment, gain_range, implicit_conditioning
@@ -184,7 +185,7 @@ class AutoencoderObjective(TrainingObjective):
             update_ema(self.ema, self.model, done // self.config.ema_every, self.config.ema_max_decay)
 
     def parts(self) -> dict[str, nn.Module]:
-        return {"model": self.model.network, "ema": self.ema.network}
+        return {"model": unwrapped(self.model.network), "ema": unwrapped(self.ema.network)}
 
     def schedules(self, progress: float) -> dict[str, float]:
         low, high = gain_range(progress, self.config.linearity)
@@ -227,7 +228,7 @@ class Objective(AutoencoderObjective):
 
     def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        network = self.model.network
+        network = unwrapped(self.model.network)
         latents = implicit_conditioning(
             lambda audio: network.encoder(self.spectrogram(audio)), batch, config.linearity
         )
@@ -248,7 +249,7 @@ class Objective(AutoencoderObjective):
 
 def compile_network(model: nn.Module, backend: str) -> None:
     """Let a backend of torch.compile take the parts of the network; the state dict stays as it is."""
-    for part in model.network.children():
+    for part in unwrapped(model.network).children():
         part.compile(backend=backend)
 
 
