@@ -73,6 +73,12 @@ def locked(path: str | Path, held: str | None = None) -> Iterator[IO]:
         yield file
 
 
+def sha256_of(path: Path) -> str:
+    """The sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def json_object(text: bytes | str, where: str | Path, kind: type[ValueError] = ValueError) -> dict[str, Any]:
     """The JSON object in a text; for anything else a `kind` of error that names `where` the text stands."""
     try:

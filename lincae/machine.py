@@ -1,15 +1,7 @@
 """Devices, memory, seeds: what a computation runs on and starts from."""
 
-import atexit
 import ctypes
-import os
-import platform
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -80,54 +72,3 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
     words = [word for key in keys for word in divmod(int(key), 2**32)]
     seed = np.random.SeedSequence([len(keys), *words]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed))
-
-
-def user_cache() -> Path:
-    """The folder of the user's caches; one that cannot be written for a user without a home."""
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder)
-    try:
-        return Path.home() / ".cache"
-    except RuntimeError:
-        return Path(os.devnull)
-
-
-def give_numba_a_cache() -> None:
-    """Make `import librosa` work without a home folder that can be written.
-
-    numba, which compiles parts of librosa, otherwise refuses to where it cannot keep what it compiled.
-    """
-    folder = user_cache() / "numba"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable and "NUMBA_CACHE_DIR" not in os.environ:
-        os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
-        atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
-
-
-def commit() -> str:
-    """The commit of the running source, with "-dirty" where it was changed; "unknown" outside a checkout."""
-    here = str(Path(__file__).parent)
-    command = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def hardware(device: torch.device) -> str:
-    """The machine as a checkpoint's card names it: the accelerator, or the processor and the threads used."""
-    if device.type != "cpu":
-        module = torch.get_device_module(device)
-        return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
-    named = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:  # other systems than Linux have no such file
-        found = None
-    n_threads = torch.get_num_threads()
-    threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
-    return f"{found[1] if found else named}, {threads}"

@@ -18,7 +18,8 @@ from torch import nn
 
 import lincae
 from lincae.autoencoder import Autoencoder
-from lincae.checkpoints import CARD, CONFIG, WEIGHTS, check_hash, from_dict
+from lincae.checkpoints import CARD, CONFIG, WEIGHTS, from_dict
+from lincae.interop.bundled import check_hash
 from lincae.linearity import LinearityConfig
 from lincae.vae.config import VaeLossConfig
 from lincae.vae.model import SpectralVae

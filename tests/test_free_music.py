@@ -12,8 +12,9 @@ import torch
 
 from lincae.data import free_music
 from lincae.data.crops import training_data
-from lincae.data.free_music import fetch, listed, pair_tracks, refuse_test_recordings, sha256_of
+from lincae.data.free_music import fetch, listed, pair_tracks, refuse_test_recordings
 from lincae.data.tracks import tracks
+from lincae.files import sha256_of
 
 FIELDS = ("package", "version", "split", "album", "file", "licence", "seconds", "bytes", "sha256")
 

@@ -14,8 +14,8 @@ import yaml
 from official import arguments, build, randn
 
 from lincae.autoencoder import Autoencoder, AutoencoderConfig
-from lincae.checkpoints import check_hash
 from lincae.interop import models as pretrained
+from lincae.interop.bundled import check_hash
 from lincae.interop.codecs import HUB
 from lincae.interop.linear import EXAMPLES
 from lincae.interop.models import listed, load, names

@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 
-from lincae.checkpoints import BUNDLED, CARD, HASH_ROW, from_dict, read_checkpoint, sha256_of
-from lincae.files import atomic_write
+from lincae.checkpoints import BUNDLED, CARD, HASH_ROW, from_dict, read_checkpoint
+from lincae.files import atomic_write, sha256_of
 from lincae.interop.models import load
-from lincae.machine import hardware, resolve_device
+from lincae.machine import resolve_device
 from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe
 from lincae.reencoder.module import KIND, SIZES
+from lincae.training.environment import hardware
 
 
 def bundle(run: str | Path, name: str, folder: str | Path = BUNDLED, **facts: str) -> Path:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.files import atomic_write, json_object
-from lincae.machine import user_cache
+from lincae.training.environment import user_cache
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
 # Threads wait for the disk more than they compute.

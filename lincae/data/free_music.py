@@ -13,7 +13,6 @@ Axis legend: `S` source, `T` samples.
 
 import csv
 import functools
-import hashlib
 import os
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lincae.data.tracks import REPOSITORY_DATA, Track, file_track
+from lincae.files import sha256_of
 
 LIST = Path(__file__).with_name("free_music.csv")
 SPLITS = ("train", "valid", "test")
@@ -154,11 +154,6 @@ def refuse_test_recordings(files: Iterable[str | Path]) -> None:
             raise ValueError(
                 f"{path} is a test recording of free-music ({row['album']}): training must not hear it"
             )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------- fetching

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from lincae.autoencoder import Autoencoder
 from lincae.bypass.model import BypassAutoencoder
-from lincae.checkpoints import BUNDLED, WEIGHTS, check_hash, fetching, kind_of, require_bundled
+from lincae.checkpoints import BUNDLED, WEIGHTS, fetching, kind_of
 from lincae.interface import AutoencoderLike
+from lincae.interop.bundled import check_hash, require_bundled
 from lincae.interop.codecs import HUB, STABLE_AUDIO, codec_kind, load_codec
 from lincae.interop.linear import EXAMPLES, is_linear_reference, load_linear_reference
 from lincae.interop.official import load_official, official_files

@@ -38,12 +38,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import sha256_of, tensors_in
+from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.folders import audio_files
 from lincae.data.manifests import claim, read_skipped, write_skipped
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
-from lincae.files import atomic_write, hidden, json_object, locked
+from lincae.files import atomic_write, hidden, json_object, locked, sha256_of
 from lincae.interface import AutoencoderLike, first_non_finite
 from lincae.machine import generator
 

@@ -24,10 +24,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from lincae.evaluation.tables import interval, select
 from lincae.interface import AutoencoderLike
 from lincae.latents.algebra import left_right
-from lincae.machine import generator, give_numba_a_cache
+from lincae.machine import generator
 from lincae.metrics import is_silent
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.pairs import Source, task_input, warn_if_full_band
+from lincae.training.environment import give_numba_a_cache
 
 AUTOENCODER = "autoencoder"
 INPUT = "input"

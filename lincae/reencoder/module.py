@@ -34,13 +34,13 @@ from lincae.checkpoints import (
     BUNDLED,
     FORMAT_VERSION,
     check_fits,
-    check_hash,
     from_dict,
     load_strictly,
     read_checkpoint,
     write_weights,
 )
 from lincae.interface import AutoencoderLike, check_fields, check_finite, check_latents
+from lincae.interop.bundled import check_hash
 from lincae.latents.store import check_description, check_same_model, describe
 from lincae.machine import generator, resolve_device
 from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock

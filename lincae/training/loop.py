@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from lincae.files import locked
-from lincae.machine import commit, generator, hardware
+from lincae.machine import generator
 from lincae.training.config import RunConfig
+from lincae.training.environment import commit, hardware
 from lincae.training.logs import Log, Meter
 from lincae.training.objective import SkippingData, TrainingData, TrainingObjective, compile_network
 from lincae.training.processes import Interruption, NonFiniteError, explained, launch, leave_interrupts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lincae.linearity import AugmentedBatch, implicit_conditioning
-from lincae.machine import give_numba_a_cache
+from lincae.training.environment import give_numba_a_cache
 from lincae.training.objective import AutoencoderObjective
 from lincae.transform import OVERLAP
 from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
