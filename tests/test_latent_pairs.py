@@ -175,12 +175,14 @@ def test_a_folder_has_the_pairs_of_one_list_of_sources(tmp_path):
         write_pairs(model(), folder_sources("bandwidth", [tmp_path / "in"]), folder, "bandwidth")
 
 
-def test_processes_share_the_work(tmp_path):
+def test_processes_share_the_work(tmp_path, caplog):
     for rank in range(2):
-        write_pairs(
-            model(), sources(count=3), tmp_path / "pairs", "bandwidth", rank=rank, world=2, progress=False
-        )
-    assert LatentPairs(tmp_path / "pairs").names == ["item 0", "item 1", "item 2"]
+        options = {"rank": rank, "world": 2, "progress": False}
+        write_pairs(model(), sources(count=3), tmp_path / "pairs", "bandwidth", **options)
+        names = LatentPairs(tmp_path / "pairs").names
+        assert ("goes on or was killed: 2 pairs are there, of 3" in caplog.text) == (rank == 0)
+        caplog.clear()
+    assert names == ["item 0", "item 1", "item 2"]
 
 
 # ---------------------------------------------------------------- bad input

@@ -237,7 +237,7 @@ class LatentPairs:
         self.model = manifest["model"]
         self.task = manifest.get("task")
         self.factor = manifest.get("factor")
-        self.sources = manifest.get("sources", "")
+        self.sources = str(manifest.get("sources", ""))
         if self.task not in TASKS or type(self.factor) is not int:
             raise LatentFileError(
                 f"{path}: no pairs are of task {self.task!r:.80}, factor {self.factor!r:.80}"
@@ -249,10 +249,15 @@ class LatentPairs:
         if self.inputs.files != self.targets.files:
             differing = sorted(set(self.inputs.files) ^ set(self.targets.files))
             raise LatentFileError(f"{folder}: {len(differing)} items lack their other half: {differing[:3]}")
+        if self.sources and not self.sources.startswith(f"{len(self.names)} ("):
+            told = f"{len(self.names)} pairs are there, of {self.sources.split()[0]}"
+            log.warning("%s: encoding goes on or was killed: %s", folder, told)
 
     @property
     def description(self) -> str:
-        return f"{self.sources or len(self.names)} pairs of {self.task} in {self.folder.name}"
+        """What the pairs are, for cards, and for a resumed run to compare."""
+        made_of = f", of sources {self.sources}" if self.sources else ""
+        return f"{len(self.names)} pairs of {self.task} in {self.folder.name}{made_of}"
 
     @property
     def names(self) -> list[str]:
