@@ -51,7 +51,7 @@ COLUMNS = (*LABELS, *NUMBERS, *METRICS)
 SHORTEST_S = 0.1
 """Least length of a track: mel spectrograms need 50 ms."""
 KNOWN = PROTOCOLS | PROBES
-VERSION = 4
+VERSION = 5
 """Version of the protocols: results of another are not continued."""
 
 log = logging.getLogger(__name__)

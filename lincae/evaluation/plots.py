@@ -43,6 +43,9 @@ MODEL_COLOURS = {
 }
 """One colour for each kind of model, in every figure; others take the next free one (`model_colours`)."""
 STEM_COLOURS = {"drums": COLOURS[4], "bass": COLOURS[0], "other": COLOURS[2], "vocals": COLOURS[3]}
+ERROR_PARTS = {"level_rel_l2": "level", "constant_rel_l2": "constant", "shape_rel_l2": "shape"}
+PART_COLOURS = {"level": COLOURS[5], "constant": COLOURS[4], "shape": COLOURS[6]}
+"""Parts of an error, as columns of frames and in figures."""
 # Spectrograms: range below the maximum of the figure, lowest frequency, and height of the image.
 FLOOR_DB = -90.0
 LOWEST_HZ = 50.0
@@ -254,6 +257,20 @@ def dots(axis: Axes, rows: pd.DataFrame, x: str, metric: str, **labels: Any) -> 
             err_kws={"linewidth": 1}, **shared,
         )  # fmt: skip
     axis.set(xlabel="", **labels)
+
+
+def error_parts(axis: Axes, table: pd.DataFrame, legend: bool = False, **labels: Any) -> None:
+    """Energies of the parts of an error, from `tables.summary` by "model" and "part", as a bar a model.
+
+    seaborn stacks counts alone, so the means are its weights.
+    """
+    sns.histplot(
+        table, y="model", weights="mean", hue="part", palette=PART_COLOURS, hue_order=list(PART_COLOURS),
+        multiple="stack", discrete=True, shrink=0.7, alpha=1, ax=axis, legend=legend,
+    )  # fmt: skip
+    if legend:
+        sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title="")
+    axis.set(xlabel="energy of the error over that of the reference", ylabel="", **labels)
 
 
 def model_legend(

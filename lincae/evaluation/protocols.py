@@ -33,6 +33,8 @@ from lincae.streaming import overlap_add, window_starts
 
 MIXTURE = "mixture"
 NOISES = ("common", "independent")
+ROUNDING = 1e-5
+"""So much of a signal is the rounding of float32."""
 ENDING_S = 0.1
 """So much may be missing at the end of a track, and is silence: containers round their lengths to frames."""
 
@@ -258,29 +260,30 @@ class Chunk:
 
 
 def error_parts(pair: Pair, turned: Pair) -> dict[str, float]:
-    """Relative L2 of three parts of an error.
+    """Relative L2 of three parts of an error, at right angles: their squares add up to `rel_l2` squared.
 
-    - constant: what stays when the sound is turned upside down, the even part of the error
-    - level: the odd part as far as it lies along the odd part of the reference; another gain would repair it
-    - shape: the rest of the odd part
+    - constant: along the even part of the error, which stays when the sound is turned upside down
+    - level: along what is left of the reference beside that; another gain would repair it
+    - shape: the rest
 
-    Their squares add up to that of `rel_l2`, in the mean of the sound and its negative. `pair`: prediction
-    and reference, of one shape; `turned`: the same of the negated sound.
+    `pair`: prediction and reference, of one shape; `turned`: the same of the negated sound.
     """
     error = (pair[0] - pair[1]).double().flatten()
     turned_error = (turned[0] - turned[1]).double().flatten()
     reference = pair[1].double().flatten()
-    odd_reference = (reference - turned[1].double().flatten()) / 2
-    odd_error = (error - turned_error) / 2
-
-    energy = odd_reference.square().sum().clamp(min=metrics.EPS**2)
-    level = (odd_error @ odd_reference) / energy * odd_reference
-    parts = {
-        "level_rel_l2": level,
-        "constant_rel_l2": (error + turned_error) / 2,
-        "shape_rel_l2": odd_error - level,
-    }
+    even = (error + turned_error) / 2
+    constant = _along(error, even)
+    level = _along(error - constant, reference - _along(reference, even))
+    parts = {"level_rel_l2": level, "constant_rel_l2": constant, "shape_rel_l2": error - constant - level}
     return {name: (part.norm() / (reference.norm() + metrics.EPS)).item() for name, part in parts.items()}
+
+
+def _along(signal: Tensor, direction: Tensor) -> Tensor:
+    """The projection of a signal on a direction; zero on one that is rounding, or none."""
+    energy = direction.square().sum()
+    if energy <= (ROUNDING * signal.norm()) ** 2:
+        return torch.zeros_like(signal)
+    return (signal @ direction) / energy * direction
 
 
 def reconstruction(chunk: Chunk) -> Iterator[dict]:
