@@ -250,7 +250,7 @@ class LatentPairs:
             differing = sorted(set(self.inputs.files) ^ set(self.targets.files))
             raise LatentFileError(f"{folder}: {len(differing)} items lack their other half: {differing[:3]}")
         if self.sources and not self.sources.startswith(f"{len(self.names)} ("):
-            told = f"{len(self.names)} pairs are there, of {self.sources.split()[0]}"
+            told = f"{len(self.names)} pairs are there, of {self.sources.partition(' ')[0]}"
             log.warning("%s: encoding goes on or was killed: %s", folder, told)
 
     @property
