@@ -45,7 +45,8 @@ lincae = click.Group(
     "lincae",
     commands=[Later(name, *home) for name, home in COMMANDS.items()],
     help="Linear consistency autoencoders: audio latents that add, subtract and scale like the sound.",
-    epilog="`lincae COMMAND --help` shows an example of each.",
+    epilog="""`lincae COMMAND --help` shows an example of each. A shell completes commands and options after
+    eval "$(_LINCAE_COMPLETE=bash_source lincae)", or zsh_source or fish_source.""",
 )
 
 

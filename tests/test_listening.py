@@ -247,7 +247,8 @@ def test_moves_while_decoding_are_answered_once():
         assert at_work.strips[0].text.value == "−10.0"
         assert at_work.progress.layout.visibility == "visible"
         model.go.set()
-        await at_work._task
+        while at_work.progress.layout.visibility != "hidden":
+            await asyncio.sleep(0.01)
         return at_work
 
     at_work = asyncio.run(scene())

@@ -70,7 +70,8 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
         lincae encode song.wav song.safetensors --model desk/lin-cae
         torchrun --nproc-per-node 8 -m lincae encode data/jamendo latents --model desk/lin-cae
     """
-    source, target = Path(audio[0]), Path(out)
+    source = Path(audio[0])
+    target = Path(out)
     single = len(audio) == 1 and source.is_file()
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")

@@ -42,7 +42,9 @@ from lincae.reencoder.module import ReEncoder
 DEBOUNCE_S = 0.12
 MAX_RANGE_S = 30.0
 MIN_RANGE_S = 0.5
-LATENT, WAVEFORM, DECODED = "latent", "waveform", "decoded"
+LATENT = "latent"
+WAVEFORM = "waveform"
+DECODED = "decoded"
 TITLES = {LATENT: "latent mix", WAVEFORM: "waveform mix", DECODED: "mix of decoded stems"}
 MAX_MIXERS = 6
 """Ranges, tracks and models whose latents and mixes are kept."""

@@ -1,6 +1,7 @@
 """How loud audio is and how far it peaks (ITU-R BS.1770-4), for listening only: no sample changes here.
 
-Axis legend: `T` samples. Audio is (channels, T), one or two channels that count alike.
+Audio is (channels, T), one or two channels that count alike. Written here, since pyloudnorm 0.2 has no true
+peak.
 """
 
 import math
@@ -9,8 +10,10 @@ import numpy as np
 from scipy.signal import lfilter, resample_poly
 from torch import Tensor
 
-BLOCK_S, STEP_S = 0.4, 0.1  # BS.1770-4, annex 1: blocks of 400 ms, three quarters shared
-ABSOLUTE_GATE_LUFS, RELATIVE_GATE_LU = -70.0, -10.0
+BLOCK_S = 0.4  # BS.1770-4, annex 1, for this and the next four
+STEP_S = 0.1
+ABSOLUTE_GATE_LUFS = -70.0
+RELATIVE_GATE_LU = -10.0
 OFFSET_LUFS = -0.691
 OVERSAMPLING = 4  # annex 2
 
@@ -52,13 +55,16 @@ def k_filters(sample_rate: int) -> list[tuple[list[float], list[float]]]:
     """Coefficients of both filters: of the analogue ones whose bilinear transform at 48 kHz is the standard's
     table (the derivation of libebur128).
     """
-    f0_hz, gain_db, q = 1681.974450955533, 3.999843853973347, 0.7071752369554196
-    k, high = math.tan(math.pi * f0_hz / sample_rate), 10 ** (gain_db / 20)
-    middle, a0 = high**0.4996667741545416, 1 + k / q + k * k
+    q = 0.7071752369554196
+    k = math.tan(math.pi * 1681.974450955533 / sample_rate)
+    high = 10 ** (3.999843853973347 / 20)
+    middle = high**0.4996667741545416
+    a0 = 1 + k / q + k * k
     head = [high + middle * k / q + k * k, 2 * (k * k - high), high - middle * k / q + k * k]
     head_poles = [1.0, 2 * (k * k - 1) / a0, (1 - k / q + k * k) / a0]
-    f0_hz, q = 38.13547087602444, 0.5003270373238773
-    k = math.tan(math.pi * f0_hz / sample_rate)
+
+    q = 0.5003270373238773
+    k = math.tan(math.pi * 38.13547087602444 / sample_rate)
     b0 = 1 + k / q + k * k
     high_pass_poles = [1.0, 2 * (k * k - 1) / b0, (1 - k / q + k * k) / b0]
     return [([value / a0 for value in head], head_poles), ([1.0, -2.0, 1.0], high_pass_poles)]
