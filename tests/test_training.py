@@ -297,11 +297,15 @@ def test_presets_and_variants_compose():
 def test_command_line(tmp_path, monkeypatch, capsys):
     from lincae.data.audio import write_audio
 
-    corpus = tmp_path / "corpus"
-    for i in range(3):
-        tone = 0.3 * torch.sin(2 * torch.pi * 220 * (i + 1) * torch.arange(16000) / 16000)
-        corpus.mkdir(exist_ok=True)
-        write_audio(corpus / f"{i}.wav", tone, 16000)
+    def tones(folder, pitches_hz):
+        folder.mkdir(parents=True)
+        for i, pitch_hz in enumerate(pitches_hz):
+            tone = 0.3 * torch.sin(2 * torch.pi * pitch_hz * torch.arange(16000) / 16000)
+            write_audio(folder / f"{i}.wav", tone, 16000)
+        return folder
+
+    corpus = tones(tmp_path / "corpus", (220, 440, 660))
+    equally_named = tones(tmp_path / "other" / "corpus", (330, 500, 700))
     monkeypatch.chdir(tmp_path)
     common = ["--preset", "test", "--device", "cpu", "--set", "steps=6", "linearity.gain_max=2"]
     main(["train", "--variant", "m2l", "--data", f"{corpus}=1", *common])
@@ -310,19 +314,9 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert stored["command"].startswith("lincae train --variant m2l --data ")
     assert "thread" in stored["hardware"]
     assert [row["step"] for row in rows(tmp_path / "runs/test-m2l/validation.csv")] == [6]  # other crops
-    main(
-        [
-            "train",
-            "--data",
-            f"{corpus}=1",
-            "--validation",
-            f"{corpus}=1",
-            "--run",
-            "validated",
-            *common,
-            "steps=2",
-        ]
-    )
+    validated = ["--validation", f"{corpus}=1", "--run", "validated"]
+    main(["train", "--data", f"{corpus}=1", *validated, *common, "steps=2"])
+    other_validation = ["--validation", f"{equally_named}=1", "--run", "validated"]
     assert Autoencoder.load(tmp_path / "validated" / "best", "cpu").metadata["step"] == 2
     (line,) = csv.DictReader((tmp_path / "runs/runs.csv").open())
     assert (line["run"], line["step"], line["outcome"]) == ("test-m2l", "5", "finished")
@@ -334,6 +328,8 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         (["--set", "colour=3"], "has no 'colour'"),
         (["--data", f"{corpus}=1", "--device", "tpu"], "unknown device 'tpu'"),
         (["--data", f"{corpus}=1", "--devices", "3"], "batch_size 4 cannot be shared by 3 processes"),
+        (["--variant", "m2l", "--data", f"{equally_named}=1"], "but its crops sound otherwise"),
+        (["--data", f"{corpus}=1", *other_validation, "--set", "steps=2"], "validation: 16 items of 2240"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(["train", *common, *bad])

@@ -81,7 +81,8 @@ class LatentDiscriminator(nn.Module):
                 f"the discriminator needs latents (B, C, L) of {self.FEWEST_FRAMES} frames or more, got "
                 f"{tuple(z.shape)}: longer chunks, or a module without it"
             )
-        x, maps = z[:, None], []
+        x = z[:, None]
+        maps = []
         for layer in self.layers[:-1]:
             x = F.leaky_relu(layer(x), 0.1)
             maps.append(x)

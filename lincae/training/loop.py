@@ -105,15 +105,8 @@ def train(
             for batch in run.batches(workers, progress):
                 run.backward(batch)
                 due = run.due(interruption.signal)
-                if due.reading:
-                    run.check_finite()
-                run.update()
-                if due.log:
-                    run.log_row()
-                if due.validation:
-                    run.validate()
-                if due.checkpoint:
-                    run.checkpoint()
+                run.update(due)
+                run.write(due)
                 stopping = due.stopping
                 if stopping:
                     break
@@ -263,18 +256,24 @@ class Run:
         torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, self.cpu_group)
         return int(shared)
 
-    def check_finite(self) -> None:
-        """Raises NonFiniteError before the parameters are touched."""
-        if not self.meter.finite():
+    def update(self, due: Due) -> None:
+        """Move the parameters, and what follows them; before, NonFiniteError where numbers are read."""
+        if due.reading and not self.meter.finite():
             raise NonFiniteError(f"loss or gradient is not finite at {self.where()}")
-
-    def update(self) -> None:
-        """Move the parameters, and what follows them."""
         for optimiser in self.optimisers.values():
             optimiser.step()
         self.objective.follow(self.step + 1)
 
     # -------- what happens every so many steps
+
+    def write(self, due: Due) -> None:
+        """Whatever is due of the log, the validation and the checkpoint, in this order."""
+        if due.log:
+            self.log_row()
+        if due.validation:
+            self.validate()
+        if due.checkpoint:
+            self.checkpoint()
 
     def log_row(self) -> None:
         """The means since the last row."""

@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 class Origin:
     """What a training state comes from. A run goes on from a state of the same origin alone.
 
-    `config`: the objective's configuration. `processes`: their number. `sources`: of the data and of what
-    validation hears, a description and the `levels` of some items; None for what there is not.
+    `config`: the objective's configuration. `processes`: their number. `sources`: the data and what
+    validation hears, each as `source` names it, or None.
     """
 
     config: dict[str, Any]
@@ -44,9 +44,11 @@ class Origin:
 
 
 def source(description: str, items: Tensor) -> dict[str, Any]:
-    """How an `Origin` names a source of items `(B, ...)`: its description, and the RMS of the items."""
-    levels = items.detach().float().flatten(1).square().mean(1).sqrt()
-    return {"description": description, "levels": levels.tolist()}
+    """How an `Origin` names a source of items `(B, ..., T)`: its description, and the RMS of the items and of
+    their differences in time, which tell equally loud sounds apart."""
+    items = items.detach().float()
+    levels = [values.flatten(1).square().mean(1).sqrt() for values in (items, items.diff())]
+    return {"description": description, "levels": torch.cat(levels).tolist()}
 
 
 # ---------------------------------------------------------------- files
