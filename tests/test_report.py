@@ -8,12 +8,12 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from fakes import RATE, DeafDecoder, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, two_tracks
 from matplotlib.image import imread
+from notebook_code import defined_in
 
 from lincae.evaluation import report as report_module
 from lincae.evaluation.evaluate import evaluate
@@ -158,12 +158,8 @@ def published():
 
 @pytest.fixture(scope="module")
 def published_linearity():
-    """The function of that name in notebook 07, as a reader sees it."""
-    cells = nbformat.read(ROOT / "notebooks" / "07_any_autoencoder.ipynb", as_version=4).cells
-    (source,) = (cell.source for cell in cells if "def published_linearity(" in cell.source)
     names = {"np": np, "pd": pd, "CAP_DB": CAP_DB}
-    exec(source.partition("\npublished = ")[0], names)
-    return names["published_linearity"]
+    return defined_in("07_any_autoencoder", "published_linearity", names)["published_linearity"]
 
 
 LINEARITY_COLUMNS = ("add_dec_mss", "add_dec_snr", "add_enc", "hom_dec_mss", "hom_dec_snr", "hom_enc")

@@ -9,7 +9,6 @@ another track's latent by RECONSTRUCTION_MARGIN_DB, and the number must be far f
 (SWAP_MARGIN_DB).
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,33 +245,6 @@ def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) ->
             table = unjudged(select(rows, comparison=column.comparison), column.metric, good)
         found.append(table.assign(column=name))
     return stacked(found, frame.model.unique(), CELL)
-
-
-def orderings(table: pd.DataFrame, published: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
-    """Whether our models stand in the published order, in every column that both `cells` hold.
-
-    `names`: our model -> the published one. One row for each column and pair of models: `column`, `better`,
-    `worse` (our names, ordered as published), their values here and there, `agrees`. Pairs that are equal
-    as published say nothing and are left out. Rows are in the order of PAPER_COLUMNS and of `table`.
-    """
-    ours = table.set_index(["model", "column"]).value
-    theirs = published.set_index(["model", "column"]).value
-    models = [model for model in dict.fromkeys(table.model) if model in names]
-    rows = []
-    for column, paper in PAPER_COLUMNS.items():
-        present = [m for m in models if (m, column) in ours and (names[m], column) in theirs]
-        for first, second in itertools.combinations(present, 2):
-            gap = theirs[names[first], column] - theirs[names[second], column]
-            if gap == 0:
-                continue
-            better, worse = (first, second) if (gap < 0) == paper.lower_is_better else (second, first)
-            row = {"column": column, "better": better, "worse": worse}
-            row |= {"better_value": ours[better, column], "worse_value": ours[worse, column]}
-            row["better_published"] = theirs[names[better], column]
-            row["worse_published"] = theirs[names[worse], column]
-            gained = row["worse_value"] - row["better_value"]
-            rows.append(row | {"agrees": bool(gained > 0 if paper.lower_is_better else gained < 0)})
-    return pd.DataFrame(rows)
 
 
 def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:
