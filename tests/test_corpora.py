@@ -376,6 +376,7 @@ def test_an_error_in_a_data_worker_says_what_failed(tmp_path):
         list(DataLoader(Batches(corpora), batch_size=None, sampler=range(60), num_workers=1))
 
 
+@pytest.mark.slow
 def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
     corpora = many_long(tmp_path / "corpus")
     (tmp_path / "corpus" / "0.wav").unlink()

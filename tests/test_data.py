@@ -146,12 +146,12 @@ def test_training_data_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", ["musdb", ["synthetic", "x=1"], ["x"], ["=3"], ["x=-1"], ["x=much"], []])
 def test_training_data_refuses(spec):
-    with pytest.raises(ValueError, match="training data is 'synthetic', shards:FOLDER or corpora"):
+    with pytest.raises(ValueError, match="training data is 'synthetic', .*shards:FOLDER or corpora"):
         training_data(spec, RATE)
 
 
 def test_folders_have_no_test_split(tmp_path):
-    with pytest.raises(ValueError, match=r"only 'synthetic' has other splits.*split 'test'"):
+    with pytest.raises(ValueError, match=r"other splits.*split 'test'"):
         training_data([f"{tmp_path}=1"], RATE, "test")
     with pytest.raises(ValueError, match="no split 'valid'"):
         training_data("synthetic", RATE, "valid")
