@@ -146,7 +146,7 @@ def test_training_data_names(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", ["musdb", ["synthetic", "x=1"], ["x"], ["=3"], ["x=-1"], ["x=much"], []])
 def test_training_data_refuses(spec):
-    with pytest.raises(ValueError, match="training data is 'synthetic', .*shards:FOLDER or corpora"):
+    with pytest.raises(ValueError, match=r"training data is 'synthetic', .*shards:FOLDER or corpora"):
         training_data(spec, RATE)
 
 
