@@ -12,6 +12,7 @@ batch.
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -232,12 +233,13 @@ class FramewiseAutoencoder(Checkpointed):
         more have come, at the latest, or when the stream ends; after `length` samples no more are read.
         Raises as `decode` does, naming the block; a stream shorter than `length` is refused at its end.
         """
-        if length is not None and length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
-        if first_frame < 0:
-            raise ValueError(f"first_frame must not be negative, got {first_frame}")
-        if steps < 1:
-            raise ValueError(f"decoding takes at least one step, got {steps}")
+        for name, value, least in (
+            ("length", 1 if length is None else length, 1),
+            ("first_frame", first_frame, 0),
+            ("steps", steps, 1),
+        ):
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
         parts = self._decoded(one_batch(latents, self._check_latents), seed, steps, first_frame)
         return cut(overlap_added(parts, self._overlap), self._edge, length)
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -64,8 +65,11 @@ def keep_freed_memory() -> bool:
 def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator that is a pure function of its integer `keys`, such as (seed, step) or (seed, item).
 
-    Different tuples give different streams. Raises ValueError for keys outside [0, 2**64), and for none.
+    Different tuples give different streams. Raises ValueError for keys outside [0, 2**64), and for none;
+    TypeError for keys that are no integers.
     """
+    if not all(isinstance(key, Integral) for key in keys):
+        raise TypeError(f"keys must be integers, got {keys}")
     if not keys or any(not 0 <= key < 2**64 for key in keys):
         raise ValueError(f"keys must be integers in [0, 2**64), at least one, got {keys}")
     # SeedSequence pads with zeros: without the count, (1,) and (1, 0) would be one stream.

@@ -197,8 +197,9 @@ def test_encode_refuses(model, audio, kind, message):
         (lambda z: z.long(), {}, TypeError, "latents of toy .*int64"),
         (lambda z: z, {"length": 10_000}, ValueError, r"1\.\.\d+, what 4 latent frames hold, got 10000"),
         (lambda z: z, {"length": 0}, ValueError, "got 0"),
-        (lambda z: z, {"steps": 0}, ValueError, "at least one step"),
-        (lambda z: z, {"first_frame": -1}, ValueError, "got -1"),
+        (lambda z: z, {"length": 100.0}, ValueError, "length must be a whole number, at least 1, got 100.0"),
+        (lambda z: z, {"steps": 0}, ValueError, "steps must be a whole number, at least 1, got 0"),
+        (lambda z: z, {"first_frame": -1}, ValueError, "first_frame must be a whole number, at least 0"),
     ],
 )
 def test_decode_refuses(model, change, options, kind, message):
@@ -244,3 +245,9 @@ def test_an_unknown_precision_is_refused():
 def test_configurations_refuse(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TEST, **changes)
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", None])
+def test_a_seed_is_an_integer(seed):
+    with pytest.raises(TypeError, match="keys must be integers"):
+        shared_model("consistency").decode(noise(1, 8, 4), seed=seed)

@@ -276,9 +276,13 @@ def test_encode_stream_refuses(model, blocks, message):
         ([torch.full((1, 8, 2), float("inf"))], {}, "block 0 of toy are not finite, first at item 0"),
         ([torch.zeros(1, 8, 4)], {"length": 10_000}, r"10000 samples were wanted, .* held \d+"),
         ([torch.zeros(1, 8, 1)], {}, "1 samples were wanted, but the stream held 0"),
-        ([torch.zeros(1, 8, 4)], {"length": 0}, "length must be at least 1, got 0"),
-        ([torch.zeros(1, 8, 4)], {"first_frame": -1}, "first_frame must not be negative, got -1"),
-        ([torch.zeros(1, 8, 4)], {"steps": 0}, "at least one step"),
+        ([torch.zeros(1, 8, 4)], {"length": 0}, "length must be a whole number, at least 1, got 0"),
+        (
+            [torch.zeros(1, 8, 4)],
+            {"first_frame": -1},
+            "first_frame must be a whole number, at least 0",
+        ),
+        ([torch.zeros(1, 8, 4)], {"steps": 0}, "steps must be a whole number, at least 1"),
     ],
 )
 def test_decode_stream_refuses(model, blocks, arguments, message):
