@@ -22,7 +22,9 @@ from lincae.interface import check_audio
 from lincae.interop.pickles import read_pickle
 from lincae.machine import resolve_device
 
-SAMPLE_RATE, WINDOW_S, N_MELS = 48000, 10, 64
+SAMPLE_RATE = 48000
+WINDOW_S = 10
+N_MELS = 64
 
 
 class ClapEmbedder:
@@ -33,7 +35,8 @@ class ClapEmbedder:
 
     def __init__(self, model: torch.nn.Module, name: str = "clap", device: str | torch.device = "auto"):
         _check_config(model.config, name)
-        self.name, self.dimensions = name, model.config.projection_dim
+        self.name = name
+        self.dimensions = model.config.projection_dim
         self.device = resolve_device(device)
         self.model = model.eval().to(self.device)
         self._mel = _mel_spectrogram().to(self.device)
@@ -49,7 +52,8 @@ class ClapEmbedder:
         and missing, unknown or misshapen tensors.
         """
         _transformers()
-        path, device = Path(source), resolve_device(device)
+        path = Path(source)
+        device = resolve_device(device)
         if path.is_file():
             return cls(_from_laion(path), path.name, device)
         is_hub_id = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
@@ -67,7 +71,8 @@ class ClapEmbedder:
         a time. Raises as `check_audio`; ValueError for a hop below one sample, or `batch_size` < 1.
         """
         audio = resample(check_audio(audio).detach().float(), sample_rate, SAMPLE_RATE)
-        window, hop = WINDOW_S * SAMPLE_RATE, round(hop_s * SAMPLE_RATE)
+        window = WINDOW_S * SAMPLE_RATE
+        hop = round(hop_s * SAMPLE_RATE)
         if hop < 1 or batch_size < 1:
             raise ValueError(
                 f"need hop_s >= 1 / {SAMPLE_RATE} and batch_size >= 1, got {hop_s} and {batch_size}"
@@ -157,7 +162,8 @@ RENAMED = {  # LAION -> transformers, in this order
 
 def _from_laion(path: Path) -> torch.nn.Module:
     """The audio tower of a LAION checkpoint; its size from the shapes of the tensors."""
-    content, state = read_pickle(path), {}
+    content = read_pickle(path)
+    state = {}
     for key, value in content.get("state_dict", content).items():
         key = key.removeprefix("module.")
         if not key.startswith(("audio_branch.", "audio_projection.")) or DROPPED.search(key):
@@ -186,7 +192,9 @@ def _from_laion(path: Path) -> torch.nn.Module:
 
 def _laion_config(state: dict[str, Tensor]):
     """The ClapAudioConfig of a renamed audio tower: tiny, base, or another of its kind."""
-    tower, depths, heads = "audio_model.audio_encoder.", [], []
+    tower = "audio_model.audio_encoder."
+    depths = []
+    heads = []
     for stage in count():
         first = f"{tower}layers.{stage}.blocks"
         if f"{first}.0.layernorm_before.weight" not in state:

@@ -19,10 +19,12 @@ from lincae.evaluation.protocols import MIXTURE, Chunk
 from lincae.machine import generator
 
 SHIFTS = (0.25, 0.5, 1.0, 4.0)
-"""Of the time-shift protocol, in latent frames."""
-FILTER_S, BLOCK_S = 0.064, 1.0
-"""Of the best linear filter: the window of its spectrogram, and the stretches that are fitted and tested."""
-N_WINDOWS = 4  # that are mixed where a track has no stems
+"""Shifts in time, in latent frames."""
+FILTER_S = 0.064
+BLOCK_S = 1.0
+"""Window of the spectrogram that the best linear filter acts on, and the stretches that it is fitted to."""
+N_WINDOWS = 4
+"""So many windows are mixed where a track has no stems."""
 
 
 def equivariance(chunk: Chunk) -> Iterator[dict]:
@@ -32,7 +34,8 @@ def equivariance(chunk: Chunk) -> Iterator[dict]:
     is left out at both sides, where the cut is heard. `condition` is the shift in latent frames ("0.5
     frames"). Latents can shift by whole frames alone; decoded sound by any d. Raises as `Chunk`.
     """
-    model, hop = chunk.model, chunk.model.sample_rate / chunk.model.latent_rate
+    model = chunk.model
+    hop = model.sample_rate / model.latent_rate
     audio, number = _loudest(chunk)
     length = chunk.window - round(SHIFTS[-1] * hop)
     margin = chunk.window // 8
@@ -52,7 +55,8 @@ def equivariance(chunk: Chunk) -> Iterator[dict]:
     foreign = _decode(chunk, wrong, length)
     for shift in SHIFTS:
         z, decoded, d = cropped(shift)
-        condition, frames = f"{shift:g} frames", z0.shape[-1] - round(shift)
+        condition = f"{shift:g} frames"
+        frames = z0.shape[-1] - round(shift)
         if shift == round(shift):
             for comparison, latents in {"linearity": z0, "swap": wrong}.items():
                 later = latents[..., round(shift) + edge : latents.shape[-1] - edge]
@@ -94,7 +98,8 @@ def fit(chunk: Chunk) -> Iterator[dict]:
         decoded = [_decode(chunk, chunk.model.encode(audio), chunk.window) for audio in mixed]
         halves.append((weights.double(), torch.cat(decoded).double().cpu()))
     yield _explained(chunk, "any map", *_crossed(halves, lambda w, y: torch.linalg.pinv(w) @ y))
-    (x, y), frames = _spectra(chunk), round(BLOCK_S / (FILTER_S / 4))
+    x, y = _spectra(chunk)
+    frames = round(BLOCK_S / (FILTER_S / 4))
     odd = (torch.arange(x.shape[-1]) // frames) % 2 == 1
     if odd.any():
         halves = [(x[:, part].T, y[:, part].T) for part in (~odd, odd)]
