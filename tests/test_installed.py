@@ -50,6 +50,17 @@ def installed(tmp_path_factory):
     return environment / "bin", packages / "lincae"
 
 
+def relative(folder: Path) -> set[str]:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in files if "__pycache__" not in path.parts}
+
+
+def test_every_file_is_installed(installed):
+    _, package = installed
+    bundled = {f"bundled/{name}" for name in relative(ROOT / "data" / "checkpoints")}
+    assert relative(package) == relative(ROOT / "lincae") | bundled
+
+
 def test_models_and_modules_load_by_name(installed, tmp_path):
     programs, package = installed
     listed = run(programs / "lincae", "models", cwd=tmp_path)
