@@ -42,17 +42,22 @@ def maps(channels: int, n_bins: int, n_frames: int = FRAMES) -> Tensor:
     return torch.randn(ITEMS, channels, n_bins, n_frames, requires_grad=True)
 
 
+def last(x: Tensor) -> Tensor:
+    """A copy of the map in the order of memory of training on a CPU."""
+    return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
 def norm_silu_convolution(channels: int, n_bins: int) -> Forms:
     block, x = ResBlock(nn.Conv2d, channels, channels), maps(channels, n_bins)
     return (
-        trained(lambda x: norm_silu_conv(block.norm1, block.conv1, x), x),
+        trained(lambda x: norm_silu_conv(block.norm1, block.conv1, x), last(x)),
         trained(lambda x: block.conv1(F.silu(block.norm1(x))), x),
     )
 
 
 def enlargement(kind: str, c_in: int, c_out: int, n_bins: int, n_frames: int = FRAMES) -> Forms:
     layer, x = Upsample(c_in, c_out, kind), maps(c_in, n_bins, n_frames)
-    return trained(layer, x), trained(
+    return trained(layer, last(x)), trained(
         lambda x: layer.conv(F.interpolate(x, scale_factor=layer.factor, mode="nearest")), x
     )
 
@@ -81,9 +86,7 @@ def pointwise_as_product(channels: int, n_bins: int) -> Forms:
 
 def channels_last(channels: int, n_bins: int) -> Forms:
     conv, x = nn.Conv2d(channels, channels, 3, padding=1), maps(channels, n_bins)
-    last = copy.deepcopy(conv).to(memory_format=torch.channels_last)
-    x_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    return trained(last, x_last), trained(conv, x)
+    return trained(conv, last(x)), trained(conv, x)
 
 
 def teacher_without_graph(model: lincae.Autoencoder) -> Forms:
@@ -145,9 +148,9 @@ def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms
         for c, n in levels
     ]
     table += [
-        ("enlargement by phases", "4 x 1, 128 x 256", on_cpu, lambda: enlargement(FREQUENCY, 128, 64, 256)),
-        ("enlargement by phases", "4 x 1, 256 x 64", on_cpu, lambda: enlargement(FREQUENCY, 256, 128, 64)),
-        ("enlargement by phases", "2 x 2, 256 x 32", on_cpu, lambda: enlargement(BOTH, 256, 256, 32, 32)),
+        ("transposed enlargement", "4 x 1, 128 x 256", on_cpu, lambda: enlargement(FREQUENCY, 128, 64, 256)),
+        ("transposed enlargement", "4 x 1, 256 x 64", on_cpu, lambda: enlargement(FREQUENCY, 256, 128, 64)),
+        ("transposed enlargement", "2 x 2, 256 x 32", on_cpu, lambda: enlargement(BOTH, 256, 256, 32, 32)),
         ("attention, one product for q, k, v", "256 x 64", True, lambda: attention(256, 64)),
         ("teacher without graph", "1 item", True, lambda: teacher_without_graph(model)),
         ("projections shared by teacher and student", "all", True, lambda: shared_projections(model)),
@@ -157,7 +160,7 @@ def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms
         ("warp without angles", "1024 x 64", True, lambda: warp(model)),
     ]  # fmt: skip
     table += [
-        ("channels last convolution", f"{c} x {n}", False, lambda c=c, n=n: channels_last(c, n))
+        ("channels last convolution", f"{c} x {n}", on_cpu, lambda c=c, n=n: channels_last(c, n))
         for c, n in levels
     ]
     table += [

@@ -68,7 +68,7 @@ class Ours:
         self.model = lincae.Autoencoder(config.autoencoder).to(device)
         self.ema = lincae.Autoencoder(config.autoencoder).to(device).requires_grad_(False)
         if "compiled" in how:
-            compile_network(self.model, "inductor")
+            compile_network(self.model, "inductor", device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.RAdam(self.parameters, lr=1e-4, foreach=True)
         self.objective = Objective(self.model, config)

@@ -1,49 +1,214 @@
-"""Forms of the layers that save time and memory on a CPU; the plain forms stand in `lincae.network`."""
+"""Forms of the layers that save time and memory on a CPU; the plain forms stand in `lincae.network`.
+
+Feature maps are channels last there: `(B, channels, F, N)` tensors in memory as `(B, F, N, channels)`, which
+convolutions take as they are; any other order is rearranged before and behind each of them. PyTorch's own
+GroupNorm is slow and inaccurate in that order, so that it is written here: in parts of a map that stay in the
+cache, in fp32 at least, with sums in double precision.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class _NormSiLUConv(torch.autograd.Function):
-    """`conv(silu(group_norm(x)))` that keeps x alone for the backward pass, which computes the two maps
-    between again: they are as large as x, and cheap beside the convolution."""
-
-    @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, weight, bias, groups, eps, padding):
-        x = x.contiguous()
-        ctx.sizes, ctx.eps, ctx.padding = (x.shape[0], x.shape[1], x[0, 0].numel(), groups), eps, padding
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight)
-        h = torch.native_group_norm(x, norm_weight, norm_bias, *ctx.sizes, eps)[0]
-        return _convolution(F.silu(h, inplace=True), weight, bias, padding)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, norm_weight, norm_bias, weight = ctx.saved_tensors
-        h, mean, rstd = torch.native_group_norm(x, norm_weight, norm_bias, *ctx.sizes, ctx.eps)
-        n = x.dim() - 2
-        needed, grad = ctx.needs_input_grad, grad.contiguous()
-        options = ([1] * n, ctx.padding, [1] * n, False, [0] * n, 1, [True, *needed[3:5]])
-        sizes = [weight.shape[0]]
-        grad, *of_conv = torch.ops.aten.convolution_backward(grad, F.silu(h), weight, sizes, *options)
-        grad = torch.ops.aten.silu_backward(grad.contiguous(), h)
-        norms = (x, mean, rstd, norm_weight, *ctx.sizes, needed[:3])
-        return *torch.ops.aten.native_group_norm_backward(grad, *norms), *of_conv, None, None, None
+CACHED_NUMBERS = 2**18
+"""Numbers of the parts in which a map is normalised: one megabyte in fp32."""
+KEPT_BYTES = 2**23
+"""Larger maps between two layers are computed again by the backward pass, cheaper than their memory."""
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor, padding: list[int]) -> Tensor:
-    n = len(padding)
-    return torch.ops.aten.convolution(x, weight, bias, [1] * n, padding, [1] * n, False, [0] * n, 1)
+def channels_last(x: Tensor) -> Tensor:
+    """The map in the order of memory that its device is fast in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def autocast_like(x: Tensor, *others: Tensor) -> list[Tensor]:
+    """The tensors as autocast would hand them to a convolution of `x`."""
+    enabled = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if enabled else x.dtype
+    return [tensor.to(dtype) for tensor in (x, *others)]
+
+
+# ---------------------------------------------------------------- normalisation
+
+
+def normalise(norm: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
+    """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ...)`."""
+    if not (norm.training and is_channels_last(x)):
+        h = norm(x)
+        return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
+    (x,) = autocast_like(x)
+    return _Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
 
 
 def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(silu(norm(x)))` of `(B, channels, ...)`; on a CPU with a backward pass that keeps less."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled():
-        return conv(F.silu(norm(x), inplace=not torch.is_grad_enabled()))
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    x, weight, bias = x.to(dtype), conv.weight.to(dtype), conv.bias.to(dtype)
+    """`conv(silu(norm(x)))` of `(B, channels, ...)`."""
+    if not (norm.training and is_channels_last(x)):
+        return conv(normalise(norm, x, silu=True))
+    x, weight, bias = autocast_like(x, conv.weight, conv.bias)
     settings = norm.num_groups, norm.eps, list(conv.padding)
     return _NormSiLUConv.apply(x, norm.weight, norm.bias, weight, bias, *settings)
+
+
+class _Norm(torch.autograd.Function):
+    """`group_norm(x)` or `silu(group_norm(x))`; the backward pass computes what lies between again."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps, silu):
+        statistics = _statistics(x, groups, eps)
+        ctx.groups, ctx.silu = groups, silu
+        ctx.save_for_backward(x, weight, bias, *statistics)
+        return _normalised(x, weight, bias, *statistics, silu)
+
+    @staticmethod
+    def backward(ctx, grad):
+        gradients = _norm_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.silu)
+        return *gradients, None, None, None
+
+
+class _NormSiLUConv(torch.autograd.Function):
+    """`conv(silu(group_norm(x)))`; of large maps the convolution's input is computed again."""
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, weight, bias, groups, eps, padding):
+        statistics = _statistics(x, groups, eps)
+        h = _normalised(x, norm_weight, norm_bias, *statistics, silu=True)
+        kept = h if h.nbytes <= KEPT_BYTES else None
+        ctx.groups, ctx.padding = groups, padding
+        ctx.save_for_backward(x, norm_weight, norm_bias, *statistics, weight, kept)
+        return torch.ops.aten.convolution(h, weight, bias, [1, 1], padding, [1, 1], False, [0, 0], 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        *of_norm, weight, h = ctx.saved_tensors
+        if h is None:
+            h = _normalised(*of_norm, silu=True)
+        options = [1, 1], ctx.padding, [1, 1], False, [0, 0], 1, [True, True, True]
+        grad, *of_conv = torch.ops.aten.convolution_backward(grad, h, weight, [len(weight)], *options)
+        return *_norm_backward(grad, *of_norm, ctx.groups, silu=True), *of_conv, None, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A map channels last as `(B, F N, channels)`."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _map_like(rows: Tensor, x: Tensor) -> Tensor:
+    return rows.view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+
+
+def _group_means(sums: Tensor, x: Tensor, groups: int) -> Tensor:
+    """Sums `(B, 1, channels)` over rows to the means of groups, as `(B, 1, channels)` again."""
+    of_groups = sums.unflatten(2, (groups, -1)).sum(3, keepdim=True) * (groups / x[0].numel())
+    return of_groups.expand(-1, -1, -1, x.shape[1] // groups).flatten(2)
+
+
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and inverse deviation of each channel's group, `(B, 1, channels)` each."""
+    sums, squares = _moments(_rows(x))
+    mean = _group_means(sums.double(), x, groups)
+    power = _group_means(squares.double(), x, groups)
+    rstd = ((power - mean.square()).clamp_min(0) + eps).rsqrt()
+    return mean.to(sums.dtype), rstd.to(sums.dtype)
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool) -> Tensor:
+    scale = rstd * weight
+    scaled = _scaled_silu if silu else _scaled
+    return _map_like(scaled(_rows(x), scale, bias - mean * scale), x)
+
+
+def _norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, weight and bias."""
+    rows, grad = _rows(x), _rows(grad.contiguous(memory_format=torch.channels_last))
+    scale = rstd * weight
+    if silu:
+        grad = _silu_backward(grad, rows, scale, bias - mean * scale)
+    sums, products = _moments_with(grad, rows)
+    to_weight = (products - sums * mean) * rstd
+    slope = -rstd.square() * _group_means(to_weight * weight, x, groups)
+    constant = -rstd * _group_means(sums * weight, x, groups) - slope * mean
+    to_x = _combined(grad, rows, scale, slope, constant)
+    return _map_like(to_x, x), to_weight.sum((0, 1)), sums.sum((0, 1))
+
+
+# ---------------------------------------------------------------- loops over rows
+
+
+class Loop:
+    """A function of tensors with items first: one operator after the other, for as many items at a time as
+    the cache holds; or, once compiled, in one pass over all items."""
+
+    def __init__(self, function: Callable[..., Tensor | tuple[Tensor, ...]]):
+        self.function = function
+        self.compiled: Callable | None = None
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        if self.compiled is not None:
+            return self.compiled(*tensors)
+        n_items = max(1, CACHED_NUMBERS // tensors[0][0].numel())
+        if n_items >= len(tensors[0]):
+            return self.function(*tensors)
+        parts = zip(*(tensor.split(n_items) for tensor in tensors), strict=True)
+        results = [self.function(*part) for part in parts]
+        if isinstance(results[0], Tensor):
+            return torch.cat(results)
+        return tuple(map(torch.cat, zip(*results, strict=True)))
+
+
+def compile_loops(backend: str | None) -> None:
+    """Let a backend of torch.compile take the loops, for the whole process; None: no longer."""
+    for loop in (_moments, _moments_with, _scaled, _scaled_silu, _silu_backward, _combined):
+        loop.compiled = backend and torch.compile(loop.function, backend=backend, dynamic=True)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+@Loop
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    values = _wide(rows)
+    return values.sum(1, keepdim=True), values.square().sum(1, keepdim=True)
+
+
+@Loop
+def _moments_with(grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    values = _wide(grad)
+    return values.sum(1, keepdim=True), (values * _wide(rows)).sum(1, keepdim=True)
+
+
+@Loop
+def _scaled(rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift, _wide(rows), scale).to(rows.dtype)
+
+
+@Loop
+def _scaled_silu(rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    h = torch.addcmul(shift, _wide(rows), scale)
+    return F.silu(h, inplace=True).to(rows.dtype)
+
+
+@Loop
+def _silu_backward(grad: Tensor, rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    h = torch.addcmul(shift, _wide(rows), scale)
+    return torch.ops.aten.silu_backward(_wide(grad), h).to(rows.dtype)
+
+
+@Loop
+def _combined(grad: Tensor, rows: Tensor, scale: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+    return torch.addcmul(constant, _wide(rows), slope).addcmul(_wide(grad), scale).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- other layers
 
 
 def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -51,12 +216,39 @@ def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
     return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
 
 
-def phases(factor: int, taps: int) -> Tensor:
-    """`(factor, neighbours, taps)`: which taps of a kernel on the enlarged axis fall on which value of the
-    small one: the value before and the phase's own (first half of the phases), or its own and the next."""
-    matrix = torch.zeros(factor, min(factor, 2), taps)
-    for phase in range(factor):
-        for tap in range(taps):
-            neighbour = (phase + tap - taps // 2) // factor  # -1, 0 or 1 values away
-            matrix[phase, neighbour + (phase < factor // 2), tap] = 1
-    return matrix
+def enlarge(conv: nn.Conv2d, x: Tensor, factor: tuple[int, int]) -> Tensor:
+    """`conv` of the map enlarged by `factor` (nearest neighbour), as one transposed convolution of the map.
+
+    The enlarged map repeats its values, so that most taps of the kernel fall on equal ones: the transposed
+    kernel holds sums of them. The same numbers for 2.5 (4 rows, 5 taps) or 2.25 times (2 rows and columns,
+    3 x 3 taps) fewer multiplications.
+    """
+    rows, columns = (
+        enlarged_taps(*axis).to(conv.weight) for axis in zip(factor, conv.kernel_size, strict=True)
+    )
+    kernel = torch.einsum("ds,er,oisr->iode", rows, columns, conv.weight)
+    return _Transposed.apply(*autocast_like(x, kernel, conv.bias), factor, conv.padding)
+
+
+def enlarged_taps(factor: int, taps: int) -> Tensor:
+    """`(factor + taps - 1, taps)`: which taps of a kernel on the enlarged axis a value of the small one meets
+    on its way to each of the outputs that it reaches."""
+    first = torch.arange(factor + taps - 1)[:, None] - taps + 1 + torch.arange(taps)
+    return ((first >= 0) & (first < factor)).float()
+
+
+class _Transposed(torch.autograd.Function):
+    """A transposed convolution; PyTorch's takes ten times as long for the gradient to the bias alone."""
+
+    @staticmethod
+    def forward(ctx, x, kernel, bias, stride, padding):
+        ctx.save_for_backward(x, kernel)
+        ctx.options = list(stride), list(padding), [1, 1], True, [0, 0], 1
+        return torch.ops.aten.convolution(x, kernel, bias, *ctx.options)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, kernel = ctx.saved_tensors
+        wanted = [True, True, False]
+        to_x, to_kernel, _ = torch.ops.aten.convolution_backward(grad, x, kernel, None, *ctx.options, wanted)
+        return to_x, to_kernel, grad.sum((0, 2, 3)), None, None

@@ -8,7 +8,6 @@ Axis legend: `B` batch, `C` latent channels, `L` latent frames, `F` frequency bi
 Spectrograms are `(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B, channels, F_level, N_level)`.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lincae.interface import check_fields
-from lincae.kernels import norm_silu_conv, phases, pointwise
+from lincae.kernels import KEPT_BYTES, channels_last, enlarge, norm_silu_conv, normalise, pointwise
 
 FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
 
@@ -42,7 +41,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 class FrequencyAttention(nn.Module):
     """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens.
 
-    On a CPU the backward pass computes what lies between again: it is seven times as large as x.
+    On a CPU the backward pass computes what lies between again where it is large: seven times as x.
     """
 
     def __init__(self, channels: int, heads: int):
@@ -55,12 +54,12 @@ class FrequencyAttention(nn.Module):
         nn.init.zeros_(self.to_qkv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():
+        if x.device.type == "cpu" and torch.is_grad_enabled() and x.nbytes > KEPT_BYTES:
             return checkpoint(self.attend, x, use_reentrant=False, preserve_rng_state=False)
         return self.attend(x)
 
     def attend(self, x: Tensor) -> Tensor:
-        qkv = pointwise(self.to_qkv, self.norm(x)).unflatten(1, (3, self.heads, -1))
+        qkv = pointwise(self.to_qkv, normalise(self.norm, x)).unflatten(1, (3, self.heads, -1))
         q, k, v = qkv.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (B N, heads, F, channels / heads)
         mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x), -1))
         return x + pointwise(self.to_out, mixed.permute(0, 3, 1, 2, 4).flatten(-2).movedim(-1, 1))
@@ -91,25 +90,20 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """Strided convolution; only the encoder normalises before it."""
 
-    def __init__(self, c_in: int, c_out: int, kind: str, normalise: bool):
+    def __init__(self, c_in: int, c_out: int, kind: str, normalised: bool):
         super().__init__()
-        self.norm = group_norm(c_in) if normalise else nn.Identity()
+        self.norm = group_norm(c_in) if normalised else None
         if kind == FREQUENCY:
             self.conv = nn.Conv2d(c_in, c_out, (5, 1), stride=(4, 1), padding=(2, 0))
         else:
             self.conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x))
+        return self.conv(x if self.norm is None else normalise(self.norm, x))
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement, then a convolution; on a CPU as one convolution of the small grid.
-
-    The enlarged grid repeats its values, so that most taps of the kernel fall on equal ones: each phase
-    (output row and column modulo the factors) is a convolution with two taps per enlarged axis, sums of the
-    kernel's. The same numbers for 2.5 (frequency alone) or 2.25 times fewer multiplications.
-    """
+    """Nearest-neighbour enlargement, then a convolution; on a CPU both in one."""
 
     def __init__(self, c_in: int, c_out: int, kind: str):
         super().__init__()
@@ -118,29 +112,12 @@ class Upsample(nn.Module):
         else:
             self.factor, taps = (2, 2), (3, 3)
         self.conv = nn.Conv2d(c_in, c_out, taps, padding=(taps[0] // 2, taps[1] // 2))
-        for axis, *sizes in zip(("rows", "columns"), self.factor, taps, strict=True):
-            self.register_buffer(axis, phases(*sizes), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, c_in, F, N)` -> `(B, c_out, 4 F, N)` or `(B, c_out, 2 F, 2 N)`."""
-        if x.device.type != "cpu":
-            return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
-        (n_rows, n_columns), (n_bins, n_frames), weight = self.factor, x.shape[2:], self.conv.weight
-        kernels = torch.einsum("pst,qrj,oitj->pqoisr", self.rows, self.columns, weight).flatten(0, 2)
-        bias = self.conv.bias.repeat(n_rows * n_columns)
-        padding = self.rows.shape[1] - 1, self.columns.shape[1] - 1
-        h = F.conv2d(x, kernels, bias, padding=padding)
-        size = n_bins, n_rows, n_frames, n_columns
-        if h.is_contiguous(memory_format=torch.channels_last):
-            out = h.new_empty(len(x), *size, len(weight)).movedim(-1, 1)
-        else:
-            out = h.new_empty(len(x), len(weight), *size)
-        h = h.unflatten(1, (n_rows, n_columns, -1))
-        for p, q in itertools.product(range(n_rows), range(n_columns)):
-            # the first half of the phases reaches one value back, the second half one forward
-            i, j = p >= n_rows / 2, q >= n_columns / 2
-            out[:, :, :, p, :, q] = h[:, p, q, :, i : i + n_bins, j : j + n_frames]
-        return out.flatten(4, 5).flatten(2, 3)
+        if x.device.type == "cpu":
+            return enlarge(self.conv, x, self.factor)
+        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
 
 
 class NoiseEmbedding(nn.Module):
@@ -248,7 +225,7 @@ class EncoderLevel(nn.Module):
         )
         last = level == len(config.channels) - 1
         self.downsample = (
-            None if last else Downsample(c_out, c_out, config.downsampling[level], normalise=True)
+            None if last else Downsample(c_out, c_out, config.downsampling[level], normalised=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -285,16 +262,18 @@ class Encoder(nn.Module):
         return torch.tanh(h[:-1] - h[-1:])
 
     def raw(self, spectrogram: Tensor) -> Tensor:
-        h = self.conv_in(spectrogram)
+        h = self.conv_in(channels_last(spectrogram) if self.training else spectrogram)
         gain = self.frequency_gain
         h = (h.to(gain.dtype) * gain).to(h.dtype)  # under autocast, or maps of two types are added: slow
         for level in self.levels:
             h = level(h)
-        h = self.norm_features(h).flatten(1, 2)  # channel-major: index = channel * F_last + frequency
+        h = normalise(self.norm_features, h).flatten(
+            1, 2
+        )  # channel-major: index = channel * F_last + frequency
         h = self.conv_features(h)
         for block in self.bottleneck:
             h = block(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(normalise(self.norm_out, h, silu=True))
 
 
 class PyramidLevel(nn.Module):
@@ -340,6 +319,7 @@ class LatentPyramid(nn.Module):
             h = block(h)
         # Frequency-major, the opposite of the encoder's order: index = frequency * channels + channel.
         h = self.conv_features(h).unflatten(1, self.coarsest_shape).transpose(1, 2)
+        h = channels_last(h) if self.training else h
         maps = []
         for level in reversed(self.levels):
             h = level(h)
@@ -382,7 +362,7 @@ class Denoiser(nn.Module):
         self.up_levels = nn.ModuleList()
         for i in range(len(channels)):
             down = (
-                Downsample(channels[i], channels[i + 1], config.downsampling[i], normalise=False)
+                Downsample(channels[i], channels[i + 1], config.downsampling[i], normalised=False)
                 if i < last
                 else None
             )
@@ -406,7 +386,10 @@ class Denoiser(nn.Module):
         projected = iter(condition)
         raw_embedding = self.noise_embedding(sigma)
         embedding = self.noise_mlp(raw_embedding)
-        h = self.conv_in(x) * (1 + self.gain_in(raw_embedding))[:, None, :, None]
+        h = (
+            self.conv_in(channels_last(x) if self.training else x)
+            * (1 + self.gain_in(raw_embedding))[:, None, :, None]
+        )
         skips = []
         for level in self.down_levels:
             for block in level.blocks:
@@ -419,7 +402,7 @@ class Denoiser(nn.Module):
                 h = block(torch.add(h, skips.pop()).add_(next(projected)).mul_(3**-0.5), embedding)
             if level.resample is not None:
                 h = level.resample(h)
-        h = F.silu(self.norm_out(torch.add(h, next(projected)).mul_(0.5**0.5)))
+        h = normalise(self.norm_out, torch.add(h, next(projected)).mul_(0.5**0.5), silu=True)
         return self.conv_out(h * (1 + self.gain_out(raw_embedding))[:, None, :, None])
 
 

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+from lincae import kernels
 from lincae.autoencoder import Autoencoder
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig, Upsample
 from lincae.training.config import MODEL_PRESETS
@@ -168,9 +171,34 @@ def test_every_preset_encodes_and_decodes():
         assert model.decode(model.encode(audio), length=3000).shape == (1, 3000)
 
 
+@pytest.mark.parametrize("n_cached", [1, 10**6])
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_forms_of_training_on_a_cpu_are_the_plain_ones(monkeypatch, n_cached, kept):
+    """Norm, SiLU and convolution of maps channels last, in parts or whole, kept or computed again."""
+    monkeypatch.setattr(kernels, "CACHED_NUMBERS", n_cached)
+    monkeypatch.setattr(kernels, "KEPT_BYTES", kept)
+    norm, conv = nn.GroupNorm(2, 8).double(), nn.Conv2d(8, 6, 3, padding=1).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = (3 + randn(3, 8, 4, 5)).double().requires_grad_()
+    last = x.contiguous(memory_format=torch.channels_last)
+    forms = {
+        kernels.normalise(norm, last): norm(x),
+        kernels.normalise(norm, last, silu=True): F.silu(norm(x)),
+        kernels.norm_silu_conv(norm, conv, last): conv(F.silu(norm(x))),
+    }
+    for form, plain in forms.items():
+        assert form.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(form, plain, rtol=1e-12, atol=1e-12)
+        inputs = [x, *norm.parameters(), *(conv.parameters() if plain.shape[1] == 6 else ())]
+        towards = randn(*plain.shape, seed=1).double()
+        got, expected = (torch.autograd.grad((y * towards).sum(), inputs) for y in (form, plain))
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("kind", [FREQUENCY, BOTH])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 2)])
-def test_enlargement_by_phases_is_enlargement_then_convolution(kind, size):
+def test_enlargement_in_one_convolution_is_enlargement_then_convolution(kind, size):
     torch.manual_seed(0)
     layer = Upsample(4, 6, kind).double()
     x = randn(2, 4, *size).double().requires_grad_()

@@ -95,8 +95,7 @@ def train(
         lock = locked(run_dir / "lock", f"another process trains in {run_dir}")
     with lock:
         objective.begin(name or run_dir.name)
-        if compiler:
-            compile_network(objective.model, compiler)
+        compile_network(objective.model, compiler, fabric.device)
         run = Run(objective, data, validation, run_dir, fabric, keep)
         run.resume(regroup, other_data)
         run.open_folder(stop_at, command)

@@ -7,7 +7,8 @@ matrices `(out, in * ...)`. Written here because torch's Muon takes two-dimensio
 """
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,25 +47,33 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
+            alike = defaultdict(list)
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(average, group["momentum"]).flatten(1)
-                size = 0.2 * math.sqrt(max(ahead.shape))
-                p.add_(orthogonalised(ahead).view_as(p), alpha=-group["lr"] * size)
+                if p.grad is not None:
+                    shape = p.flatten(1).shape
+                    alike[min(shape), max(shape)].append(p)
+            for (_, longer), parameters in alike.items():
+                step_size = -group["lr"] * 0.2 * math.sqrt(longer)
+                directions = orthogonalised([self._ahead(p, group["momentum"]) for p in parameters])
+                for p, direction in zip(parameters, directions, strict=True):
+                    p.add_(direction.view_as(p), alpha=step_size)
+
+    def _ahead(self, p: Tensor, momentum: float) -> Tensor:
+        """Nesterov's momentum of a parameter, as a matrix; the state's is updated."""
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        average = state["momentum"].lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(average, momentum).flatten(1)
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """About U V^T of a matrix U S V^T `(m, n)`, by Newton-Schulz steps."""
+def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """About U V^T of matrices U S V^T, all `(m, n)` or `(n, m)`, by Newton-Schulz steps on all at once."""
     a, b, c = NEWTON_SCHULZ
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if is_tall else matrix
-    x = wide / (wide.norm() + 1e-7)
+    tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+    x = torch.stack([matrix.T if turned else matrix for matrix, turned in zip(matrices, tall, strict=True)])
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if is_tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return [matrix.T if turned else matrix for matrix, turned in zip(x, tall, strict=True)]
