@@ -216,7 +216,7 @@ def assert_same_step(config, iteration: int, seed: int, **released) -> float:
 
     generator = torch.Generator().manual_seed(seed)
     batch = augment(audio, iteration / config.steps, config.linearity, generator)
-    loss = Objective(ours, config)(batch, iteration, generator)["loss"]
+    loss = Objective(ours.train(), config)(batch, iteration, generator)["loss"]
     loss.backward()
     generator = torch.Generator().manual_seed(seed)
     theirs = training_step(official, audio, iteration, config.steps, generator, **released)
