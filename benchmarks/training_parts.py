@@ -23,9 +23,16 @@ from training_step import seconds
 
 import lincae
 from lincae.consistency import GRID, ConsistencyConfig, NoiseConfig, level_weights, sample_t2
-from lincae.kernels import norm_silu_conv
 from lincae.machine import generator, keep_freed_memory, resolve_device
-from lincae.network import BOTH, FREQUENCY, FrequencyAttention, ResBlock, Upsample
+from lincae.network import (
+    BOTH,
+    FREQUENCY,
+    FrequencyAttention,
+    Neighbourhood,
+    ResBlock,
+    Upsample,
+    norm_silu_conv,
+)
 from lincae.training.objective import update_ema
 
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit", "low", "high", "kept")
@@ -48,7 +55,7 @@ def last(x: Tensor) -> Tensor:
 
 
 def norm_silu_convolution(channels: int, n_bins: int) -> Forms:
-    block, x = ResBlock(nn.Conv2d, channels, channels), maps(channels, n_bins)
+    block, x = ResBlock(nn.Conv2d, channels, channels, Neighbourhood(None)), maps(channels, n_bins)
     return (
         trained(lambda x: norm_silu_conv(block.norm1, block.conv1, x), last(x)),
         trained(lambda x: block.conv1(F.silu(block.norm1(x))), x),
@@ -63,7 +70,7 @@ def enlargement(kind: str, c_in: int, c_out: int, n_bins: int, n_frames: int = F
 
 
 def attention(channels: int, n_bins: int) -> Forms:
-    ours, x = FrequencyAttention(channels, 4), maps(channels, n_bins)
+    ours, x = FrequencyAttention(channels, 4, Neighbourhood(None)), maps(channels, n_bins)
     plain = nn.MultiheadAttention(channels, 4, batch_first=True)
 
     def official(x: Tensor) -> Tensor:
@@ -94,18 +101,9 @@ def teacher_without_graph(model: lincae.Autoencoder) -> Forms:
     sigma = torch.ones(1)
     latents = torch.randn(1, model.config.network.latent_channels, FRAMES // 8)
     return (
-        torch.no_grad()(lambda: network.denoiser(x, sigma, network.condition(latents))),
-        lambda: network.denoiser(x, sigma, network.condition(latents)).detach(),
+        torch.no_grad()(lambda: network.denoiser(x, sigma, network.pyramid(latents))),
+        lambda: network.denoiser(x, sigma, network.pyramid(latents)).detach(),
     )
-
-
-def shared_projections(model: lincae.Autoencoder) -> Forms:
-    network = model.network
-    latents = torch.randn(ITEMS, model.config.network.latent_channels, FRAMES // 8)
-    with torch.no_grad():
-        pyramid = network.pyramid(latents)
-    project = torch.no_grad()(lambda: list(network.denoiser.condition(pyramid)))
-    return project, lambda: (project(), project())
 
 
 def noise_levels(noise: NoiseConfig, config: ConsistencyConfig) -> Forms:
@@ -153,7 +151,6 @@ def parts(device: torch.device) -> list[tuple[str, str, bool, Callable[[], Forms
         ("transposed enlargement", "2 x 2, 256 x 32", on_cpu, lambda: enlargement(BOTH, 256, 256, 32, 32)),
         ("attention, one product for q, k, v", "256 x 64", True, lambda: attention(256, 64)),
         ("teacher without graph", "1 item", True, lambda: teacher_without_graph(model)),
-        ("projections shared by teacher and student", "all", True, lambda: shared_projections(model)),
         ("weights of the noise levels, cached", f"{GRID}", True,
          lambda: noise_levels(config.autoencoder.noise, config.consistency)),
         ("EMA of all tensors at once", "58 M", True, lambda: moving_average(model)),

@@ -24,7 +24,6 @@ from lincae.interface import check_audio, check_fields, check_latents
 from lincae.machine import generator
 from lincae.network import Network, NetworkConfig
 from lincae.streaming import (
-    SlidingNorm,
     between_silence,
     cut,
     in_pieces,
@@ -297,24 +296,19 @@ class Autoencoder(FramewiseAutoencoder):
     config_class = AutoencoderConfig
 
     def __init__(self, config: AutoencoderConfig, name: str = "autoencoder", metadata: dict | None = None):
-        super().__init__(config, Network(config.network, config.transform.n_bins), name, metadata)
+        network = Network(config.network, config.transform.n_bins, config.norm_frames)
+        super().__init__(config, network, name, metadata)
 
     def denoise(self, latents: Tensor, noises: Iterable[Tensor], steps: int = 1) -> Tensor:
         """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step to a spectrogram like these."""
         network = unwrapped(self.network)
         f = precondition(network.denoiser, self.config.noise)
-        with self._inference(latents.shape[-1]):
-            return sample(f, network.condition(latents, steps), noises, steps, self.config.noise)
-
-    @contextlib.contextmanager
-    def _inference(self, n_latents: int) -> Iterator[None]:
-        """How the network runs on a window of `n_latents`. Raises ValueError for an unknown precision."""
-        with self._precise(), SlidingNorm(n_latents, self.config.norm_frames):
-            yield
+        with self._precise():
+            return sample(f, network.pyramid(latents), noises, steps, self.config.noise)
 
     def _latents_of(self, audio: Tensor) -> Tensor:
         spectrogram = self.transform(audio)
-        with self._inference(-(-spectrogram.shape[-1] // self.config.network.time_factor)):
+        with self._precise():
             return unwrapped(self.network).encoder(spectrogram)
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:

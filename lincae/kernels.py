@@ -1,9 +1,9 @@
-"""Forms of the layers that save time and memory on a CPU; the plain forms stand in `lincae.network`.
+"""Forms of layers that save time and memory; the plain forms stand in `lincae.network`.
 
-Feature maps are channels last there: `(B, channels, F, N)` tensors in memory as `(B, F, N, channels)`, which
-convolutions take as they are; any other order is rearranged before and behind each of them. PyTorch's own
-GroupNorm is slow and inaccurate in that order, so that it is written here: in parts of a map that stay in the
-cache, in fp32 at least, with sums in double precision.
+On a CPU, in training and in long windows, feature maps are channels last: `(B, channels, F, N)` tensors in
+memory as `(B, F, N, channels)`, which convolutions take as they are; any other order is rearranged before and
+behind each of them. PyTorch's own GroupNorm is slow and inaccurate in that order, so that it is written here,
+as loops over the rows of a map `(B, F N, channels)`, in fp32 at least.
 """
 
 from collections.abc import Callable
@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CACHED_NUMBERS = 2**18
-"""Numbers of the parts in which a map is normalised: one megabyte in fp32."""
+"""Numbers of the parts in which a CPU normalises a map: one megabyte in fp32."""
 KEPT_BYTES = 2**23
 """Larger maps between two layers are computed again by the backward pass, cheaper than their memory."""
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The map in the order of memory that its device is fast in."""
+    """The map in the order of memory that the convolutions of a CPU are fastest in."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def is_channels_last(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def autocast_like(x: Tensor, *others: Tensor) -> list[Tensor]:
@@ -35,22 +35,20 @@ def autocast_like(x: Tensor, *others: Tensor) -> list[Tensor]:
     return [tensor.to(dtype) for tensor in (x, *others)]
 
 
-# ---------------------------------------------------------------- normalisation
+# ---------------------------------------------------------------- normalisation of a whole map
 
 
-def normalise(norm: nn.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
-    """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ...)`."""
-    if not (norm.training and is_channels_last(x)):
-        h = norm(x)
-        return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
-    (x,) = autocast_like(x)
-    return _Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False) -> Tensor:
+    """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ...)`, with statistics of the whole map."""
+    if x.device.type == "cpu" and is_channels_last(x):
+        (x,) = autocast_like(x)
+        return _Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+    h = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
 
 
-def norm_silu_conv(norm: nn.GroupNorm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(silu(norm(x)))` of `(B, channels, ...)`."""
-    if not (norm.training and is_channels_last(x)):
-        return conv(normalise(norm, x, silu=True))
+def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
+    """`conv(silu(norm(x)))` of a map channels last on a CPU."""
     x, weight, bias = autocast_like(x, conv.weight, conv.bias)
     settings = norm.num_groups, norm.eps, list(conv.padding)
     return _NormSiLUConv.apply(x, norm.weight, norm.bias, weight, bias, *settings)
@@ -206,6 +204,57 @@ def _silu_backward(grad: Tensor, rows: Tensor, scale: Tensor, shift: Tensor) -> 
 @Loop
 def _combined(grad: Tensor, rows: Tensor, scale: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
     return torch.addcmul(constant, _wide(rows), slope).addcmul(_wide(grad), scale).to(rows.dtype)
+
+
+# ---------------------------------------------------------------- normalisation of each frame
+
+
+def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = False) -> Tensor:
+    """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ..., N)`, each frame by the statistics of the `width`
+    frames around it (at the ends, the first or last ones); `width` <= N."""
+    groups = norm.num_groups
+    mean, power = (_around(sums, width) for sums in _frame_moments(x, groups))
+    n_values = width * x[0, :, ..., 0].numel() // groups
+    mean, power = mean / n_values, power / n_values
+    rstd = ((power - mean.square()).clamp_min(0) + norm.eps).rsqrt()
+    per_channel = [s.float().repeat_interleave(x.shape[1] // groups, dim=1) for s in (mean, rstd)]
+    scale = per_channel[1] * norm.weight[:, None]
+    shift = norm.bias[:, None] - per_channel[0] * scale
+    if is_channels_last(x):
+        rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
+        scale, shift = (s.transpose(1, 2).flatten(1)[:, None].to(x.dtype) for s in (scale, shift))
+        h = torch.addcmul(shift, rows, scale)
+        h = h.view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+    else:
+        between = (1,) * (x.dim() - 3)
+        scale, shift = (s.view(*s.shape[:2], *between, -1).to(x.dtype) for s in (scale, shift))
+        h = torch.addcmul(shift, x, scale)
+    return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
+
+
+def _frame_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Sums, and sums of squares, over the numbers of a group in a frame: `(B, groups, N)` each, in fp32."""
+    if x.device.type != "cpu" or not is_channels_last(x):
+        grouped = x.unflatten(1, (groups, -1)).flatten(2, -2)
+        squares = torch.linalg.vector_norm(grouped, dim=2, dtype=torch.float32).square()
+        return grouped.sum(2, dtype=torch.float32), squares
+    rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
+    sums, squares = [], []
+    for part in rows.split(max(1, CACHED_NUMBERS // rows.shape[1]), dim=2):
+        values = part.float()
+        sums.append(values.sum(1))
+        squares.append(values.square().sum(1))
+    shape = len(x), x.shape[3], groups, -1
+    return tuple(torch.cat(parts, dim=1).view(shape).sum(3).transpose(1, 2) for parts in (sums, squares))
+
+
+def _around(sums: Tensor, width: int) -> Tensor:
+    """Sums of frames `(B, groups, N)` to those of the `width` frames around each."""
+    # Differences of running sums, in double precision: a quiet passage may follow a loud one.
+    double = torch.float32 if sums.device.type == "mps" else torch.float64
+    running = F.pad(sums.to(double).cumsum(-1), (1, 0))
+    of_windows = running[..., width:] - running[..., :-width]
+    return F.pad(of_windows, (width // 2, (width - 1) // 2), mode="replicate")
 
 
 # ---------------------------------------------------------------- other layers

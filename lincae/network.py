@@ -9,7 +9,6 @@ Spectrograms are `(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B,
 """
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lincae import kernels
 from lincae.interface import check_fields
-from lincae.kernels import KEPT_BYTES, channels_last, enlarge, norm_silu_conv, normalise, pointwise
+from lincae.kernels import KEPT_BYTES, channels_last, enlarge, pointwise
 
 FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
 
@@ -27,8 +27,53 @@ def normalisation_groups(channels: int) -> int:
     return max(1, min(channels // 4, 32))
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(normalisation_groups(channels), channels)
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The frames around a frame that it is normalised with: as many as `latent_frames` latent frames span on
+    a grid of `per_latent` frames each. None: all frames of a map, whatever their number."""
+
+    latent_frames: int | None
+    per_latent: int = 1
+
+    def width(self, n_frames: int) -> int | None:
+        """Frames of the neighbourhood in a map of `n_frames`, None where that is the map as a whole."""
+        n_latents = -(-n_frames // self.per_latent)
+        if self.latent_frames is None or n_latents <= self.latent_frames:
+            return None
+        return self.latent_frames * n_frames // n_latents
+
+    def ordered(self, x: Tensor, training: bool) -> Tensor:
+        """The map `(B, channels, F, N)` in the order of memory that suits the network: channels last where a
+        CPU trains or works on a window longer than the neighbourhood. The numbers of a short signal thus stay
+        those of the released packages to 1e-5: in that order convolutions round more."""
+        return channels_last(x) if training or self.width(x.shape[-1]) else x
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm whose statistics are those of the frames around each frame.
+
+    Trained on crops that it normalises as a whole, a network is given the statistics of as many frames in a
+    signal of any length. Near the ends of a map these are its first or last frames. `silu`: SiLU follows.
+    """
+
+    def __init__(self, channels: int, neighbourhood: Neighbourhood):
+        super().__init__(normalisation_groups(channels), channels)
+        self.neighbourhood = neighbourhood
+
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """`(B, channels, ..., N)` to the same shape."""
+        width = self.neighbourhood.width(x.shape[-1])
+        if width is None:
+            return kernels.group_norm(x, self, silu)
+        return kernels.sliding_group_norm(x, self, width, silu)
+
+
+def norm_silu_conv(norm: Norm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(silu(norm(x)))` of `(B, channels, ..., N)`."""
+    whole = norm.neighbourhood.width(x.shape[-1]) is None
+    if whole and x.device.type == "cpu" and kernels.is_channels_last(x):
+        return kernels.norm_silu_conv(x, norm, conv)
+    return conv(norm(x, silu=True))
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -44,10 +89,10 @@ class FrequencyAttention(nn.Module):
     On a CPU the backward pass computes what lies between again where it is large: seven times as x.
     """
 
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int, heads: int, neighbourhood: Neighbourhood):
         super().__init__()
         self.heads = heads
-        self.norm = group_norm(channels)
+        self.norm = Norm(channels, neighbourhood)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_out = zeroed(nn.Linear(channels, channels))
         nn.init.xavier_uniform_(self.to_qkv.weight)
@@ -59,7 +104,7 @@ class FrequencyAttention(nn.Module):
         return self.attend(x)
 
     def attend(self, x: Tensor) -> Tensor:
-        qkv = pointwise(self.to_qkv, normalise(self.norm, x)).unflatten(1, (3, self.heads, -1))
+        qkv = pointwise(self.to_qkv, self.norm(x)).unflatten(1, (3, self.heads, -1))
         q, k, v = qkv.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (B N, heads, F, channels / heads)
         mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x), -1))
         return x + pointwise(self.to_out, mixed.permute(0, 3, 1, 2, 4).flatten(-2).movedim(-1, 1))
@@ -68,18 +113,26 @@ class FrequencyAttention(nn.Module):
 class ResBlock(nn.Module):
     """Two normalised convolutions beside a shortcut, a shift by the noise embedding between them."""
 
-    def __init__(self, conv: type, c_in: int, c_out: int, noise_channels: int | None = None, heads: int = 0):
+    def __init__(
+        self,
+        conv: type[nn.Conv1d] | type[nn.Conv2d],
+        c_in: int,
+        c_out: int,
+        neighbourhood: Neighbourhood,
+        noise_channels: int | None = None,
+        heads: int = 0,
+    ):
         super().__init__()
-        self.norm1 = group_norm(c_in)
+        self.norm1 = Norm(c_in, neighbourhood)
         self.conv1 = conv(c_in, c_out, 3, padding=1)
         self.noise_shift = None if noise_channels is None else zeroed(nn.Linear(noise_channels, c_out))
-        self.norm2 = group_norm(c_out)
+        self.norm2 = Norm(c_out, neighbourhood)
         self.conv2 = zeroed(conv(c_out, c_out, 3, padding=1))
         self.shortcut = nn.Identity() if c_in == c_out else conv(c_in, c_out, 1)
-        self.attention = FrequencyAttention(c_out, heads) if heads else None
+        self.attention = FrequencyAttention(c_out, heads, neighbourhood) if heads else None
 
     def forward(self, x: Tensor, noise_embedding: Tensor | None = None) -> Tensor:
-        # in place: a convolution does not need its output for the backward pass, and maps are large
+        # In place: a convolution does not need its output for the backward pass, and maps are large.
         h = norm_silu_conv(self.norm1, self.conv1, x)
         if noise_embedding is not None:
             h.add_(self.noise_shift(noise_embedding)[:, :, None, None])
@@ -90,16 +143,16 @@ class ResBlock(nn.Module):
 class Downsample(nn.Module):
     """Strided convolution; only the encoder normalises before it."""
 
-    def __init__(self, c_in: int, c_out: int, kind: str, normalised: bool):
+    def __init__(self, c_in: int, c_out: int, kind: str, neighbourhood: Neighbourhood | None = None):
         super().__init__()
-        self.norm = group_norm(c_in) if normalised else None
+        self.norm = Norm(c_in, neighbourhood) if neighbourhood else nn.Identity()
         if kind == FREQUENCY:
             self.conv = nn.Conv2d(c_in, c_out, (5, 1), stride=(4, 1), padding=(2, 0))
         else:
             self.conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x if self.norm is None else normalise(self.norm, x))
+        return self.conv(self.norm(x))
 
 
 class Upsample(nn.Module):
@@ -209,24 +262,36 @@ class NetworkConfig:
         """Spectrogram frames per latent frame."""
         return 2 ** self.downsampling.count(BOTH)
 
+    def neighbourhood(self, level: int, norm_frames: int | None) -> Neighbourhood:
+        """On the grid of a level, where the network normalises over `norm_frames` latent frames."""
+        return Neighbourhood(norm_frames, 2 ** self.downsampling[level:].count(BOTH))
+
     @property
     def frequency_factor(self) -> int:
         return 4 ** self.downsampling.count(FREQUENCY) * self.time_factor
 
 
+def attention_heads(config: NetworkConfig, level: int) -> int:
+    """Heads of the attention at a level, 0 where there is none."""
+    return config.heads if config.attention[level] else 0
+
+
 class EncoderLevel(nn.Module):
-    def __init__(self, config: NetworkConfig, level: int):
+    """Residual blocks, the first one from the channels of the level before, then the change of resolution."""
+
+    def __init__(self, config: NetworkConfig, level: int, norm_frames: int | None):
         super().__init__()
-        c_in, c_out = config.channels[max(level - 1, 0)], config.channels[level]
-        heads = config.heads if config.attention[level] else 0
-        self.blocks = nn.ModuleList(
-            ResBlock(nn.Conv2d, c_in if i == 0 else c_out, c_out, heads=heads)
-            for i in range(config.encoder_blocks[level])
-        )
-        last = level == len(config.channels) - 1
-        self.downsample = (
-            None if last else Downsample(c_out, c_out, config.downsampling[level], normalised=True)
-        )
+        channels = config.channels[level]
+        neighbourhood = config.neighbourhood(level, norm_frames)
+        self.blocks = nn.ModuleList()
+        c_in = config.channels[max(level - 1, 0)]
+        for _ in range(config.encoder_blocks[level]):
+            heads = attention_heads(config, level)
+            self.blocks.append(ResBlock(nn.Conv2d, c_in, channels, neighbourhood, heads=heads))
+            c_in = channels
+        self.downsample = None
+        if level < len(config.channels) - 1:
+            self.downsample = Downsample(channels, channels, config.downsampling[level], neighbourhood)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -237,18 +302,23 @@ class EncoderLevel(nn.Module):
 class Encoder(nn.Module):
     """`T(x)` `(B, 2, F, N)` -> `(B, C, L)` with L = ceil(N / time_factor), each number within (-1, 1)."""
 
-    def __init__(self, config: NetworkConfig, n_bins: int):
+    def __init__(self, config: NetworkConfig, n_bins: int, norm_frames: int | None):
         super().__init__()
-        self.centred, self.odd, wide = config.centred, config.odd, config.bottleneck_channels
+        self.centred = config.centred
+        self.odd = config.odd
+        self.neighbourhood = config.neighbourhood(0, norm_frames)
+        coarsest, wide = config.channels[-1], config.bottleneck_channels
+        latent_grid = Neighbourhood(norm_frames)
         self.conv_in = nn.Conv2d(2, config.channels[0], 3, padding=1)
         self.frequency_gain = nn.Parameter(torch.ones(1, 1, n_bins, 1))
-        self.levels = nn.ModuleList(EncoderLevel(config, level) for level in range(len(config.channels)))
-        self.norm_features = group_norm(config.channels[-1])
-        self.conv_features = nn.Conv1d(config.channels[-1] * n_bins // config.frequency_factor, wide, 1)
+        levels = range(len(config.channels))
+        self.levels = nn.ModuleList(EncoderLevel(config, level, norm_frames) for level in levels)
+        self.norm_features = Norm(coarsest, latent_grid)
+        self.conv_features = nn.Conv1d(coarsest * n_bins // config.frequency_factor, wide, 1)
         self.bottleneck = nn.ModuleList(
-            ResBlock(nn.Conv1d, wide, wide) for _ in range(config.bottleneck_blocks)
+            ResBlock(nn.Conv1d, wide, wide, latent_grid) for _ in range(config.bottleneck_blocks)
         )
-        self.norm_out = group_norm(wide)
+        self.norm_out = Norm(wide, latent_grid)
         self.conv_out = nn.Conv1d(wide, config.latent_channels, 1)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
@@ -262,33 +332,35 @@ class Encoder(nn.Module):
         return torch.tanh(h[:-1] - h[-1:])
 
     def raw(self, spectrogram: Tensor) -> Tensor:
-        h = self.conv_in(channels_last(spectrogram) if self.training else spectrogram)
+        h = self.conv_in(self.neighbourhood.ordered(spectrogram, self.training))
         gain = self.frequency_gain
-        h = (h.to(gain.dtype) * gain).to(h.dtype)  # under autocast, or maps of two types are added: slow
+        # The type is that of h under autocast, too, or maps of two types would be added, which is slow.
+        h = (h.to(gain.dtype) * gain).to(h.dtype)
         for level in self.levels:
             h = level(h)
-        h = normalise(self.norm_features, h).flatten(
-            1, 2
-        )  # channel-major: index = channel * F_last + frequency
+        # Channel-major: index = channel * F_last + frequency.
+        h = self.norm_features(h).flatten(1, 2)
         h = self.conv_features(h)
         for block in self.bottleneck:
             h = block(h)
-        return self.conv_out(normalise(self.norm_out, h, silu=True))
+        return self.conv_out(self.norm_out(h, silu=True))
 
 
 class PyramidLevel(nn.Module):
-    def __init__(self, config: NetworkConfig, level: int):
+    """Residual blocks, and behind them the change of resolution to the next finer level."""
+
+    def __init__(self, config: NetworkConfig, level: int, norm_frames: int | None):
         super().__init__()
         channels = config.channels[level]
-        heads = config.heads if config.attention[level] else 0
+        neighbourhood = config.neighbourhood(level, norm_frames)
+        heads = attention_heads(config, level)
         self.blocks = nn.ModuleList(
-            ResBlock(nn.Conv2d, channels, channels, heads=heads) for _ in range(config.encoder_blocks[level])
+            ResBlock(nn.Conv2d, channels, channels, neighbourhood, heads=heads)
+            for _ in range(config.encoder_blocks[level])
         )
-        self.upsample = (
-            Upsample(channels, config.channels[level - 1], config.downsampling[level - 1])
-            if level > 0
-            else None
-        )
+        self.upsample = None
+        if level > 0:
+            self.upsample = Upsample(channels, config.channels[level - 1], config.downsampling[level - 1])
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -299,19 +371,23 @@ class PyramidLevel(nn.Module):
 class LatentPyramid(nn.Module):
     """`z` `(B, C, L)` -> one feature map per level, finest first. It never sees the noise level."""
 
-    def __init__(self, config: NetworkConfig, n_bins: int):
+    def __init__(self, config: NetworkConfig, n_bins: int, norm_frames: int | None):
         super().__init__()
-        wide, coarsest = config.bottleneck_channels, config.channels[-1]
-        self.coarsest_shape = (n_bins // config.frequency_factor, coarsest)
+        wide = config.bottleneck_channels
+        self.coarsest_shape = (n_bins // config.frequency_factor, config.channels[-1])
+        self.neighbourhood = Neighbourhood(norm_frames)
         self.conv_in = nn.Conv1d(config.latent_channels, wide, 1)
         noise_channels = config.noise_channels if config.unused_projections else None
         self.bottleneck = nn.ModuleList(
-            ResBlock(nn.Conv1d, wide, wide, noise_channels) for _ in range(config.bottleneck_blocks)
+            ResBlock(nn.Conv1d, wide, wide, self.neighbourhood, noise_channels)
+            for _ in range(config.bottleneck_blocks)
         )
-        for block in self.bottleneck if config.unused_projections else ():
-            block.noise_shift.requires_grad_(False)
+        if config.unused_projections:
+            for block in self.bottleneck:
+                block.noise_shift.requires_grad_(False)
         self.conv_features = nn.Conv1d(wide, math.prod(self.coarsest_shape), 1)
-        self.levels = nn.ModuleList(PyramidLevel(config, level) for level in range(len(config.channels)))
+        levels = range(len(config.channels))
+        self.levels = nn.ModuleList(PyramidLevel(config, level, norm_frames) for level in levels)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         h = self.conv_in(latents)
@@ -319,7 +395,7 @@ class LatentPyramid(nn.Module):
             h = block(h)
         # Frequency-major, the opposite of the encoder's order: index = frequency * channels + channel.
         h = self.conv_features(h).unflatten(1, self.coarsest_shape).transpose(1, 2)
-        h = channels_last(h) if self.training else h
+        h = self.neighbourhood.ordered(h, self.training)
         maps = []
         for level in reversed(self.levels):
             h = level(h)
@@ -332,93 +408,90 @@ class LatentPyramid(nn.Module):
 class UNetLevel(nn.Module):
     """Residual blocks, each with its private 1x1 projection of the pyramid, then the change of resolution."""
 
-    def __init__(self, config: NetworkConfig, level: int, resample: nn.Module | None):
+    def __init__(
+        self, config: NetworkConfig, level: int, norm_frames: int | None, resample: nn.Module | None
+    ):
         super().__init__()
-        channels, count = config.channels[level], config.unet_blocks[level]
-        heads = config.heads if config.attention[level] else 0
-        self.projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(count))
+        channels = config.channels[level]
+        neighbourhood = config.neighbourhood(level, norm_frames)
+        heads = attention_heads(config, level)
+        blocks = range(config.unet_blocks[level])
+        self.projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in blocks)
         self.blocks = nn.ModuleList(
-            ResBlock(nn.Conv2d, channels, channels, config.noise_channels, heads) for _ in range(count)
+            ResBlock(nn.Conv2d, channels, channels, neighbourhood, config.noise_channels, heads)
+            for _ in blocks
         )
         self.resample = resample
 
-    def project(self, pyramid_map: Tensor) -> Iterator[Tensor]:
-        return (projection(pyramid_map) for projection in self.projections)
-
 
 class Denoiser(nn.Module):
-    """F_theta of equation 3: scaled noisy spectrogram, sigma and condition -> `(B, 2, F, N)`."""
+    """F_theta of equation 3: scaled noisy spectrogram, sigma and pyramid -> `(B, 2, F, N)`."""
 
-    def __init__(self, config: NetworkConfig, n_bins: int):
+    def __init__(self, config: NetworkConfig, n_bins: int, norm_frames: int | None):
         super().__init__()
         channels, noise = config.channels, config.noise_channels
+        self.neighbourhood = config.neighbourhood(0, norm_frames)
         self.noise_embedding = NoiseEmbedding(noise)
         self.noise_mlp = nn.Sequential(nn.Linear(noise, noise), nn.SiLU(), nn.Linear(noise, noise), nn.SiLU())
-        self.gain_in, self.gain_out = mlp(noise, noise, n_bins), mlp(noise, noise, n_bins)
-        zeroed(self.gain_in[-1]), zeroed(self.gain_out[-1])
+        self.gain_in = mlp(noise, noise, n_bins)
+        self.gain_out = mlp(noise, noise, n_bins)
+        zeroed(self.gain_in[-1])
+        zeroed(self.gain_out[-1])
         self.conv_in = nn.Conv2d(2, channels[0], 3, padding=1)
-        last = len(channels) - 1
         self.down_levels = nn.ModuleList()
         self.up_levels = nn.ModuleList()
-        for i in range(len(channels)):
-            down = (
-                Downsample(channels[i], channels[i + 1], config.downsampling[i], normalised=False)
-                if i < last
-                else None
-            )
-            up = Upsample(channels[i], channels[i - 1], config.downsampling[i - 1]) if i > 0 else None
-            self.down_levels.append(UNetLevel(config, i, down))
-            self.up_levels.append(UNetLevel(config, i, up))
+        for level in range(len(channels)):
+            down = None
+            if level < len(channels) - 1:
+                down = Downsample(channels[level], channels[level + 1], config.downsampling[level])
+            up = None
+            if level > 0:
+                up = Upsample(channels[level], channels[level - 1], config.downsampling[level - 1])
+            self.down_levels.append(UNetLevel(config, level, norm_frames, down))
+            self.up_levels.append(UNetLevel(config, level, norm_frames, up))
         self.project_out = nn.Conv2d(channels[0], channels[0], 1)
-        self.norm_out = group_norm(channels[0])
+        self.norm_out = Norm(channels[0], self.neighbourhood)
         self.conv_out = zeroed(nn.Conv2d(channels[0], 2, 3, padding=1))
 
-    def condition(self, pyramid: list[Tensor]) -> Iterator[Tensor]:
-        """Pyramid maps, finest first -> their projections, each made when `forward` comes to its block."""
-        for level, pyramid_map in zip(self.down_levels, pyramid, strict=True):
-            yield from level.project(pyramid_map)
-        for level, pyramid_map in zip(reversed(self.up_levels), reversed(pyramid), strict=True):
-            yield from level.project(pyramid_map)
-        yield self.project_out(pyramid[0])
-
-    def forward(self, x: Tensor, sigma: Tensor, condition: Iterable[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, pyramid: list[Tensor]) -> Tensor:
         """`x` `(B, 2, F, N)` already times c_in, N a multiple of the time factor; `sigma` `(B,)`."""
-        projected = iter(condition)
         raw_embedding = self.noise_embedding(sigma)
         embedding = self.noise_mlp(raw_embedding)
-        h = (
-            self.conv_in(channels_last(x) if self.training else x)
-            * (1 + self.gain_in(raw_embedding))[:, None, :, None]
-        )
+        gain_in = (1 + self.gain_in(raw_embedding))[:, None, :, None]
+        gain_out = (1 + self.gain_out(raw_embedding))[:, None, :, None]
+        h = self.conv_in(self.neighbourhood.ordered(x, self.training)) * gain_in
         skips = []
-        for level in self.down_levels:
-            for block in level.blocks:
-                h = block(torch.add(h, next(projected)).mul_(0.5**0.5), embedding)
+        for level, latent_map in zip(self.down_levels, pyramid, strict=True):
+            for block, project in zip(level.blocks, level.projections, strict=True):
+                h = block(torch.add(h, project(latent_map)).mul_(0.5**0.5), embedding)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
-        for level in reversed(self.up_levels):
-            for block in level.blocks:
-                h = block(torch.add(h, skips.pop()).add_(next(projected)).mul_(3**-0.5), embedding)
+        for level, latent_map in zip(reversed(self.up_levels), reversed(pyramid), strict=True):
+            for block, project in zip(level.blocks, level.projections, strict=True):
+                h = block(torch.add(h, skips.pop()).add_(project(latent_map)).mul_(3**-0.5), embedding)
             if level.resample is not None:
                 h = level.resample(h)
-        h = normalise(self.norm_out, torch.add(h, next(projected)).mul_(0.5**0.5), silu=True)
-        return self.conv_out(h * (1 + self.gain_out(raw_embedding))[:, None, :, None])
+        h = self.norm_out(torch.add(h, self.project_out(pyramid[0])).mul_(0.5**0.5), silu=True)
+        return self.conv_out(h * gain_out)
 
 
 class Network(nn.Module):
-    """Encoder, pyramid and denoiser of one autoencoder over `n_bins` frequency bins."""
+    """Encoder, pyramid and denoiser of one autoencoder over `n_bins` frequency bins.
 
-    def __init__(self, config: NetworkConfig, n_bins: int):
+    `norm_frames`: longer maps are normalised frame by frame, over so many latent frames (`Norm`).
+    """
+
+    def __init__(self, config: NetworkConfig, n_bins: int, norm_frames: int | None = None):
         super().__init__()
         if n_bins % config.frequency_factor:
             raise ValueError(
                 f"{n_bins} bins do not divide by {config.frequency_factor}, the network's frequency factor"
             )
         self.config = config
-        self.encoder = Encoder(config, n_bins)
-        self.pyramid = LatentPyramid(config, n_bins)
-        self.denoiser = Denoiser(config, n_bins)
+        self.encoder = Encoder(config, n_bins, norm_frames)
+        self.pyramid = LatentPyramid(config, n_bins, norm_frames)
+        self.denoiser = Denoiser(config, n_bins, norm_frames)
         if config.unit_variance_init:
             self.keep_variance()
 
@@ -448,12 +521,3 @@ class Network(nn.Module):
                 nn.init.zeros_(layer.bias)
         with torch.no_grad():
             denoiser.conv_in.weight.mul_(QUIET_NOISE)
-
-    def condition(self, latents: Tensor, calls: int = 1) -> Iterable[Tensor]:
-        """Latents `(B, C, L)` -> all that the denoiser needs of them, in the order of use, for `calls` calls.
-
-        It depends on the latents alone: teacher, student and all sampling steps share one. For a single call
-        each map is computed when it is needed, so that they do not stand in memory together.
-        """
-        maps = self.denoiser.condition(self.pyramid(latents))
-        return maps if calls == 1 else list(maps)

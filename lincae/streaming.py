@@ -2,20 +2,17 @@
 
 Two things keep the windows out of the result. They lie on a grid of absolute positions, and the context at
 their sides is dropped, so that neither the blocks of a stream nor the start of an excerpt move them. And
-the statistics of GroupNorm, which otherwise are those of the whole window, are taken around each frame
-(`SlidingNorm`). What remains is measured in benchmarks/windows.csv.
+networks take their statistics around each frame instead of over the window (`lincae.network.Norm`). What
+remains is measured in benchmarks/windows.csv.
 
-Axis legend: `B` batch; streams are `(B, ..., T)` with time last, in samples or in frames. Feature maps are
-`(B, channels, F_level, N_level)` or `(B, channels, N_level)`.
+Axis legend: `B` batch; streams are `(B, ..., T)` with time last, in samples or in frames.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 
 class Tape:
@@ -156,81 +153,7 @@ def joined(parts: Iterable[Tensor], out: Tensor) -> Tensor:
     return out
 
 
-# ---------------------------------------------------------------- normalisation
-
-
-class SlidingNorm(TorchFunctionMode):
-    """While active, GroupNorm takes the statistics of a frame over the `norm_frames` frames around it.
-
-    Longer windows than that also go through the 2-d convolutions channels last on a CPU, which is faster; in
-    that layout PyTorch's GroupNorm is inaccurate, this one is not.
-
-    `n_frames` are the (latent) frames of the window in work; levels with a finer grid take as many times
-    more. Near its ends statistics are those of its first or last `norm_frames`. A window of no more than
-    `norm_frames` is normalised as a whole, by PyTorch's own kernels: there the two are one.
-    """
-
-    def __init__(self, n_frames: int, norm_frames: int):
-        super().__init__()
-        self.n_frames, self.norm_frames = n_frames, norm_frames
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self.n_frames > self.norm_frames:
-            if func is F.conv2d and args[0].device.type == "cpu":
-                args = (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
-            if func is F.group_norm:
-                x, groups = args
-                return self._norm(x, groups, kwargs["weight"], kwargs["bias"], kwargs["eps"])
-            if func is torch.native_group_norm:
-                x, weight, bias, _, _, _, groups, eps = args
-                return self._norm(x, groups, weight, bias, eps), None, None
-        return func(*args, **kwargs)
-
-    def _norm(self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        return sliding_group_norm(
-            x, groups, weight, bias, eps, self.norm_frames * x.shape[-1] // self.n_frames
-        )
-
-
-def sliding_group_norm(
-    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, width: int
-) -> Tensor:
-    """GroupNorm of `(B, channels, ..., N)`, each frame by the statistics of `width` <= N frames around it."""
-    (batch, channels), n_frames = x.shape[:2], x.shape[-1]
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    # (outer, F, inner) in the order of memory: reductions over the middle are fast, those of 4 axes are not
-    rows = x.permute(0, 2, 3, 1).flatten(2) if last else x.reshape(batch * channels, -1, n_frames)
-
-    def per_channel(values: Tensor) -> Tensor:
-        """(outer, inner) -> (B, channels, N)"""
-        if last:
-            return values.view(batch, n_frames, channels).transpose(1, 2)
-        return values.view(batch, channels, n_frames)
-
-    def per_row(values: Tensor) -> Tensor:
-        """(B, channels, N) -> (outer, 1, inner)"""
-        return (values.transpose(1, 2) if last else values).reshape(len(rows), 1, -1).to(x.dtype)
-
-    # in parts that stay in the cache
-    axis, size = (2, 2**18 // rows.shape[1]) if last else (0, 2**18 // (rows.shape[1] * rows.shape[2]))
-    parts = map(Tensor.float, rows.split(max(1, size), dim=axis))
-    sums = [torch.stack((part.sum(1), part.square().sum(1))) for part in parts]
-    first, second = torch.cat(sums, dim=2 if last else 1)
-    moments = torch.stack((per_channel(first), per_channel(second))).unflatten(2, (groups, -1)).sum(3)
-    # Differences of running sums, in double precision: a quiet passage may follow a loud one.
-    double = torch.float32 if x.device.type == "mps" else torch.float64
-    running = F.pad(moments.to(double).cumsum(-1), (1, 0))
-    lower = (torch.arange(n_frames, device=x.device) - width // 2).clamp(0, n_frames - width)
-    n_values = width * x[0, :, ..., 0].numel() // groups
-    mean, power = (running[..., lower + width] - running[..., lower]) / n_values
-    rstd = ((power - mean.square()).clamp_min(0) + eps).rsqrt()
-    mean, rstd = (s.float().repeat_interleave(channels // groups, dim=1) for s in (mean, rstd))
-    scale = rstd * weight[:, None]
-    normalised = torch.addcmul(per_row(bias[:, None] - mean * scale), rows, per_row(scale))
-    if last:
-        return normalised.view(batch, -1, n_frames, channels).permute(0, 3, 1, 2)
-    return normalised.view(x.shape)
+# ---------------------------------------------------------------- windows that fade into each other
 
 
 def window_starts(n_samples: int, window_samples: int, overlap_samples: int) -> list[int]:

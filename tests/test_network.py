@@ -9,7 +9,16 @@ from torch import nn
 
 from lincae import kernels
 from lincae.autoencoder import Autoencoder
-from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig, Upsample
+from lincae.network import (
+    BOTH,
+    FREQUENCY,
+    Neighbourhood,
+    Network,
+    NetworkConfig,
+    Norm,
+    Upsample,
+    norm_silu_conv,
+)
 from lincae.training.config import MODEL_PRESETS
 
 TEST = MODEL_PRESETS["test"]
@@ -83,7 +92,7 @@ def test_shapes_for_odd_lengths(n_frames):
             kind = TEST.network.downsampling[level]
             n_bins, n = (n_bins // 4, n) if kind == FREQUENCY else (n_bins // 2, n // 2)
     x = randn(3, 2, TEST.transform.n_bins, n_latents * TEST.network.time_factor)
-    assert net.denoiser(x, torch.tensor([0.1, 1.0, 10.0]), net.condition(z)).shape == x.shape
+    assert net.denoiser(x, torch.tensor([0.1, 1.0, 10.0]), net.pyramid(z)).shape == x.shape
 
 
 def randomised(seed: int = 0) -> Network:
@@ -101,19 +110,19 @@ def test_items_of_a_batch_do_not_see_each_other():
     x = randn(3, 2, TEST.transform.n_bins, 8)
     torch.testing.assert_close(net.encoder(x)[1:2], net.encoder(x[1:2]))
     z, sigma = randn(3, TEST.network.latent_channels, 4), torch.tensor([0.1, 1.0, 10.0])
-    together = net.denoiser(x, sigma, net.condition(z))
-    torch.testing.assert_close(together[1:2], net.denoiser(x[1:2], sigma[1:2], net.condition(z[1:2])))
+    together = net.denoiser(x, sigma, net.pyramid(z))
+    torch.testing.assert_close(together[1:2], net.denoiser(x[1:2], sigma[1:2], net.pyramid(z[1:2])))
 
 
 @torch.no_grad()
 def test_denoiser_depends_on_all_that_it_is_given():
     net = randomised()
     x, z = randn(1, 2, TEST.transform.n_bins, 8), randn(1, TEST.network.latent_channels, 4)
-    out = net.denoiser(x, torch.tensor([1.0]), net.condition(z))
+    out = net.denoiser(x, torch.tensor([1.0]), net.pyramid(z))
     others = (
-        net.denoiser(-x, torch.tensor([1.0]), net.condition(z)),
-        net.denoiser(x, torch.tensor([2.0]), net.condition(z)),
-        net.denoiser(x, torch.tensor([1.0]), net.condition(-z)),
+        net.denoiser(-x, torch.tensor([1.0]), net.pyramid(z)),
+        net.denoiser(x, torch.tensor([2.0]), net.pyramid(z)),
+        net.denoiser(x, torch.tensor([1.0]), net.pyramid(-z)),
     )
     assert all((out - other).abs().max() > 1e-3 for other in others)
 
@@ -121,7 +130,7 @@ def test_denoiser_depends_on_all_that_it_is_given():
 def test_every_trained_parameter_gets_a_gradient():
     net = randomised().train()
     x = randn(2, 2, TEST.transform.n_bins, 8)
-    condition = net.condition(net.encoder(x))
+    condition = net.pyramid(net.encoder(x))
     net.denoiser(x, torch.tensor([0.5, 5.0]), condition).square().sum().backward()
     without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -131,7 +140,7 @@ def test_a_new_network_starts_from_its_skip():
     """The last convolution is zero, as in the released code: f(x) = c_skip x."""
     net = Network(TEST.network, TEST.transform.n_bins)
     x, z = randn(1, 2, TEST.transform.n_bins, 8), randn(1, TEST.network.latent_channels, 4)
-    assert not net.denoiser(x, torch.tensor([1.0]), net.condition(z)).any()
+    assert not net.denoiser(x, torch.tensor([1.0]), net.pyramid(z)).any()
 
 
 # ---------------------------------------------------------------- bad input
@@ -177,15 +186,15 @@ def test_forms_of_training_on_a_cpu_are_the_plain_ones(monkeypatch, n_cached, ke
     """Norm, SiLU and convolution of maps channels last, in parts or whole, kept or computed again."""
     monkeypatch.setattr(kernels, "CACHED_NUMBERS", n_cached)
     monkeypatch.setattr(kernels, "KEPT_BYTES", kept)
-    norm, conv = nn.GroupNorm(2, 8).double(), nn.Conv2d(8, 6, 3, padding=1).double()
+    norm, conv = Norm(8, Neighbourhood(None)).double(), nn.Conv2d(8, 6, 3, padding=1).double()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     x = (3 + randn(3, 8, 4, 5)).double().requires_grad_()
     last = x.contiguous(memory_format=torch.channels_last)
     forms = {
-        kernels.normalise(norm, last): norm(x),
-        kernels.normalise(norm, last, silu=True): F.silu(norm(x)),
-        kernels.norm_silu_conv(norm, conv, last): conv(F.silu(norm(x))),
+        norm(last): norm(x),
+        norm(last, silu=True): F.silu(norm(x)),
+        norm_silu_conv(norm, conv, last): conv(F.silu(norm(x))),
     }
     for form, plain in forms.items():
         assert form.is_contiguous(memory_format=torch.channels_last)
@@ -194,6 +203,22 @@ def test_forms_of_training_on_a_cpu_are_the_plain_ones(monkeypatch, n_cached, ke
         towards = randn(*plain.shape, seed=1).double()
         got, expected = (torch.autograd.grad((y * towards).sum(), inputs) for y in (form, plain))
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_the_network_compiles_as_one_graph(part):
+    """Windows that are normalised frame by frame, too."""
+    torch._dynamo.reset()
+    net = Network(TEST.network, TEST.transform.n_bins, norm_frames=4).eval()
+    x, z = randn(1, 2, TEST.transform.n_bins, 16), randn(1, TEST.network.latent_channels, 8)
+
+    def decode(z: torch.Tensor) -> torch.Tensor:
+        return net.denoiser(x, torch.ones(1), net.pyramid(z))
+
+    function, argument = (net.encoder, x) if part == "encoder" else (decode, z)
+    with torch.no_grad():
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(argument)
+        torch.testing.assert_close(compiled, function(argument), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [FREQUENCY, BOTH])

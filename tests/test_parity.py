@@ -99,7 +99,7 @@ def test_network(models):
     x = spectrogram + sigma[:, None, None, None] * randn(*spectrogram.shape, seed=3)
     f = precondition(ours.network.denoiser, config.noise)
     assert (
-        max_error(f(x, sigma, ours.network.condition(z)), unet.forward_generator(z, x, sigma, pyramid)) < 1e-5
+        max_error(f(x, sigma, ours.network.pyramid(z)), unet.forward_generator(z, x, sigma, pyramid)) < 1e-5
     )
 
 

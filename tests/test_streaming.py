@@ -12,7 +12,8 @@ from test_autoencoder import TEST, noise, random_model
 from lincae import streaming as windows
 from lincae.interface import check_audio
 from lincae.machine import keep_freed_memory
-from lincae.streaming import SlidingNorm, Tape, sliding_group_norm, windowed
+from lincae.network import Neighbourhood, Network, Norm
+from lincae.streaming import Tape, windowed
 
 # short windows: the same paths as long ones in a fraction of the time
 SHORT = dataclasses.replace(TEST, window_frames=24, context_frames=6, norm_frames=8)
@@ -185,40 +186,60 @@ def test_single_frames_and_samples(model):
 # ---------------------------------------------------------------- normalisation
 
 
+def norm_over(latent_frames: int | None, channels: int, per_latent: int = 1) -> Norm:
+    norm = Norm(channels, Neighbourhood(latent_frames, per_latent))
+    with torch.no_grad():
+        norm.weight.copy_(noise(channels, seed=1))
+        norm.bias.copy_(noise(channels, seed=2))
+    return norm
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(2, 8, 5, 30), (1, 12, 30)])
-def test_sliding_norm_is_group_norm_of_each_neighbourhood(shape):
-    x, n_frames, width = 3 * noise(*shape) + 2, shape[-1], 9
-    weight, bias = noise(shape[1], seed=1), noise(shape[1], seed=2)
-    slid = sliding_group_norm(x, 4, weight, bias, 1e-5, width)
+def test_a_frame_is_normalised_with_the_frames_around_it(shape, order):
+    x = 3 * noise(*shape) + 2
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=order)
+    n_frames, width = shape[-1], 9
+    slid, whole = norm_over(width, shape[1])(x), norm_over(None, shape[1])
+    assert slid.stride() == x.stride()
     for frame in range(n_frames):
         lower = min(max(frame - width // 2, 0), n_frames - width)
-        of_these = torch.nn.functional.group_norm(x[..., lower : lower + width], 4, weight, bias)
+        of_these = whole(x[..., lower : lower + width])
         torch.testing.assert_close(slid[..., frame], of_these[..., frame - lower], rtol=1e-4, atol=1e-4)
-    if x.dim() == 4:
-        last = sliding_group_norm(
-            x.contiguous(memory_format=torch.channels_last), 4, weight, bias, 1e-5, width
-        )
-        assert last.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(last, slid)
+    silu = torch.nn.functional.silu(slid)
+    torch.testing.assert_close(norm_over(width, shape[1])(x, silu=True), silu)
 
 
-def test_sliding_norm_after_a_loud_passage():
+def test_neighbourhoods_on_finer_grids():
+    """As many latent frames on every grid; a last latent frame may lack some of its frames."""
+    assert Neighbourhood(8, 4).width(64) == 32
+    assert Neighbourhood(8, 4).width(33) == 8 * 33 // 9
+    assert Neighbourhood(8, 4).width(32) is None
+    assert Neighbourhood(None, 4).width(10**6) is None
+    assert TEST.network.neighbourhood(0, 8).per_latent == TEST.network.time_factor
+    assert TEST.network.neighbourhood(2, 8).per_latent == 1
+
+
+def test_normalisation_after_a_loud_passage():
     """Running sums must not lose a quiet passage behind one 100 dB louder."""
     x = noise(1, 4, 8, 400)
     x[..., :200] *= 1e5
-    slid = sliding_group_norm(x, 1, torch.ones(4), torch.zeros(4), 1e-5, 50)[..., 300:]
+    norm = Norm(4, Neighbourhood(50))
+    slid = norm(x)[..., 300:]
     assert abs(slid.std().item() - 1) < 0.02
 
 
-def test_short_signals_are_normalised_as_before():
-    """No longer than `norm_frames`: the very numbers of the network alone."""
+def test_short_signals_are_normalised_as_a_whole():
+    """No longer than `norm_frames`: the very numbers of a network without."""
     model = MODELS[False]
-    audio = noise(2, model.transform.n_samples(16))
-    assert torch.equal(model.encode(audio), model.network.encoder(model.transform(audio)))
-    with SlidingNorm(8, 8):
-        inside = model.network.encoder(model.transform(audio))
-    with SlidingNorm(8, 7):
-        assert not torch.equal(model.network.encoder(model.transform(audio)), inside)
+    spectrogram = model.transform(noise(2, model.transform.n_samples(16)))
+    encoders = [Network(TEST.network, TEST.transform.n_bins, frames).eval() for frames in (None, 8, 7)]
+    for network in encoders:
+        network.load_state_dict(model.network.state_dict())
+    whole, enough, too_few = (network.encoder(spectrogram) for network in encoders)
+    assert torch.equal(enough, whole)
+    assert not torch.allclose(too_few, whole)
 
 
 def test_windows_agree_only_with_sliding_norms():

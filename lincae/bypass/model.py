@@ -14,9 +14,7 @@ Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F`
 spectrogram frames.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -27,7 +25,6 @@ from lincae.autoencoder import FramewiseAutoencoder
 from lincae.bypass.config import BypassConfig
 from lincae.machine import generator
 from lincae.network import Encoder, Network
-from lincae.streaming import SlidingNorm
 
 REFERENCE_RMS = 0.1
 """Level at which the network meets every sound: that of music, which the noise levels are made for."""
@@ -44,7 +41,7 @@ class BypassNetwork(Network):
     """
 
     def __init__(self, config: BypassConfig):
-        super().__init__(config.network, config.transform.n_bins)
+        super().__init__(config.network, config.transform.n_bins, config.norm_frames)
         self.hop = config.hop
         self.overlap = config.transform.window - config.transform.hop
         self.code_bound = config.code_bound
@@ -60,7 +57,7 @@ class BypassNetwork(Network):
         deviation = torch.full((config.bands,), config.bands**-0.5)
         if config.code_bound:
             one_channel = replace(config.network, latent_channels=1)
-            self.encoder = Encoder(one_channel, config.transform.n_bins)
+            self.encoder = Encoder(one_channel, config.transform.n_bins, config.norm_frames)
             deviation = torch.cat((deviation, torch.tensor([config.code_bound])))
         else:
             self.encoder = nn.Identity()
@@ -121,12 +118,6 @@ class BypassAutoencoder(FramewiseAutoencoder):
     def __init__(self, config: BypassConfig, name: str = "bypass", metadata: dict | None = None):
         super().__init__(config, BypassNetwork(config), name, metadata)
 
-    @contextlib.contextmanager
-    def _inference(self, n_latents: int) -> Iterator[None]:
-        """How the network runs on a window of `n_latents`."""
-        with self._precise(), SlidingNorm(n_latents, self.config.norm_frames):
-            yield
-
     def latents(self, audio: Tensor) -> Tensor:
         """Audio `(B, T)` of one window to unscaled latents `(B, C, L)`."""
         network = self.network
@@ -144,8 +135,7 @@ class BypassAutoencoder(FramewiseAutoencoder):
         return torch.cat((bands, full_scale * level * code), 1)
 
     def _latents_of(self, audio: Tensor) -> Tensor:
-        n_frames = -(-(audio.shape[-1] - self.network.overlap) // self.network.hop)
-        with self._inference(n_frames):
+        with self._precise():
             return self.latents(audio)
 
     def answer(self, latents: Tensor, noise: Tensor) -> Tensor:
@@ -155,9 +145,9 @@ class BypassAutoencoder(FramewiseAutoencoder):
         start = noise_frames(audio * noise, self.transform)
         sigma_data = self.config.noise.sigma_data
         top = torch.full((len(latents),), self.config.noise.sigma_max, device=latents.device)
-        condition = self.network.condition(latents / self.network.scale)
+        pyramid = self.network.pyramid(latents / self.network.scale)
         heard = torch.cat((start, preview / sigma_data), 1)
-        return preview + sigma_data * self.network.denoiser(heard, top, condition)
+        return preview + sigma_data * self.network.denoiser(heard, top, pyramid)
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         if steps != 1:
@@ -166,7 +156,7 @@ class BypassAutoencoder(FramewiseAutoencoder):
         level = self.network.level(latents, self.config.level_frames)
         level_free = latents / level
         noise = self._white_noise(start, n_frames, seed)
-        with self._inference(n_frames):
+        with self._precise():
             positive = self.answer(level_free, noise)
             negative = self.answer(-level_free, noise)
         odd = (positive.float() - negative.float()) / 2

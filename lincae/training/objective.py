@@ -237,7 +237,7 @@ class Objective(AutoencoderObjective):
         loss = consistency_loss(
             precondition(network.denoiser, config.autoencoder.noise),
             self.spectrogram(batch.target()),
-            network.condition(latents, calls=2),
+            network.pyramid(latents),
             step_size(step / config.steps, config.consistency),
             config.autoencoder.noise,
             config.consistency,
