@@ -59,7 +59,12 @@ def choice(name: str, allowed, **settings):
 model = option("--model", required=True, help="A name that `lincae models` lists, or a checkpoint.")
 models = click.argument("models", nargs=-1, metavar="MODEL...")
 device = option("--device", default="auto", help="auto, cpu, cuda or mps.")
-dataset = option("--data", "dataset", default="embedded", help="embedded, clip, synthetic, musdb, a folder.")
+dataset = option(
+    "--data",
+    "dataset",
+    default="embedded",
+    help="embedded, clip, synthetic, musdb, free-music, pairs, a folder.",
+)
 n_tracks = option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only.")
 changes = several("--set", "changes", metavar="FIELD=VALUE", help="Settings to change, e.g. steps=1000.")
 # torchrun on Python 3.11 takes --run for an abbreviation of its own --run-path.
