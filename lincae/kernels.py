@@ -213,13 +213,13 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
     """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ..., N)`, each frame by the statistics of the `width`
     frames around it (at the ends, the first or last ones); `width` <= N."""
     groups = norm.num_groups
-    mean, power = (_around(sums, width) for sums in _frame_moments(x, groups))
     n_values = width * x[0, :, ..., 0].numel() // groups
-    mean, power = mean / n_values, power / n_values
-    rstd = ((power - mean.square()).clamp_min(0) + norm.eps).rsqrt()
-    per_channel = [s.float().repeat_interleave(x.shape[1] // groups, dim=1) for s in (mean, rstd)]
-    scale = per_channel[1] * norm.weight[:, None]
-    shift = norm.bias[:, None] - per_channel[0] * scale
+    mean, power = (_around(_frame_moments(x, groups), width) / n_values)[..., None, :].unbind()
+    variance = torch.addcmul(power, mean, mean, value=-1).clamp_min(0)
+    rstd = (variance + norm.eps).rsqrt().float()
+    scale = rstd * norm.weight.view(groups, -1, 1)  # (B, groups, channels of a group, N)
+    shift = norm.bias.view(groups, -1, 1) - mean.float() * scale
+    scale, shift = scale.flatten(1, 2), shift.flatten(1, 2)
     if is_channels_last(x):
         rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
         scale, shift = (s.transpose(1, 2).flatten(1)[:, None].to(x.dtype) for s in (scale, shift))
@@ -232,29 +232,30 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
     return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
 
 
-def _frame_moments(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Sums, and sums of squares, over the numbers of a group in a frame: `(B, groups, N)` each, in fp32."""
+def _frame_moments(x: Tensor, groups: int) -> Tensor:
+    """Sums, and sums of squares, over the numbers of a group in a frame: `(2, B, groups, N)` in fp32."""
     if x.device.type != "cpu" or not is_channels_last(x):
         grouped = x.unflatten(1, (groups, -1)).flatten(2, -2)
         squares = torch.linalg.vector_norm(grouped, dim=2, dtype=torch.float32).square()
-        return grouped.sum(2, dtype=torch.float32), squares
+        return torch.stack((grouped.sum(2, dtype=torch.float32), squares))
     rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
     sums, squares = [], []
     for part in rows.split(max(1, CACHED_NUMBERS // rows.shape[1]), dim=2):
         values = part.float()
         sums.append(values.sum(1))
         squares.append(values.square().sum(1))
-    shape = len(x), x.shape[3], groups, -1
-    return tuple(torch.cat(parts, dim=1).view(shape).sum(3).transpose(1, 2) for parts in (sums, squares))
+    moments = torch.stack((torch.cat(sums, dim=1), torch.cat(squares, dim=1)))
+    return moments.view(2, len(x), x.shape[3], groups, -1).sum(4).transpose(2, 3)
 
 
 def _around(sums: Tensor, width: int) -> Tensor:
-    """Sums of frames `(B, groups, N)` to those of the `width` frames around each."""
+    """Sums of frames `(2, B, groups, N)` to those of the `width` frames around each."""
     # Differences of running sums, in double precision: a quiet passage may follow a loud one.
     double = torch.float32 if sums.device.type == "mps" else torch.float64
     running = F.pad(sums.to(double).cumsum(-1), (1, 0))
     of_windows = running[..., width:] - running[..., :-width]
-    return F.pad(of_windows, (width // 2, (width - 1) // 2), mode="replicate")
+    edges = width // 2, (width - 1) // 2
+    return F.pad(of_windows.flatten(0, 1), edges, mode="replicate").unflatten(0, (2, -1))
 
 
 # ---------------------------------------------------------------- other layers
