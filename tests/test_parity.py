@@ -137,7 +137,7 @@ def test_decode(models, steps):
 
 @every_size
 @torch.no_grad()
-def test_checkpoint_of_the_official_class(models, tmp_path: Path):
+def test_checkpoint_of_the_official_class(models, tmp_path: Path, monkeypatch):
     """Its state dict and arguments, loaded here, give the latents and audio that it gives itself."""
     ours, official, n_frames = models
     torch.save(official.state_dict(), tmp_path / "autoencoder_inference_model_last.pth")
@@ -147,7 +147,7 @@ def test_checkpoint_of_the_official_class(models, tmp_path: Path):
     assert model.config.network == ours.config.network
     assert model.config.transform == ours.config.transform
 
-    official.scale_factor = 33.0
+    monkeypatch.setattr(official, "scale_factor", 33.0)
     # Frames that do not fill the last latent frame, and samples that do not fill the last frame.
     n_samples = model.transform.n_samples(n_frames - 1) + 5
     audio = 0.2 * randn(2, n_samples, seed=7)
