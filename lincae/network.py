@@ -196,7 +196,7 @@ def mlp(c_in: int, c_hidden: int, c_out: int) -> nn.Sequential:
     )
 
 
-QUIET_NOISE = 0.03  # of `Network.keep_variance`: share of the noise that the denoiser listens to at the start
+QUIET_NOISE = 0.03  # share of the noise that the denoiser hears at the start (`Network.keep_variance`)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Tape:
     def __init__(self, start: int = 0):
         self.start = self.end = start
         self._room: Tensor | None = None
-        self._offset = 0  # of position `start` in the room
+        self._offset = 0  # where position `start` lies in the room
 
     def append(self, part: Tensor) -> None:
         held, more = self.end - self.start, part.shape[-1]

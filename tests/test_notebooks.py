@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 import lincae
 from lincae.evaluation import tables
+from lincae.evaluation.notebook import check_parameters
 from lincae.latents.store import describe
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
@@ -47,6 +48,7 @@ def test_house_rules(path):
     sources = [cell.source for cell in cells]
     assert tuple(papermill.inspect_notebook(str(path)))[:7] == COMMON
     assert cells[0].metadata.tags == ["parameters"]
+    assert "check_parameters()" in sources[1]
     assert max(len(source.splitlines()) for source in sources) <= 30
     assert not any(word in source for source in sources for word in ("class ", "try:"))
     # No training loops but one: what users of lincae.linearity add to theirs, shown and executed as it is.
@@ -101,14 +103,53 @@ def test_decibels_in_the_text_are_measured(path):
 @pytest.mark.page
 def test_quickstart(tmp_path):
     """Trains for a moment where no checkpoint is, then does the four operations on the real clip."""
-    execute("00_quickstart", tmp_path, models=[str(tmp_path / "model")], seconds=2.0, train_steps=20)
+    execute("00_quickstart", tmp_path, models=[str(tmp_path / "runs" / "model")], seconds=2.0, train_steps=20)
     table = pd.read_csv(tmp_path / "00_quickstart.csv")
     assert set(table.comparison) == {"linearity", "waveform", "floor", "swap"}
     # After so few steps decodes are silent, and comparisons with them undefined.
     assert table[table.comparison == "waveform"][["snr_db", "mss"]].notna().all(axis=None)
     encoder = pd.read_csv(tmp_path / "00_quickstart_encoder.csv")
     assert (encoder.rel_l2 > 0).all()
-    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.page
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "says"),
+    [
+        ("03_homogeneity", {"n_track": 2}, "no parameter 'n_track': did you mean n_tracks?"),
+        ("00_quickstart", {"models": ["lin-cae-odd"]}, "lin-cae-odd"),
+    ],
+)
+def test_a_typo_makes_nothing(notebook, parameters, says, tmp_path):
+    """A misspelt parameter, which papermill itself only warns of, and a misspelt model, once trained anew."""
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(says)):
+        papermill.execute_notebook(
+            str(path), str(tmp_path / "out.ipynb"), parameters, kernel_name="python3", progress_bar=False,
+            cwd=str(tmp_path),
+        )  # fmt: skip
+    assert [found.name for found in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("history", "unknown"),
+    [
+        (["", "seed = 0\nmodels = []", "import lincae"], None),
+        (["seed = 0\nmodels = []", "# Parameters\nseed = 1\n", "import lincae"], None),
+        (
+            ["seed = 0\nmodels = []", "# Parameters\nsede = 1\nseed = 2", "import lincae"],
+            "'sede': did you mean seed",
+        ),
+        (["seed = 0", "# Parameters\ngain = 1"], "'gain': it has seed"),
+    ],
+)
+def test_parameters_that_do_not_exist(history, unknown):
+    if unknown is None:
+        check_parameters(history)
+    else:
+        with pytest.raises(ValueError, match=unknown):
+            check_parameters(history)
 
 
 @pytest.mark.page

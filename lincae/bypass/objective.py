@@ -99,6 +99,6 @@ def mel_filters(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
     from torchaudio.functional import melscale_fbanks
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty filters, which are left out
+        warnings.simplefilter("ignore")  # empty filters are left out
         bank = melscale_fbanks(n_fft // 2 + 1, 0, sample_rate / 2, n_mels, sample_rate, "slaney", "slaney").T
     return bank[bank.any(1)].contiguous()
