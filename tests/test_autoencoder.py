@@ -251,3 +251,13 @@ def test_configurations_refuse(changes, message):
 def test_a_seed_is_an_integer(seed):
     with pytest.raises(TypeError, match="keys must be integers"):
         shared_model("consistency").decode(noise(1, 8, 4), seed=seed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo does not know")
+def test_a_compiled_decode_gives_the_same():
+    """Enlargements by phases once made torch.compile fail."""
+    model = shared_model("consistency")
+    z = model.encode(noise(1, 4000))
+    compiled = torch.compile(model.decode, backend="aot_eager")
+    assert torch.allclose(compiled(z), model.decode(z), atol=1e-6)

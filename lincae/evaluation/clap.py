@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lincae.checkpoints import fetching
 from lincae.data.audio import resample
 from lincae.interface import check_audio
 from lincae.interop.pickles import read_pickle
@@ -119,7 +120,8 @@ def _from_transformers(source: str) -> torch.nn.Module:
 
     transformers = _transformers()
     # not AutoConfig: in transformers 5.0 it does not know an audio tower alone
-    values, _ = transformers.PreTrainedConfig.get_config_dict(source)
+    with fetching(source):
+        values, _ = transformers.PreTrainedConfig.get_config_dict(source)
     kinds = {"clap": transformers.ClapConfig, "clap_audio_model": transformers.ClapAudioConfig}
     kind = values.get("model_type")
     if kind not in kinds:
