@@ -6,6 +6,7 @@ Small tensors are faster without a pool of threads, and runs side by side do not
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,3 +58,21 @@ def songs(once) -> Path:
         write_synthetic(folder / "songs", 0, 2, seconds=2.5, sample_rate=16000, workers=1)
 
     return once("songs", make) / "songs" / "test"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """Captured logs may name files that are not UTF-8, which the processes of `pytest -n` cannot send."""
+    report = yield
+    return sendable(report)
+
+
+def sendable(value: Any) -> Any:
+    """A report with what is not UTF-8 in its texts written as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: sendable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(sendable(item) for item in value)
+    return value
