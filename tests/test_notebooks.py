@@ -13,6 +13,7 @@ import torch
 from matplotlib.image import imread
 
 import lincae
+from lincae.data.audio import write_audio
 from lincae.evaluation import tables
 from lincae.evaluation.notebook import check_parameters
 from lincae.latents.store import describe
@@ -130,6 +131,14 @@ def test_a_typo_makes_nothing(notebook, parameters, says, tmp_path):
             cwd=str(tmp_path),
         )  # fmt: skip
     assert [found.name for found in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+@pytest.mark.page
+@pytest.mark.parametrize("notebook", ["00_quickstart", "05_separation"])
+def test_a_folder_without_stems_is_said_to_have_none(notebook, tmp_path):
+    write_audio(tmp_path / "music" / "song.wav", 0.1 * torch.randn(32000), 16000)
+    with pytest.raises(papermill.PapermillExecutionError, match="no track with two stems"):
+        execute(notebook, tmp_path, dataset=str(tmp_path / "music"))
 
 
 @pytest.mark.parametrize(
