@@ -254,9 +254,9 @@ def compile_network(model: nn.Module, backend: str | None, device: torch.device)
 
     On a CPU, for a consistency autoencoder, these are the loops between the convolutions (`lincae.kernels`),
     in this process as a whole: the network in one piece is slower there than without a compiler. Elsewhere
-    they are the parts of the network.
+    they are the parts of the network, which of a Re-Encoder is the module itself.
     """
-    network = unwrapped(model.network)
+    network = unwrapped(getattr(model, "network", model))
     on_cpu = isinstance(network, Network) and device.type == "cpu"
     compile_loops(backend if on_cpu else None)
     if backend and not on_cpu:
