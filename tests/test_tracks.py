@@ -121,7 +121,7 @@ def test_failed_rendering_leaves_no_half_song(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "render_song", lambda seed, seconds, rate: np.full((4, 100), 0.3, np.float32))
     with pytest.raises(ValueError, match=r"peak 1\.200 of song 0 does not fit 16-bit"):
         write_synthetic(tmp_path, n_train=1, n_test=0, seconds=1.0, sample_rate=RATE)
-    assert os.listdir(tmp_path) == ["synthetic.json"]
+    assert set(os.listdir(tmp_path)) == {"synthetic.json", ".lock"}
 
 
 def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):
@@ -464,3 +464,16 @@ def test_bad_files_of_a_track_are_named(tmp_path):
 def test_a_part_must_lie_in_the_track(clip, request_):
     with pytest.raises(ValueError, match=r"Falcon 69' lasts 5\.997 s, nothing at start_s="):
         clip.stems(**request_)
+
+
+def test_two_processes_that_want_the_same_songs_get_them(tmp_path):
+    code = (
+        "import sys; from lincae.data.tracks import write_synthetic\n"
+        "write_synthetic(sys.argv[1], 0, 2, seconds=2.5, sample_rate=16000, workers=1)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "songs")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert sorted(song.name for song in (tmp_path / "songs" / "test").iterdir()) == ["test_000", "test_001"]

@@ -32,7 +32,7 @@ from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
 from lincae.data.folders import audio_files
 from lincae.data.manifests import claim
 from lincae.data.synth import STEMS, render_song
-from lincae.files import json_object
+from lincae.files import json_object, locked
 
 SPLITS = {
     "synthetic": ("train", "test"),
@@ -357,7 +357,9 @@ def write_synthetic(
         if split in splits
         for index in range(n_songs)
     ]
-    list(parallel(_write_song, [job for job in jobs if not job[0].is_dir()], workers))
+    # Notebooks side by side, or the processes of one training: the first renders, the others wait for it.
+    with locked(root / ".lock"):
+        list(parallel(_write_song, [job for job in jobs if not job[0].is_dir()], workers))
     return root
 
 
