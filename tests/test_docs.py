@@ -99,3 +99,14 @@ def test_speed_is_the_csv():
         seconds, _, peer = setting.partition(", ")
         for name, number in zip(("encode", "decode", "memory"), numbers, strict=True):
             assert rounds_to(ratios[name, f"{precision} {seconds} vs {peer}"], number), (key, name)
+
+
+def test_the_references_beside_the_table_are_the_csv():
+    values = pd.read_csv(ROOT / "benchmarks" / "references.csv").set_index(["model", "column"]).value
+    text = " ".join(page("README.md").split())
+    numbers = [*re.search(r"reaches ([\d.]+) dB and MSS ([\d.]+) on these songs", text).groups()]
+    numbers += re.search(r"\(`resample\+noise-8x`\) ([\d.]+) dB and ([\d.]+)", text).groups()
+    models = ("resample-8x", "resample+noise-8x")
+    measured = [values[model, column] for model in models for column in ("mix_snr", "mix_mss")]
+    wrong = [number for number, value in zip(numbers, measured, strict=True) if not rounds_to(value, number)]
+    assert wrong == []
