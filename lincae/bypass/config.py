@@ -8,7 +8,7 @@ from lincae.consistency import NoiseConfig
 from lincae.interface import check_fields
 from lincae.linearity import LinearityConfig
 from lincae.network import NetworkConfig
-from lincae.training.config import MODEL_PRESETS, PRESETS, AutoencoderRunConfig
+from lincae.training.config import MODEL_PRESETS, AutoencoderRunConfig, schedule_of
 from lincae.transform import TransformConfig
 
 DESK = MODEL_PRESETS["desk"]
@@ -20,14 +20,11 @@ class BypassConfig(AutoencoderConfig):
     latent numbers a second (32x), the network of the consistency autoencoder's `desk`.
 
     Latents are the lowest bands of an MDCT with a band for every sample of `hop`: with 8 latent channels at
-    62.5 Hz the waveform below 250 Hz. Which linear map it is matters little: a KLT fitted on music keeps the
-    same subspace.
+    62.5 Hz the waveform below 250 Hz. A KLT fitted on music keeps the same subspace.
     `learned`: the bands are where the linear map, and the one that leads back, start from: both are trained.
     `code_bound`: above 0, the last channel is no band but what an encoder network has to say of the rest of
-    the sound, at most this share of the level of the bands. The encoder then is linear up to about this
-    error.
-    `level_frames`: the decoder's network meets latents divided by their level over so many frames around
-    each.
+    the sound, at most this share of the level of the bands: about the error of an otherwise linear encoder.
+    `level_frames`: the decoder's network meets latents divided by their level over so many frames.
     """
 
     sample_rate: int = DESK.sample_rate
@@ -49,10 +46,7 @@ class BypassConfig(AutoencoderConfig):
         if not 0 <= self.code_bound < 1 or self.level_frames < 1:
             raise ValueError(f"need 0 <= code_bound < 1 and level_frames >= 1, got {self}")
         if self.network.time_factor > 3:
-            raise ValueError(
-                "MDCT windows must fit into the samples of a latent frame: time_factor is at most 3,"
-                f" got {self.network.time_factor}"
-            )
+            raise ValueError(f"MDCT windows need a time_factor of at most 3, got {self.network.time_factor}")
         if not 1 <= self.bands <= self.hop:
             raise ValueError(f"need 1 to {self.hop} bands, got {self.bands}")
 
@@ -68,9 +62,8 @@ class BypassLossConfig:
 
     `waveform`: |error| / |target|, which protects the signal-to-noise ratio. `spectral`: log-mel distance,
     mean over `fft_sizes` with as many `mel_bins`, which asks for the right energy in every band, whatever the
-    phase.
-    `frames`: Pseudo-Huber distance of frames, that of consistency training where the teacher is the clean
-    signal.
+    phase. `frames`: Pseudo-Huber distance of frames, as in consistency training with the clean signal for
+    teacher.
     """
 
     waveform: float = 4.0
@@ -81,8 +74,6 @@ class BypassLossConfig:
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("fft_sizes", "mel_bins"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         if min(self.waveform, self.spectral, self.frames) < 0 or self.waveform + self.frames <= 0:
             raise ValueError(f"weights must not be negative, and phase must be asked for, got {self}")
         if not self.fft_sizes or len(self.fft_sizes) != len(self.mel_bins):
@@ -107,36 +98,16 @@ class BypassTrainingConfig(AutoencoderRunConfig):
 # ---------------------------------------------------------------- presets
 
 
-TEST_MODEL = replace(
-    BypassConfig(),
+TEST_MODEL = BypassConfig(
     transform=TransformConfig(hop=64),
     network=replace(MODEL_PRESETS["test"].network, latent_channels=4),
     window_frames=256,
     context_frames=48,
     norm_frames=64,
 )
-
-SCHEDULE = (
-    "batch_size",
-    "steps",
-    "learning_rate",
-    "final_learning_rate",
-    "warmup_steps",
-    "ema_every",
-    "optimiser",
-)
-SCHEDULE += ("precision", "log_every", "validate_every", "checkpoint_every")
-
-
-def _preset(name: str, model: BypassConfig, **changes) -> BypassTrainingConfig:
-    """The schedule of the consistency autoencoder's preset, with these changes."""
-    schedule = {field_name: getattr(PRESETS[name], field_name) for field_name in SCHEDULE}
-    return BypassTrainingConfig(autoencoder=model, **schedule | changes)
-
-
 BYPASS_PRESETS = {
-    "desk": _preset("desk", BypassConfig(), crop_frames=32, steps=20_000),
-    "test": _preset("test", TEST_MODEL, crop_frames=32),
+    "desk": BypassTrainingConfig(**schedule_of("desk", crop_frames=32, steps=20_000)),
+    "test": BypassTrainingConfig(autoencoder=TEST_MODEL, **schedule_of("test", crop_frames=32)),
 }
 BYPASS_VARIANTS: dict[str, dict[str, Any]] = {
     "lin-bypass": {},

@@ -3,15 +3,11 @@
     z = W x                     W: the lowest bands of an MDCT, a strictly linear encoder
     x' = V z + what a network adds, from V z and from noise times V z
 
-The paper's recipe teaches a network to be linear; here little is left to teach. Encoding is exact: whatever
-is summed, scaled or subtracted among latents is what the sum, the scaling or the difference of the sounds
-would have been encoded to. Decoding is homogeneous to the rounding, also for negative gains: the network
-meets latents divided by their level, its answer is scaled back, and the half of it that does not change sign
-with the latent is dropped. Additivity of the decoder is learned, and helped by the noise that it starts from:
-white noise times the waveform V z is linear in the latent, so that the haze of a sum is the sum of hazes.
-
-Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
-spectrogram frames.
+Decoding is homogeneous to the rounding, also for negative gains: the network meets latents divided by their
+level, its answer is scaled back, and the half of it that does not change sign with the latent is dropped.
+Additivity of the decoder is learned, and helped by the noise that it starts from: white noise times the
+waveform V z is linear in the latent, so that the haze of a sum is the sum of hazes. Axis legend: see
+`lincae.interface`.
 """
 
 import math
@@ -34,11 +30,8 @@ SILENCE = 1e-9
 
 
 class BypassNetwork(Network):
-    """The consistency autoencoder's network with the bypass beside it.
-
-    Its denoiser has two more input channels, for the frames of V z. Its encoder says the code, where there is
-    one.
-    """
+    """The consistency autoencoder's network with the bypass beside it: the denoiser has two more input
+    channels, for the frames of V z, and the encoder says the code, where there is one."""
 
     def __init__(self, config: BypassConfig):
         super().__init__(config.network, config.transform.n_bins, config.norm_frames)
@@ -94,9 +87,9 @@ class BypassNetwork(Network):
 
     def level(self, latents: Tensor, width: int) -> Tensor:
         """RMS of V z over `width` latent frames around each, over REFERENCE_RMS: `(B, 1, L)`, no gradient."""
-        power = latents.detach()[:, : self.bands].float().square().sum(1, keepdim=True) / self.hop
-        n_frames = power.shape[-1]
+        n_frames = latents.shape[-1]
         width = min(width, n_frames)
+        power = latents.detach()[:, : self.bands].float().square().sum(1, keepdim=True) / self.hop
         # Differences of running sums, in double precision: a quiet passage may follow a loud one.
         double = torch.float32 if power.device.type == "mps" else torch.float64
         running = F.pad(power.to(double).cumsum(-1), (1, 0))
@@ -106,11 +99,8 @@ class BypassNetwork(Network):
 
 
 class BypassAutoencoder(FramewiseAutoencoder):
-    """`encode` and `decode` as a consistency autoencoder, of the kind that this module describes.
-
-    There is one step to decode with. `decode` takes about twice the time of a consistency autoencoder of the
-    same size, since the network answers to the latent and to its negative.
-    """
+    """`encode` and `decode` as `FramewiseAutoencoder` has them, in one step: to decode, the network answers
+    to the latent and to its negative."""
 
     kind = "bypass"
     config_class = BypassConfig
@@ -124,7 +114,6 @@ class BypassAutoencoder(FramewiseAutoencoder):
         bands = network.bands_of(audio)
         if not network.code_bound:
             return bands
-
         level = network.level(bands, self.config.level_frames)
         of_samples = level[:, 0].repeat_interleave(network.hop, -1)
         of_samples = F.pad(of_samples, (0, network.overlap), mode="replicate")[:, : audio.shape[-1]]
@@ -152,10 +141,9 @@ class BypassAutoencoder(FramewiseAutoencoder):
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         if steps != 1:
             raise ValueError(f"{self.name} decodes in one step, not {steps}: it is no consistency model")
-        n_frames = latents.shape[-1]
         level = self.network.level(latents, self.config.level_frames)
         level_free = latents / level
-        noise = self._white_noise(start, n_frames, seed)
+        noise = self._white_noise(start, latents.shape[-1], seed)
         with self._precise():
             positive = self.answer(level_free, noise)
             negative = self.answer(-level_free, noise)
@@ -164,10 +152,11 @@ class BypassAutoencoder(FramewiseAutoencoder):
 
     def _white_noise(self, start: int, n_frames: int, seed: int) -> Tensor:
         """`(1, L hop + overlap)`, a function of seed and position, drawn on the CPU for any device."""
-        hop, overlap = self.network.hop, self.network.overlap
-        stop = start + n_frames + -(-overlap // hop)
-        parts = [torch.randn(hop, generator=generator(seed, 0, frame)) for frame in range(start, stop)]
-        return torch.cat(parts)[None, : n_frames * hop + overlap].to(self.device)
+        hop = self.network.hop
+        n_samples = n_frames * hop + self.network.overlap
+        frames = range(start, start + -(-n_samples // hop))
+        parts = [torch.randn(hop, generator=generator(seed, 0, frame)) for frame in frames]
+        return torch.cat(parts)[None, :n_samples].to(self.device)
 
 
 # ---------------------------------------------------------------- parts

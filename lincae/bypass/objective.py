@@ -1,10 +1,7 @@
 """What a bypass autoencoder is trained for: the waveform, the energy in every band, the frames.
 
 Everything is asked of the one-step decode itself, at the level at which the network works. Linearity is
-`lincae.linearity`, unchanged: the decoder is asked for mixtures, given the mixture of latents. Axis legend:
-`V` items after mixing, `T` samples; see `lincae.linearity`.
-
-torchaudio, whose mel filters the loss takes, is imported where they are made.
+`lincae.linearity`, unchanged, and so is its axis legend. torchaudio is imported where mel filters are made.
 """
 
 import functools
@@ -39,8 +36,7 @@ class BypassObjective(AutoencoderObjective):
         latents = implicit_conditioning(model.latents, batch, config.linearity)
         target = batch.target()
 
-        # Decoding sees latents of either sign; where they are encoded, a code always has the sign
-        # of its sound.
+        # Decoding sees latents of either sign; a code that is encoded always has the sign of its sound.
         drawn = torch.randint(0, 2, (len(target),), generator=generator, device=generator.device)
         signs = 1 - 2 * drawn.to(target)
         latents, target = scale(latents, signs), scale(target, signs)

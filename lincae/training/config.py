@@ -275,6 +275,13 @@ PRESETS = {
 }
 
 
+def schedule_of(preset: str, **changes: Any) -> dict[str, Any]:
+    """How a preset trains, for presets of other models: the fields of every autoencoder's run but what it
+    augments, with these changes."""
+    shared = [field.name for field in dataclasses.fields(AutoencoderRunConfig) if field.name != "linearity"]
+    return {name: getattr(PRESETS[preset], name) for name in shared} | changes
+
+
 # Variants of our own: lin-cae with these changes.
 ODD = {"autoencoder.network.centred": False, "autoencoder.network.odd": True}
 

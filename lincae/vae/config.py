@@ -4,17 +4,15 @@ from dataclasses import dataclass, field, replace
 
 from lincae.interface import check_fields
 from lincae.linearity import VARIANTS, LinearityConfig
-from lincae.training.config import ALL_GAINS, AutoencoderRunConfig
+from lincae.training.config import ALL_GAINS, AutoencoderRunConfig, schedule_of
 from lincae.transform import TransformConfig
 
 
 @dataclass(frozen=True)
 class VaeNetworkConfig:
-    """Encoder and decoder of the spectral VAE, which have one architecture.
-
-    There are `blocks` ConvNeXt-V2 blocks of width `channels`, `hidden` within. They span `kernel` frames, as
-    the projections to and from latents do. The norms of GRN are taken over `norm_frames` frames.
-    """
+    """Encoder and decoder of the spectral VAE, which have one architecture: `blocks` ConvNeXt-V2 blocks of
+    width `channels`, `hidden` within, that span `kernel` frames, as the projections to and from latents do.
+    The norms of GRN are taken over `norm_frames` frames."""
 
     latent_channels: int = 64
     channels: int = 1024
@@ -36,7 +34,7 @@ class VaeNetworkConfig:
 
     @property
     def reach(self) -> int:
-        """Frames on each side that a frame of encoder or decoder depends on."""
+        """Frames on each side that a frame depends on."""
         return self.kernel // 2 + self.blocks * (self.kernel // 2 + self.norm_frames // 2)
 
 
@@ -47,10 +45,8 @@ class SpectralVaeConfig:
 
     `transform`: with alpha 1 the network meets the STFT as it is, so what is linear in it is linear in sound.
     `emphasis_hz`: within the network, bins at frequency f are (1 + f / emphasis_hz)^0.5 as large, which
-    outweighs the usual slope of music's spectrum.
-    `pad_edges`, `latent_scale`: as in `AutoencoderConfig`. `window_frames`: longer signals go through the
-    network in windows of so many latent frames. All that a frame depends on, `context_frames` on each side,
-    is context, so that the windows leave no trace.
+    outweighs the usual slope of music's spectrum. The rest is as in `AutoencoderConfig`, but all that a frame
+    depends on is context, so that windows leave no trace.
     """
 
     sample_rate: int = 44100
@@ -66,8 +62,8 @@ class SpectralVaeConfig:
         if self.sample_rate < 1 or self.latent_scale <= 0 or self.emphasis_hz <= 0:
             raise ValueError(f"need a positive sample_rate, latent_scale and emphasis_hz, got {self}")
         if 2 * self.context_frames >= self.window_frames:
-            sides = f"{self.context_frames} frames on both sides"
-            raise ValueError(f"window_frames must exceed the reach of the network, {sides}, got {self}")
+            reach = f"the reach of the network, {self.context_frames} frames on both sides"
+            raise ValueError(f"window_frames must exceed {reach}, got {self}")
 
     @property
     def context_frames(self) -> int:
@@ -75,22 +71,21 @@ class SpectralVaeConfig:
 
     @property
     def hop(self) -> int:
-        """Samples per latent frame."""
         return self.transform.hop
 
+
+SMALL = SpectralVaeConfig(sample_rate=16000, transform=TransformConfig(256, alpha=1.0, beta=0.3))
 
 # The desk model has 8 samples per latent number, as the consistency autoencoder's preset has.
 VAE_MODEL_PRESETS = {
     "full": SpectralVaeConfig(),
-    "desk": SpectralVaeConfig(
-        sample_rate=16000,
-        transform=TransformConfig(256, alpha=1.0, beta=0.3),
+    "desk": replace(
+        SMALL,
         network=VaeNetworkConfig(latent_channels=32, channels=192, hidden=576, blocks=2),
         window_frames=1024,
     ),
-    "test": SpectralVaeConfig(
-        sample_rate=16000,
-        transform=TransformConfig(256, alpha=1.0, beta=0.3),
+    "test": replace(
+        SMALL,
         network=VaeNetworkConfig(latent_channels=16, channels=32, hidden=64, blocks=1, norm_frames=32),
         window_frames=128,
     ),
@@ -103,8 +98,8 @@ class VaeLossConfig:
 
     `stft`, `mel`: multi-resolution STFT distances of auraloss (spectral convergence and log magnitude), the
     first with `fft_sizes`, the second with `mel_bins` mel bins and `mel_fft_sizes`. Magnitudes below `floor`
-    count as it. `waveform`: the sum of |error| over the sum of |target|. Without it phase is free, and so is
-    what a difference of two decodes amounts to. `kl`: the divergence of the posterior, in nats per number.
+    count as it. `waveform`: the sum of |error| over that of |target|; without it phase is free. `kl`: the
+    divergence of the posterior, in nats per number.
     `adversarial`, `feature_matching`: terms of a multi-band discriminator (`lincae.vae.discriminator`) with
     `discriminator_channels` and `discriminator_fft_sizes`, which is trained where one of them counts.
     """
@@ -136,8 +131,8 @@ class VaeLossConfig:
 class VaeTrainingConfig(AutoencoderRunConfig):
     """A training run of a spectral VAE. The defaults are preset `full`.
 
-    The Re-Encoder paper, whose model it is, does not say how the model was trained. Crops, batch and learning
-    rate are those of the paper's own training.
+    The Re-Encoder paper does not say how its model was trained: crops, batch and rate are as in its own
+    training.
     """
 
     autoencoder: SpectralVaeConfig = field(default_factory=SpectralVaeConfig)
@@ -153,32 +148,20 @@ VAE_PRESETS = {
         autoencoder=VAE_MODEL_PRESETS["desk"],
         linearity=LinearityConfig(input_gain_min=0.1, **ALL_GAINS),
         loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
-        batch_size=8,
-        steps=3_000,
-        learning_rate=2e-3,
-        final_learning_rate=1e-5,
-        warmup_steps=50,
-        ema_every=1,
-        log_every=10,
-        optimiser="muon",
-        precision="bf16-mixed",
-        validate_every=150,
-        checkpoint_every=150,
+        **schedule_of(
+            "desk",
+            steps=3_000,
+            learning_rate=2e-3,
+            warmup_steps=50,
+            log_every=10,
+            validate_every=150,
+            checkpoint_every=150,
+        ),
     ),
     "test": VaeTrainingConfig(
         autoencoder=VAE_MODEL_PRESETS["test"],
         loss=VaeLossConfig(fft_sizes=(256, 512), mel_fft_sizes=(512,), mel_bins=40),
-        crop_frames=16,
-        batch_size=4,
-        steps=100,
-        learning_rate=1e-2,
-        final_learning_rate=1e-4,
-        warmup_steps=5,
-        ema_every=1,
-        optimiser="muon",
-        log_every=5,
-        validate_every=20,
-        checkpoint_every=20,
+        **schedule_of("test", crop_frames=16, steps=100, final_learning_rate=1e-4, optimiser="muon"),
     ),
 }
 
