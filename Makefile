@@ -5,6 +5,7 @@
 # make test        lint, and all tests
 # make train       the desk study (resumable): one run per variant under runs/; SEEDS="0 1 2" for more of each
 # make study       all of it, for a GPU: three seeds of every desk variant, then `small` (resumable)
+# make music       recordings from free packages of Debian -> data/free-music/ (0.7 GB, by apt-get)
 # make bundle      finished runs of the desk study into data/checkpoints/
 # make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
 # make bench       every benchmark, anew
@@ -42,7 +43,7 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
   $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
   not make $(name)='...'))))
 
-.PHONY: help reproduce notebooks check test lint train study bundle reencoder lab mixer desk screenshots publish clean bench
+.PHONY: help reproduce notebooks check test lint train study music bundle reencoder lab mixer desk screenshots publish clean bench
 .DELETE_ON_ERROR:
 
 help:
@@ -125,6 +126,9 @@ train: $(READY)
 study: $(READY)
 	$(MAKE) train SEEDS="0 1 2"
 	$(MAKE) train PRESET=small VARIANTS="lin-cae m2l"
+
+music: $(READY)
+	$(BIN)/python -m lincae data free-music
 
 lab: $(READY)
 	$(BIN)/jupyter lab

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lincae.data.manifests import add_skipped, claim, read_skipped, write_skipped
+from lincae.data.folders import add_skipped, claim, read_skipped, write_skipped
 from lincae.files import atomic_write, json_object
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lincae.cli import main
 from lincae.data.audio import read_audio
-from lincae.data.manifests import read_skipped
+from lincae.data.folders import read_skipped
 from lincae.interop.adapters import adapt
 from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.latents import store

@@ -64,7 +64,7 @@ def test_a_dollar_is_refused_in_one_line(clone):
 
 def test_make_alone_prints_the_targets(clone):
     targets = made(clone)
-    assert {"make reproduce", "make check", "make test"} <= {" ".join(line.split()[:2]) for line in targets}
+    assert {"make reproduce", "make check", "make music"} <= {" ".join(line.split()[:2]) for line in targets}
 
 
 def test_the_committed_notebooks_run_where_they_are_stale(clone):
@@ -72,6 +72,10 @@ def test_the_committed_notebooks_run_where_they_are_stale(clone):
     (clone / "runs" / "notebooks").mkdir(parents=True)
     (clone / "runs" / "notebooks" / "03_a.ipynb").touch()
     assert "03_a" not in made(clone, "reproduce")
+
+
+def test_music_is_fetched_by_the_command(clone):
+    assert made(clone, "music")[len(TOLD) :] == ["-m", "lincae", "data", "free-music"]
 
 
 def test_the_desk_gets_its_models_as_words(clone):

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from lincae.data.audio import AudioFileError, read_audio
-from lincae.data.folders import THREADS, file_index
-from lincae.data.manifests import add_skipped, read_skipped
+from lincae.data.folders import THREADS, add_skipped, file_index, read_skipped
 from lincae.machine import generator
 
 MIN_RMS = 1e-3

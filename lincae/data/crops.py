@@ -14,39 +14,31 @@ from lincae.data.corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folde
 from lincae.data.free_music import refuse_test_recordings, split_folders
 from lincae.data.shards import Shards
 from lincae.data.synth import render_song
-from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, parallel, song_seed
+from lincae.data.tracks import N_SONGS, SONG_S, check_split, parallel, song_seed
 from lincae.machine import generator
+
+SOLO_SHARE = 0.5
+"""The probability that an item of a StemBank is a single stem."""
 
 
 class StemBank:
     """Stems of songs in memory. An item is a random stretch of a random song: a stem, or the mixture."""
 
-    def __init__(self, stems: Iterable[Tensor], sample_rate: int, description: str, solo_share: float = 0.5):
-        """`stems`: (S, T) for each song; `solo_share`: the probability that an item is a single stem."""
+    def __init__(self, stems: Iterable[Tensor], sample_rate: int, description: str):
+        """`stems`: (S, T) for each song."""
         self.stems = [song.to("cpu", torch.float32) for song in stems]
         self.sample_rate = sample_rate
         self.description = description
-        self.solo_share = solo_share
         if not self.stems or any(song.ndim != 2 or song.numel() == 0 for song in self.stems):
             shapes = [tuple(song.shape) for song in self.stems]
             raise ValueError(f"stems must be (S, T), one or more, got {shapes}")
-        if not 0 <= solo_share <= 1:
-            raise ValueError(f"solo_share must be in [0, 1], got {solo_share}")
-
-    @classmethod
-    def from_tracks(cls, tracks: Sequence[Track], sample_rate: int, solo_share: float = 0.5) -> "StemBank":
-        """All of some tracks. Raises AudioFileError naming a file that cannot be read."""
-        datasets = sorted({track.dataset for track in tracks})
-        description = f"{len(tracks)} tracks of {', '.join(datasets)}"
-        return cls([track.stems(sample_rate) for track in tracks], sample_rate, description, solo_share)
 
     @classmethod
     def from_synth(
         cls, n_songs: int, seconds: float, sample_rate: int, seed: int = 0, split: str = "train"
     ) -> "StemBank":
         """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory."""
-        if split not in SPLITS["synthetic"]:
-            raise ValueError(f"dataset 'synthetic' has no split {split!r}: use one of {SPLITS['synthetic']}")
+        check_split("synthetic", split)
         jobs = [(song_seed(split, index, seed), seconds, sample_rate) for index in range(n_songs)]
         stems = [torch.from_numpy(song) for song in parallel(render_song, jobs)]
         return cls(stems, sample_rate, f"{n_songs} synthetic {split} songs of {seconds:g} s, seed {seed}")
@@ -65,7 +57,7 @@ class StemBank:
                 raise ValueError(f"song {number} of {self.description} is shorter than {n_samples} samples")
             start = int(u_start * (song.shape[1] - n_samples + 1))
             part = song[:, start : start + n_samples]
-            crop = part[int(u_stem * len(song))] if u_solo < self.solo_share else part.sum(0)
+            crop = part[int(u_stem * len(song))] if u_solo < SOLO_SHARE else part.sum(0)
             if rms(crop) >= MIN_RMS:
                 return crop
         raise ValueError(f"song {number} of {self.description} is silent, as all {MAX_DRAWS} crops drawn")
@@ -81,8 +73,10 @@ def training_data(
     FileNotFoundError where recordings of free-music have not been fetched.
     """
     names = [spec] if isinstance(spec, str) else list(spec)
+    if names in (["synthetic"], ["free-music"]):
+        check_split(names[0], split)
     if names == ["synthetic"]:
-        return StemBank.from_synth(N_SONGS.get(split, 0), SONG_S, sample_rate, split=split)
+        return StemBank.from_synth(N_SONGS[split], SONG_S, sample_rate, split=split)
     if names == ["free-music"]:
         return Corpora(split_folders(split), sample_rate)
     if split != "train":

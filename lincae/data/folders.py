@@ -1,17 +1,23 @@
-"""Folders of audio files: what is in them, at any depth, and the headers of it, indexed once."""
+"""Folders of data: the audio files in one, at any depth, and their headers, indexed once; what a folder says
+of itself, in a manifest and a list of the files that were left out.
+"""
 
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
+from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header
-from lincae.files import atomic_write, json_object
+from lincae.files import atomic_write, json_object, write_json
 from lincae.training.environment import user_cache
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
@@ -21,6 +27,13 @@ PORTION = 1000
 INDEX_VERSION = 2
 
 log = logging.getLogger(__name__)
+
+
+def data_folder(name: str) -> Path:
+    """Where a data set lies by default: `$LINCAE_DATA/NAME`, else `data/NAME` of the repository, or of the
+    working directory where there is no repository."""
+    here = REPOSITORY_DATA if REPOSITORY_DATA.is_dir() else "data"
+    return Path(os.environ.get("LINCAE_DATA", here)) / name
 
 
 def audio_files(folder: Path) -> list[Path]:
@@ -75,11 +88,15 @@ def file_index(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     `audio_files`.
     """
     # In the user's cache: corpora are often read-only, or shared by users who should not write into them.
-    cache = user_cache() / "lincae" / "corpora"
-    cache /= (
-        hashlib.sha256(f"{INDEX_VERSION}".encode() + os.fsencode(folder.resolve())).hexdigest()[:20] + ".json"
-    )
-    known = _load(cache)
+    key = hashlib.sha256(f"{INDEX_VERSION}".encode() + os.fsencode(folder.resolve())).hexdigest()[:20]
+    cache = user_cache() / "lincae" / "corpora" / f"{key}.json"
+    known = {}
+    try:
+        known = json_object(cache.read_bytes(), cache)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("headers are indexed again: %s", error)
     names = [path.relative_to(folder).as_posix() for path in audio_files(folder)]
 
     def entry(name: str) -> list[int] | str:
@@ -104,24 +121,74 @@ def file_index(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
                 kind[name] = found
             bar.update(len(portion))
     if index != known:
-        _save(cache, index)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(cache) as file:
+                file.write(json.dumps(index).encode())
+        except OSError as error:
+            log.warning("headers will be indexed again next time: %s", error)
     return index, unreadable
 
 
-def _load(cache: Path) -> dict[str, list[int]]:
-    try:
-        return json_object(cache.read_bytes(), cache)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        log.warning("headers are indexed again: %s", error)
-        return {}
+# ---------------------------------------------------------------- what a folder says of itself
 
 
-def _save(cache: Path, index: Mapping[str, Sequence[int]]) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(cache) as file:
-            file.write(json.dumps(index).encode())
-    except OSError as error:
-        log.warning("headers will be indexed again next time: %s", error)
+def claim(
+    path: str | Path,
+    holds: str,
+    facts: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+    later: Collection[str] = (),
+) -> dict[str, Any]:
+    """Make `path` the manifest of its folder, a JSON object of `facts` and `notes`; or return the one there.
+
+    The manifest is the first file of its folder. A later call must come with the same `facts`; `notes` are
+    written, but may differ. `holds` says what the folder is for, as an error calls it ("latents"). `later`
+    names facts that manifests of earlier versions may lack.
+
+    Raises ValueError for a folder that has other files and no manifest, a damaged manifest, and other facts.
+    """
+    path = Path(path)
+    folder = path.parent
+    if not path.is_file():
+        if folder.is_dir() and any(child.name[0] != "." for child in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and has no {path.name}: use an empty or new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**facts, **(notes or {})})
+    found = json_object(path.read_bytes(), path)
+    for key, wanted in facts.items():
+        if found.get(key) != wanted and not (key in later and key not in found):
+            has = f"{holds} of {key} {found.get(key)}"
+            raise ValueError(f"{folder} has {has}, not {wanted}: use another folder")
+    return found
+
+
+# ---------------------------------------------------------------- lists of skipped files
+
+
+def read_skipped(path: str | Path) -> dict[str, str]:
+    """File -> reason, of a list of files that were skipped; nothing where there is no list."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        # a crash may have cut the last row short
+        return {row["file"]: row["reason"] for row in csv.DictReader(file) if None not in row.values()}
+
+
+def write_skipped(path: str | Path, rows: Mapping[str, str]) -> None:
+    """Write a list anew, file -> reason; the files' names need not be UTF-8."""
+    with atomic_write(path) as file:
+        file.write(_as_csv(("file", "reason"), *sorted(rows.items())))
+
+
+def add_skipped(path: str | Path, file: str, reason: str) -> None:
+    """Add a row to a list. It is one short write at the end: rows of several processes do not mix."""
+    with Path(path).open("ab") as rows:
+        rows.write(_as_csv((file, reason)))
+
+
+def _as_csv(*rows: Iterable[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode("utf-8", errors="surrogateescape")

@@ -34,7 +34,8 @@ from tqdm.auto import tqdm
 from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError
 from lincae.data.corpora import MIN_RMS, Corpora, WeightedFiles
-from lincae.data.manifests import claim
+from lincae.data.folders import claim
+from lincae.data.free_music import refuse_test_recordings
 from lincae.data.tracks import file_track
 from lincae.files import atomic_write, json_object, write_json
 
@@ -139,12 +140,14 @@ def write_shards(corpora: Corpora, folder: str | Path, workers: int | None = Non
 
     A later call continues an interrupted one. Files that fail are left out, logged, and listed in the
     manifest. `workers`: threads (None: one a core), each with 0.5 GB at most, or a file of hours. Raises
-    ValueError where `folder` holds something else, or shards of files that have changed since;
+    ValueError where `folder` holds something else, or shards of files that have changed since, and for a test
+    recording of free-music;
     FileNotFoundError for a file that has vanished.
     """
     folder = Path(folder)
     rate = corpora.sample_rate
     files = corpora.files()
+    refuse_test_recordings(path for _, path, _, _ in files)
     # Size and time of modification tell a file from another of equal length that has taken its place.
     described = repr((files, corpora.stamps(), SHARD_BYTES, BLOCK_S)).encode()
     plan = {"version": VERSION, "sample_rate": rate, "corpora": corpora.weights()}

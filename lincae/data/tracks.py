@@ -1,9 +1,10 @@
-"""Tracks with stems: the synthetic folder and its rendering, the real clip, MUSDB18, folders of one's own.
+"""Tracks with stems: synthetic songs and their rendering, the real clip, MUSDB18, free music, own folders.
 
 A mixture is the sum of the stems, by definition.
 Axis legend: `S` source (stem), `T` samples.
 """
 
+import contextlib
 import errno
 import functools
 import importlib.util
@@ -27,10 +28,9 @@ from scipy.io import wavfile
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
-from lincae.data.folders import audio_files
-from lincae.data.manifests import claim
+from lincae.data.folders import audio_files, claim, data_folder
+from lincae.data.free_music import recordings
 from lincae.data.synth import STEMS, render_song
 from lincae.files import json_object, locked
 
@@ -44,16 +44,21 @@ SPLITS = {
 }
 N_SONGS = {"train": 48, "test": 12}
 SONG_S = 20.0
-# To be raised when an edit of `synth` changes the song that a seed stands for, so that folders rendered
-# before are refused instead of mixed with new songs.
 SYNTH_VERSION = 1
+"""To be raised when an edit of `synth` changes the song that a seed stands for, so that folders rendered
+before are refused instead of mixed with new songs."""
 MANIFEST = "synthetic.json"
-MARGIN_S = 0.05  # longer than the resampler's kernel down to rates of some kHz
-# Left out of the clip: its encoder's delay, silence that ends in a spike of 0.6 in every stem, and a spike of
-# 0.9 in every stem 35 ms before its end, with silence after it.
-CLIP_START_S = 0.05
-CLIP_END_S = 0.037
 
+MARGIN_S = 0.05  # longer than the resampler's kernel down to rates of some kHz
+CLIP_CUT_S = (0.05, 0.037)
+"""Left out at the ends of the clip: its encoder's delay, silence that ends in a spike of 0.6 in every stem;
+and a spike of 0.9 in every stem 35 ms before the end, with silence after it."""
+STEM_FILE = ".stem.mp4"
+LEAD_IN_S = 0.1  # decoded and dropped before a stretch of a STEMS file: more than its codec's frame
+
+PAIR_RATE = 44100
+PAIR_GAIN = 0.5
+"""Level of each recording of a pair, so that the mixture stays at the level of one."""
 
 log = logging.getLogger(__name__)
 _warn_once = functools.cache(log.warning)
@@ -75,9 +80,9 @@ class Track:
     ) -> Tensor:
         """Stems (S, T), mono (channel mean), float32; at most `seconds` from `start_s` on.
 
-        The rule of stretches: with r the rate of the result, they are the round(seconds r) samples, or those
-        up to the end, from sample round(start_s r) on of the whole track at rate r. Neighbours join as if cut
-        from it, to 1e-4 of its level: MARGIN_S more is read on both sides, and cut off after resampling.
+        With r the rate of the result they are round(seconds r) samples, or those up to the end, of the whole
+        track at rate r, from its sample round(start_s r) on. Neighbours join as if cut from it, to 1e-4 of
+        its level: MARGIN_S more is read on both sides, and cut off after resampling.
 
         Raises AudioFileError or FileNotFoundError, naming the file; ValueError where there is no such sample.
         """
@@ -119,45 +124,48 @@ def tracks(
     A WAV track has the stems whose files exist; a warning names those that are missing.
 
     Raises ValueError for an unknown dataset or split, FileNotFoundError for a missing root or one without
-    tracks, AudioFileError naming a file that cannot be used or a song without stems, ImportError or
-    RuntimeError, saying what to install, for a package or ffmpeg that is missing.
+    tracks, AudioFileError naming a file that cannot be used or a song without stems, ImportError,
+    saying what to install, for a package that is missing.
     """
-    folder = None
-    if dataset not in SPLITS:
-        folder = Path(dataset).expanduser() if dataset else None
-        if folder is None or not folder.is_dir():
-            allowed = f"use one of {tuple(SPLITS)}, or the path of an existing folder"
-            raise ValueError(f"unknown dataset {str(dataset)!r}: {allowed}")
-    splits = SPLITS.get(dataset, ("test",))
-    if split not in splits:
-        raise ValueError(f"dataset {str(dataset)!r} has no split {split!r}: use one of {splits}")
+    folder = Path(dataset).expanduser()
+    own = dataset not in SPLITS
+    if own and not (dataset and folder.is_dir()):
+        allowed = f"use one of {tuple(SPLITS)}, or the path of an existing folder"
+        raise ValueError(f"unknown dataset {str(dataset)!r}: {allowed}")
+    check_split(dataset, split)
     if n_tracks is not None and n_tracks < 1:
         raise ValueError(f"n_tracks must be at least 1, or None for all, got {n_tracks}")
-    if root is not None and (folder or dataset == "clip"):
-        where = "is a folder itself" if folder else "lies in the installed stempeg package"
+    if root is not None and (own or dataset == "clip"):
+        where = "is a folder itself" if own else "lies in the installed stempeg package"
         raise ValueError(f"dataset {str(dataset)!r} {where} and takes no root")
-    if folder:
+
+    if own:
         return _folder_tracks(folder, n_tracks)
     found = [_clip()] if dataset in ("clip", "embedded") else []
     if dataset in ("synthetic", "embedded") and len(found) != n_tracks:
         found += _synthetic_tracks(split, root)
     elif dataset == "musdb":
         found = _musdb_tracks(split, root)
-    elif dataset in ("free-music", "pairs"):
-        from lincae.data.free_music import free_music_tracks, pair_tracks
-
-        found = pair_tracks(root) if dataset == "pairs" else free_music_tracks(split, root)
+    elif dataset == "free-music":
+        found = _recording_tracks(split, root)
+    elif dataset == "pairs":
+        found = _pair_tracks(root)
     return found[:n_tracks]
 
 
+def check_split(dataset: str | Path, split: str) -> None:
+    """Raises ValueError, naming those that there are, for a split that a dataset does not have."""
+    splits = SPLITS.get(dataset, ("test",))
+    if split not in splits:
+        raise ValueError(f"dataset {str(dataset)!r} has no split {split!r}: use one of {splits}")
+
+
 def _synthetic_tracks(split: str, root: str | Path | None) -> list[Track]:
-    here = REPOSITORY_DATA if REPOSITORY_DATA.is_dir() else "data"
-    root = Path(root or Path(os.environ.get("LINCAE_DATA", here)) / "synthetic")
+    root = Path(root or data_folder("synthetic"))
     manifest = root / MANIFEST
     known = json_object(manifest.read_bytes(), manifest) if manifest.is_file() else {}
-    stated = {
-        key: known[key] for key in ("n_train", "n_test", "seconds", "sample_rate", "seed") if key in known
-    }
+    parameters = ("n_train", "n_test", "seconds", "sample_rate", "seed")
+    stated = {key: value for key, value in known.items() if key in parameters}
     try:
         write_synthetic(root, splits=(split,), **stated)
     except OSError as error:
@@ -175,19 +183,48 @@ def _musdb_tracks(split: str, root: str | Path | None) -> list[Track]:
     folder = Path(root).expanduser() / ("test" if split == "test" else "train")
     if not folder.is_dir():
         raise FileNotFoundError(f"MUSDB root {root}: {folder} does not exist")
-    if any(folder.glob("*.stem.mp4")):
-        return _stem_file_tracks(folder, split)
-    songs = _song_folders(folder)
+    songs = sorted(folder.glob(f"*{STEM_FILE}")) or _song_folders(folder)
     if split != "test":
         import yaml
 
         setup = yaml.safe_load((_package_folder("musdb") / "configs" / "mus.yaml").read_bytes())
-        songs = [song for song in songs if (song.name in setup["validation_tracks"]) == (split == "valid")]
+        held_out = {song for song in songs if song.name.removesuffix(STEM_FILE) in setup["validation_tracks"]}
+        songs = [song for song in songs if (song in held_out) == (split == "valid")]
     if not songs:
-        raise FileNotFoundError(
-            f"MUSDB root {root}: no {split} tracks (*.stem.mp4, */mixture.wav) in {folder}"
-        )
-    return [_song_track(song, "musdb") for song in songs]
+        kinds = f"*{STEM_FILE}, */mixture.wav"
+        raise FileNotFoundError(f"MUSDB root {root}: no {split} tracks ({kinds}) in {folder}")
+    return [_stem_file_track(song) if song.is_file() else _song_track(song, "musdb") for song in songs]
+
+
+def _recording_tracks(split: str, root: str | Path | None) -> list[Track]:
+    """Every recording of free-music in a split, as a track with the one stem "mixture"."""
+    found = []
+    for path in recordings(split, root):
+        found.append(file_track(f"{path.parent.name}/{path.stem}", "free-music", {"mixture": path}))
+    return found
+
+
+def _pair_tracks(root: str | Path | None) -> list[Track]:
+    """Test recordings two by two, as tracks with the stems "first" and "second", mono, each at PAIR_GAIN.
+
+    Each recording is the first of one pair and the second of another, whose partner stands half the list
+    away: an album meets another one.
+    """
+    firsts = _recording_tracks("test", root)
+    half = len(firsts) // 2
+    pairs = []
+    for first, second in zip(firsts, firsts[half:] + firsts[:half], strict=True):
+        duration_s = min(first.duration_s, second.duration_s)
+        name = f"{first.name} + {second.name}"
+        read = partial(_read_pair, (first, second))
+        pairs.append(Track(name, "pairs", ("first", "second"), PAIR_RATE, duration_s, read))
+    return pairs
+
+
+def _read_pair(parts: Sequence[Track], start_s: float, seconds: float | None) -> Tensor:
+    stems = [part.stems(PAIR_RATE, start_s, seconds)[0] for part in parts]
+    shortest = min(len(stem) for stem in stems)
+    return PAIR_GAIN * torch.stack([stem[:shortest] for stem in stems])
 
 
 def _folder_tracks(folder: Path, n_tracks: int | None) -> list[Track]:
@@ -257,67 +294,60 @@ def _package_folder(package: str) -> Path:
 
 def _clip() -> Track:
     # `import stempeg` fails without ffmpeg; its example needs neither.
-    path = _package_folder("stempeg") / "data" / "The Easton Ellises - Falcon 69.stem.mp4"
-    import av
+    path = _package_folder("stempeg") / "data" / f"The Easton Ellises - Falcon 69{STEM_FILE}"
+    return _stem_file_track(path, "clip", CLIP_CUT_S)
 
-    with av.open(str(path)) as container:
+
+def _stem_file_track(path: Path, dataset: str = "musdb", cut_s: tuple[float, float] = (0.0, 0.0)) -> Track:
+    """A track of a file in STEMS form, without `cut_s` of both its ends."""
+    with _opened_stems(path) as container:
         stream = container.streams.audio[0]
-        sample_rate = stream.rate
-        n_samples = round(stream.duration * stream.time_base * sample_rate)
-    n_samples -= round(CLIP_START_S * sample_rate) + round(CLIP_END_S * sample_rate)
-    name = path.name.removesuffix(".stem.mp4")
-    read = partial(_read_clip, path, sample_rate)
-    return Track(name, "clip", STEMS, sample_rate, n_samples / sample_rate, read)
+        rate = stream.rate
+        n_samples = round(stream.duration * stream.time_base * rate)
+        if len(container.streams.audio) != 1 + len(STEMS):
+            raise AudioFileError(f"{path}: must hold the mixture and {STEMS}")
+    first, last = (round(seconds * rate) for seconds in cut_s)
+    n_samples -= first + last
+    read = partial(_read_stem_file, path, first / rate, n_samples / rate)
+    return Track(path.name.removesuffix(STEM_FILE), dataset, STEMS, rate, n_samples / rate, read)
 
 
-def _read_clip(path: Path, sample_rate: int, start_s: float, seconds: float | None) -> Tensor:
+@contextlib.contextmanager
+def _opened_stems(path: Path) -> Iterator[Any]:
     import av
 
-    with av.open(str(path)) as container:
-        # The first is the mixture, which is not the sum of the stems.
+    try:
+        with path.open("rb") as file, av.open(file) as container:
+            yield container
+    except av.error.FFmpegError as error:
+        raise AudioFileError(f"{path}: cannot be read: {error}") from error
+
+
+def _read_stem_file(
+    path: Path, offset_s: float, duration_s: float, start_s: float, seconds: float | None
+) -> Tensor:
+    """Stems (S, T) from `offset_s` and `start_s` on; `duration_s` is that of the track."""
+    with _opened_stems(path) as container:
+        # The first stream is the mixture, which is not the sum of the stems.
         streams = container.streams.audio[1:]
+        rate = streams[0].rate
+        start = round((offset_s + start_s) * rate)
+        stop = round((offset_s + duration_s) * rate) if seconds is None else start + round(seconds * rate)
+        container.seek(round(1e6 * max(0.0, start / rate - LEAD_IN_S)))
+
+        begins = {}
         blocks = {stream.index: [] for stream in streams}
         for packet in container.demux(streams):
-            blocks[packet.stream.index] += [frame.to_ndarray() for frame in packet.decode()]
-    stems = np.stack([np.concatenate(frames, axis=1).mean(0) for frames in blocks.values()])
-    stems = stems[:, round(CLIP_START_S * sample_rate) : -round(CLIP_END_S * sample_rate)]
-    start = round(start_s * sample_rate)
-    stop = None if seconds is None else start + round(seconds * sample_rate)
-    return torch.from_numpy(stems[:, start:stop])
-
-
-def _stem_file_tracks(folder: Path, split: str) -> list[Track]:
-    # `import musdb` fails without ffmpeg too, but does not say how to get it.
-    if missing := [tool for tool in ("ffmpeg", "ffprobe") if shutil.which(tool) is None]:
-        fix = "apt install ffmpeg, or conda install -c conda-forge ffmpeg (MUSDB18-HQ needs none)"
-        raise RuntimeError(f"MUSDB18 in STEMS form needs {' and '.join(missing)}: {fix}")
-    _package_folder("musdb")
-    import ffmpeg
-    import musdb
-
-    try:
-        db = musdb.DB(str(folder.parent), subsets=folder.name, split=None if split == "test" else split)
-    except ffmpeg.Error as error:
-        raise AudioFileError(f"a file in {folder} cannot be read: {error.stderr.decode().strip()}") from error
-    if not db.tracks:
-        raise FileNotFoundError(f"MUSDB root {folder.parent}: no {split} tracks in {folder}")
-    return [
-        Track(t.name, "musdb", STEMS, int(t.rate), float(t.duration), partial(_read_stem_file, t)) for t in db
-    ]
-
-
-def _read_stem_file(track: Any, start_s: float, seconds: float | None) -> Tensor:
-    import ffmpeg
-    import stempeg
-
-    # The track's own `stems` are read as 16 bit, which clips what overshoots full scale; this is float.
-    try:
-        streams, _ = stempeg.read_stems(track.path, start=start_s, duration=seconds, info=track.info)
-    # stempeg raises Warning
-    except (ffmpeg.Error, Warning) as error:
-        raise AudioFileError(f"{track.path}: cannot be read: {error}") from error
-    stems = np.stack([streams[track.sources[stem].stem_id].mean(-1) for stem in STEMS])
-    return torch.from_numpy(stems).float()
+            for frame in packet.decode():
+                begins.setdefault(packet.stream.index, round(frame.time * rate))
+                blocks[packet.stream.index].append(frame.to_ndarray().mean(0))
+            ends = [begins.get(k, 0) + sum(map(len, parts)) for k, parts in blocks.items()]
+            if min(ends) >= stop:
+                break
+    if min(ends) < stop:
+        raise AudioFileError(f"{path}: truncated, it ends at sample {min(ends)}, not at {stop}")
+    stems = [np.concatenate(parts)[start - begins[k] : stop - begins[k]] for k, parts in blocks.items()]
+    return torch.from_numpy(np.stack(stems))
 
 
 def song_seed(split: str, index: int, seed: int) -> int:

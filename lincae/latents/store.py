@@ -40,8 +40,7 @@ from tqdm.auto import tqdm
 
 from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError, audio_header
-from lincae.data.folders import audio_files
-from lincae.data.manifests import claim, read_skipped, write_skipped
+from lincae.data.folders import audio_files, claim, read_skipped, write_skipped
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
 from lincae.files import atomic_write, hidden, json_object, locked, sha256_of
 from lincae.interface import AutoencoderLike, first_non_finite
