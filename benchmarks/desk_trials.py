@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 import lincae
-from lincae import metrics
-from lincae.autoencoder import Autoencoder
+from lincae import Autoencoder, metrics
 from lincae.consistency import NoiseConfig
 from lincae.data.crops import training_data
 from lincae.interop.recipes import objective_of

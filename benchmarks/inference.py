@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 import lincae
-from lincae.autoencoder import PRECISIONS, Autoencoder
+from lincae import Autoencoder
 from lincae.data.tracks import tracks
 from lincae.machine import keep_freed_memory
 from lincae.metrics import snr_db
@@ -47,6 +47,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 TABLE = Path(__file__).with_suffix(".csv")
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")
 RATE = MODEL_PRESETS["paper"].sample_rate
+PRECISIONS = ("fp32", "bf16")
 MIB = 2**20
 WINDOW = 32 * 4096 + 1536  # samples that 32 of linear-cae's latent frames decode to, 3 s
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import lincae
-from lincae.autoencoder import Autoencoder
+from lincae import Autoencoder
 from lincae.data.tracks import tracks
 from lincae.metrics import snr_db
 from lincae.training.config import MODEL_PRESETS

@@ -9,33 +9,20 @@ import torch
 
 from lincae.commands.options import Command, choice, device, model, option, several
 from lincae.data.audio import write_blocks
-from lincae.interface import AutoencoderLike
+from lincae.data.folders import read_skipped
+from lincae.data.streams import encode_file
 from lincae.interop.models import load
-from lincae.latents import algebra
-from lincae.latents.store import (
-    CHANNELS,
-    DTYPES,
-    SKIPPED,
-    SUFFIX,
-    LatentDataset,
-    check_same_model,
-    check_suffix,
-    describe,
-    encode_corpus,
-    encode_file,
-    read_skipped,
-    write_latents,
-)
+from lincae.latents import algebra, store
 from lincae.machine import keep_freed_memory, resolve_device
 from lincae.reencoder.module import ReEncoder
 
 SOME_SKIPPED = 3
 
 precision = choice("--precision", ("fp32", "bf16"), default="fp32", help="bf16 is faster.")
-dtype = choice("--dtype", DTYPES, default="float32", help="What latents are stored as.")
+dtype = choice("--dtype", store.DTYPES, default="float32", help="What latents are stored as.")
 
 
-def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0) -> AutoencoderLike:
+def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0):
     """A model for the whole of this process, which is the `rank`-th of those that share a machine."""
     place = resolve_device(device)
     if place.type == "cpu":
@@ -55,7 +42,7 @@ def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0) -> Au
 @click.argument("audio", nargs=-1, required=True)
 @click.argument("out")
 @model
-@choice("--channels", CHANNELS, default="mean", help="mean: of the channels; all: each of them.")
+@choice("--channels", store.CHANNELS, default="mean", help="mean: of the channels; all: each of them.")
 @dtype
 @precision
 @device
@@ -76,21 +63,21 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
     if single:
-        check_suffix(target)
-    elif target.suffix == SUFFIX:
+        store.check_suffix(target)
+    elif target.suffix == store.SUFFIX:
         raise ValueError(f"{out} takes one audio file, got {' '.join(audio)}: give OUT as a folder")
 
     autoencoder = loaded(model, device, precision, int(os.environ.get("LOCAL_RANK", 0)))
     if single:
         n_samples, latents = encode_file(autoencoder, source, channels)
-        write_latents(target, describe(autoencoder), source.name, latents, n_samples, dtype)
+        store.write_latents(target, store.describe(autoencoder), source.name, latents, n_samples, dtype)
         return 0
 
     rank = int(os.environ.get("RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
-    done = encode_corpus(autoencoder, audio, target, dtype, channels, rank, world)
+    done = store.encode_corpus(autoencoder, audio, target, dtype, channels, rank, world)
     which = f"process {rank} of {world}: " if world > 1 else ""
-    where = f", see {target / SKIPPED}" if done.skipped else ""
+    where = f", see {target / store.SKIPPED}" if done.skipped else ""
     counts = f"{done.present} were encoded before, {len(done.skipped)} skipped{where}"
     click.echo(f"{which}{done.encoded} files encoded ({done.seconds / 3600:.2f} h), {counts}")
     return SOME_SKIPPED if done.skipped and world == 1 else 0
@@ -113,7 +100,7 @@ def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, 
     \b
         lincae decode song.safetensors song.wav --model desk/lin-cae --start-s 30 --seconds 10
     """
-    dataset = LatentDataset(latents)
+    dataset = store.LatentDataset(latents)
     autoencoder = loaded(model, device, precision)
     file = file or dataset.only_file()
     blocks = dataset.decode(autoencoder, file, start_s, seconds, seed, steps)
@@ -134,17 +121,17 @@ def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
     \b
         lincae mix vocals.safetensors drums.safetensors mix.safetensors --gains-db 0 -6 --offsets-s 0 1.5
     """
-    target = check_suffix(out)
+    target = store.check_suffix(out)
     if target.exists() and not overwrite:  # with OUT forgotten, the last input would be taken for it
         raise ValueError(f"{out} exists: is OUT missing, the last argument? --overwrite replaces it")
     for level_db in gains_db:
         if not level_db <= algebra.LOUDEST_DB:
             raise ValueError(f"--gains-db must be {algebra.LOUDEST_DB:g} dB at most, got {level_db:g}")
 
-    sets = [LatentDataset(path) for path in latents]
+    sets = [store.LatentDataset(path) for path in latents]
     model = sets[0].model
-    for other in sets:
-        check_same_model(other.model, model, other.source)
+    for other in sets[1:]:
+        store.check_same_model(other.model, model, other.source)
     frames = [dataset.frames(dataset.only_file()) for dataset in sets]
     gains = [10 ** (level_db / 20) for level_db in gains_db] or None
     mixed, starts_s = algebra.mix(frames, model["latent_rate"], offsets_s or None, gains, exact)
@@ -152,7 +139,7 @@ def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
     ends = []
     for dataset, start_s in zip(sets, starts_s, strict=True):
         ends.append(round(start_s * model["sample_rate"]) + dataset.entry(dataset.only_file()).n_samples)
-    write_latents(target, model, target.stem, [mixed], max(ends), dtype)
+    store.write_latents(target, model, target.stem, [mixed], max(ends), dtype)
     click.echo(f"{out}: {len(sets)} files from {', '.join(f'{start_s:.6f} s' for start_s in starts_s)} on")
 
 
@@ -170,12 +157,12 @@ def process(latents, out, module, like, seed, dtype, device) -> None:
     \b
         lincae process mono.safetensors stereo.safetensors --module stereo-left_right.safetensors
     """
-    target = check_suffix(out)
+    target = store.check_suffix(out)
     reencoder = ReEncoder.load(module, device)
 
     def opened(path: str) -> tuple[torch.Tensor, int]:
-        dataset = LatentDataset(path)
-        check_same_model(dataset.model, reencoder.autoencoder, path)
+        dataset = store.LatentDataset(path)
+        store.check_same_model(dataset.model, reencoder.autoencoder, path)
         file = dataset.only_file()
         return dataset.frames(file), dataset.entry(file).n_samples
 
@@ -186,7 +173,7 @@ def process(latents, out, module, like, seed, dtype, device) -> None:
     processed = reencoder.process(z, condition, seed)
     if reencoder.stereo:
         processed = processed[0]
-    write_latents(target, reencoder.autoencoder, target.stem, [processed], n_samples, dtype)
+    store.write_latents(target, reencoder.autoencoder, target.stem, [processed], n_samples, dtype)
 
 
 @click.command(cls=Command)
@@ -197,13 +184,13 @@ def info(latents) -> None:
     \b
         lincae info latents
     """
-    dataset = LatentDataset(latents)
+    dataset = store.LatentDataset(latents)
     sample_rate = dataset.model["sample_rate"]
     entries = [dataset.entry(file) for file in dataset.files]
     hours = sum(entry.n_samples for entry in entries) / sample_rate / 3600
     facts = {"model": dataset.model, "dtype": dataset.dtype, "files": len(entries), "hours": hours}
     if dataset.source.is_dir():
-        facts["skipped"] = len(read_skipped(dataset.source / SKIPPED))
+        facts["skipped"] = len(read_skipped(dataset.source / store.SKIPPED))
     click.echo(json.dumps(facts, indent=2))
 
     for entry in entries:

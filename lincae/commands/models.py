@@ -1,12 +1,40 @@
-"""`lincae models`."""
+"""`lincae models`, and what takes models and music: `evaluate`, `report`, `demo` and `desk`."""
+
+import os
+import tempfile
+from importlib.resources import files
+from pathlib import Path
 
 import click
 
-from lincae.checkpoints import BUNDLED
+from lincae.commands.options import Command, device, music, option, together
+from lincae.data.tracks import tracks
+from lincae.evaluation import plots, tables
+from lincae.evaluation import report as reports
+from lincae.evaluation.evaluate import evaluate_models
+from lincae.evaluation.protocols import EvaluationConfig
 from lincae.interop import models as known
 from lincae.interop.codecs import HUB, STABLE_AUDIO, STABLE_AUDIO_HUB
 from lincae.interop.linear import EXAMPLES
 from lincae.interop.references import REFERENCES
+from lincae.listening.demo import write_demo
+
+models_and_music = together(click.argument("models", nargs=-1, metavar="MODEL..."), music, device)
+evaluation = together(
+    models_and_music,
+    option("--seconds", type=float, help="Take so many seconds of each track; default: all."),
+    option("--seed", default=0, help="Seed of gains and noise."),
+    option("--out", required=True, help="A folder; what it holds already is not measured again."),
+)
+heard = option("--seconds", default=6.0, help="How much of each track is heard.")
+DESK = """\
+import os
+
+from lincae.data.tracks import tracks
+from lincae.listening.desk import Desk
+
+os.chdir({folder!r})
+Desk({models!r}, tracks({dataset!r}, n_tracks={n_tracks!r}), seconds={seconds!r}, device={device!r})"""
 
 
 @click.command()
@@ -20,10 +48,100 @@ def models() -> None:
         lincae models
         lincae encode song.wav song.safetensors --model desk/lin-cae
     """
-    places = dict.fromkeys(known.LIN_CAE, f"https://huggingface.co/{known.LIN_CAE_HUB}")
-    places[known.MUSIC2LATENT] = f"https://huggingface.co/{known.MUSIC2LATENT_HUB}"
-    places |= {name: f"https://huggingface.co/{repository}" for name, repository in HUB.items()}
+    repositories = dict.fromkeys(known.LIN_CAE, known.LIN_CAE_HUB) | HUB
+    repositories |= {known.MUSIC2LATENT: known.MUSIC2LATENT_HUB, STABLE_AUDIO: STABLE_AUDIO_HUB}
+    places = {name: f"https://huggingface.co/{repository}" for name, repository in repositories.items()}
     places |= dict.fromkeys((*REFERENCES, *EXAMPLES), "computed, not trained")
-    places[STABLE_AUDIO] = f"https://huggingface.co/{STABLE_AUDIO_HUB}"
     for name in known.names():
-        click.echo(f"{name:24} {places.get(name, BUNDLED / name)}")
+        click.echo(f"{name:24} {places.get(name, known.BUNDLED / name)}")
+
+
+@click.command(cls=Command)
+@evaluation
+def evaluate(models, dataset, n_tracks, device, out, **config) -> None:
+    """Measure each MODEL as the paper's tables do; "bundled" stands for all that come with lincae.
+
+    OUT gets chunks.csv, a row for each measurement, and tables.csv, means over tracks and their intervals.
+
+    \b
+        lincae evaluate desk/lin-cae desk/m2l --data synthetic --n-tracks 4 --out runs/study
+    """
+    songs = tracks(dataset, n_tracks=n_tracks)
+    folder = Path(out)
+    config = EvaluationConfig(**config)
+    chunks = evaluate_models(models, songs, config=config, store=folder / "store", device=device)
+    cells = tables.cells(chunks)
+
+    chunks.to_csv(folder / "chunks.csv", index=False, errors="backslashreplace")
+    cells.to_csv(folder / "tables.csv", index=False, errors="backslashreplace")
+    shown = cells.pivot_table(index="column", columns="model", values="value", sort=False)
+    click.echo(f"{shown.round(3).to_string()}\n{folder / 'tables.csv'}")
+
+
+@click.command(cls=Command)
+@evaluation
+def report(models, dataset, n_tracks, device, out, **config) -> None:
+    """Report how linear each MODEL is; "bundled" stands for all that come with lincae.
+
+    OUT gets report.html, a page that needs nothing beside it, and its figure and numbers as report.png and
+    report.csv.
+
+    \b
+        lincae report desk/lin-cae encodec-24khz --data musdb --n-tracks 6 --seconds 20 --out runs/report
+    """
+    songs = tracks(dataset, n_tracks=n_tracks)
+    folder = Path(out)
+    config = EvaluationConfig(**config)
+    chunks = evaluate_models(models, songs, reports.PROTOCOLS, config, folder / "store", device)
+    joined = reports.Report(chunks, config)
+
+    page = joined.html(folder / "report.html")
+    plots.save(joined.figure(), joined.table(), "report", folder)
+    click.echo(f"{joined.linearity().round(2).to_string(index=False)}\n{page}")
+
+
+@click.command(cls=Command)
+@models_and_music
+@heard
+@option("--out", required=True, help="A folder for index.html and demo.csv, its numbers.")
+def demo(models, dataset, n_tracks, device, seconds, out) -> None:
+    """Write a page on which the sums, differences and multiples of latents of each MODEL are heard.
+
+    It is one file that opens from disk. The real clip may not be published: choose other data.
+
+    \b
+        lincae demo desk/lin-cae desk/m2l --data synthetic --n-tracks 2 --out runs/demo
+    """
+    loaded = [known.load(name, device) for name in known.listed(models or ("desk/lin-cae",))]
+    click.echo(write_demo(loaded, tracks(dataset, n_tracks=n_tracks), out, seconds))
+
+
+@click.command(cls=Command)
+@models_and_music
+@heard
+@option("--port", default=8866)
+@option("--browser/--no-browser", default=True, help="Open the page in a browser.")
+def desk(models, port, browser, **settings) -> None:
+    """Serve the latent mixing desk, with each MODEL to choose from, as a page on this machine, by Voila.
+
+    \b
+        lincae desk desk/lin-cae desk/m2l --data "my songs"
+    """
+    import nbformat
+    from voila.app import Voila
+
+    # What is wrong with the words is said here, rather than on the page.
+    names = known.listed(models or ("desk/lin-cae", "desk/m2l"))
+    tracks(settings["dataset"], n_tracks=settings["n_tracks"])
+    cell = nbformat.v4.new_code_cell(DESK.format(folder=os.getcwd(), models=names, **settings))
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+    # Voila reads these, and so does the kernel that it starts. What the user has set comes first.
+    for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH"):
+        places = [*filter(None, [os.environ.get(name)]), str(files("lincae.listening") / "web")]
+        os.environ[name] = os.pathsep.join(places)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "desk.ipynb")
+        nbformat.write(notebook, path)
+        Voila.launch_instance([str(path), f"--port={port}", *([] if browser else ["--no-browser"])])

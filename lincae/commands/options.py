@@ -47,6 +47,17 @@ def _is_value(word: str, kind: click.ParamType) -> bool:
     return True
 
 
+def together(*decorators):
+    """One decorator of several: what some commands share, in the order of their help."""
+
+    def decorate(command):
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
 option = partial(click.option, show_default=True)
 several = partial(option, multiple=True)
 
@@ -57,15 +68,12 @@ def choice(name: str, allowed, **settings):
 
 
 model = option("--model", required=True, help="A name that `lincae models` lists, or a checkpoint.")
-models = click.argument("models", nargs=-1, metavar="MODEL...")
 device = option("--device", default="auto", help="auto, cpu, cuda or mps.")
-dataset = option(
-    "--data",
-    "dataset",
-    default="embedded",
-    help="embedded, clip, synthetic, musdb, free-music, pairs, a folder.",
+DATASETS = "embedded, clip, synthetic, musdb, free-music, pairs, a folder."
+music = together(
+    option("--data", "dataset", default="embedded", help=DATASETS),
+    option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only."),
 )
-n_tracks = option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only.")
 changes = several("--set", "changes", metavar="FIELD=VALUE", help="Settings to change, e.g. steps=1000.")
 # torchrun on Python 3.11 takes --run for an abbreviation of its own --run-path.
 run_folder = option("--run-folder", "--run", "run", help="Continued if it exists. Under torchrun: long name.")

@@ -5,26 +5,22 @@ from pathlib import Path
 
 import click
 
-from lincae.bypass.config import BYPASS_VARIANTS
 from lincae.commands.options import WORDS, Command, changes, choice, device, option, run_folder, several
 from lincae.data.crops import training_data
-from lincae.interop.recipes import objective_of, recipe
-from lincae.linearity import VARIANTS
+from lincae.interop.recipes import PRESET_NAMES, VARIANT_NAMES, objective_of, recipe
 from lincae.training import loop
-from lincae.training.config import OWN_VARIANTS, PRESETS, assignment
+from lincae.training.config import assignment
 from lincae.training.logs import noted
-from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS
+
+SOURCES = "synthetic, free-music, FOLDER=WEIGHT ... or shards:FOLDER."
+HELD_OUT = {("synthetic",): "test", ("free-music",): "valid"}
+"""The split that validates, of the data that have one."""
 
 
 @click.command(cls=Command)
-@choice("--preset", PRESETS | VAE_PRESETS, default="desk")
-@choice("--variant", VARIANTS | OWN_VARIANTS | VAE_VARIANTS | BYPASS_VARIANTS, default="lin-cae")
-@several(
-    "--data",
-    "sources",
-    default=["synthetic"],
-    help="synthetic, free-music, FOLDER=WEIGHT ... or shards:FOLDER.",
-)
+@choice("--preset", PRESET_NAMES, default="desk")
+@choice("--variant", VARIANT_NAMES, default="lin-cae")
+@several("--data", "sources", default=["synthetic"], help=SOURCES)
 @several("--validation", metavar="FOLDER=WEIGHT", help="Default: synthetic test songs, or crops of --data.")
 @run_folder
 @device
@@ -52,11 +48,8 @@ def train(context, preset, variant, sources, validation, run, changes, **setting
     validation_seed = config.seed + 2
     if validation:
         held_out = training_data(validation, config.sample_rate)
-    elif sources == ("synthetic",):
-        held_out = training_data(sources, config.sample_rate, split="test")
-        validation_seed = 0
-    elif sources == ("free-music",):
-        held_out = training_data(sources, config.sample_rate, split="valid")
+    elif sources in HELD_OUT:
+        held_out = training_data(sources, config.sample_rate, HELD_OUT[sources])
         validation_seed = 0
 
     folder = Path(run or f"runs/{preset}-{variant}")

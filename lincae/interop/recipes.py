@@ -11,6 +11,9 @@ from lincae.training.objective import AutoencoderObjective, Objective
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeTrainingConfig
 from lincae.vae.objective import VaeObjective
 
+PRESET_NAMES = tuple(PRESETS | VAE_PRESETS | BYPASS_PRESETS)
+VARIANT_NAMES = tuple(VARIANTS | OWN_VARIANTS | VAE_VARIANTS | BYPASS_VARIANTS)
+
 
 def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> AutoencoderRunConfig:
     """The configuration of a preset and variant; `changes` are fields, dotted ones nested
