@@ -1,8 +1,7 @@
 """Audio files, read and written, and resampling.
 
-Axis legend: see `lincae.interface`. Nothing here clamps or normalises: gain is the experiment.
-
-soundfile, soxr and torchaudio are imported where they are used: training on synthetic audio needs none.
+Nothing here clamps or normalises. soundfile, soxr and torchaudio are imported where they are used, since
+training on synthetic audio needs none. Axis legend: `T` samples.
 """
 
 import contextlib
@@ -26,12 +25,12 @@ CHANNEL_MODES = ("mono", "mean", "all")
 RATES_HZ = (1000, 1_000_000)
 """Sample rates that a file may state; others are damage, and resampling from 1 Hz fills the memory."""
 
-# libsndfile format, subtype, and whether samples beyond +-1 survive
 WRITERS = {
     ".wav": ("WAV", "FLOAT", True),
     ".flac": ("FLAC", "PCM_24", False),
     ".mp3": ("MP3", "MPEG_LAYER_III", False),
 }
+"""libsndfile's format and subtype, and whether samples beyond +-1 survive."""
 WAV_BYTES = 2**32 - 2**16  # what the 32-bit lengths of WAV can state, less a header
 
 
@@ -45,11 +44,10 @@ def read_audio(
     seconds: float | None = None,
     channels: str = "mono",
 ) -> tuple[Tensor, int]:
-    """Read a file that libsndfile knows, or a part of it; return float32 audio and its sample rate.
+    """Float32 audio of a file that libsndfile knows, and its sample rate.
 
-    `sample_rate` resamples (None keeps the file's); `seconds` is the most to read from `start_s` on
-    (None: to the end). `channels`: "mono" expects a mono file, "mean" averages the channels, both give
-    (T,); "all" gives (channels, T).
+    `sample_rate` resamples (None keeps the file's); `seconds` is the most to read from `start_s` on.
+    `channels`: "mono" expects a mono file, "mean" averages, both give (T,); "all" gives (channels, T).
 
     Raises FileNotFoundError; AudioFileError for an unreadable, empty, truncated or non-finite file
     (truncation shows where the format states a length: WAV, AIFF, FLAC, MP3 with a header); ValueError for a
@@ -63,19 +61,21 @@ def read_audio(
         left = file.frames - start
         wanted = left if seconds is None else min(left, round(seconds * rate))
         if wanted <= 0:
-            lasts = f"it lasts {file.frames / rate:.3f} s"
-            raise ValueError(f"{path}: nothing to read from {start_s} s on, {lasts}")
+            lasts = file.frames / rate
+            raise ValueError(f"{path}: nothing to read from {start_s} s on, it lasts {lasts:.3f} s")
         block = file.read(start, wanted)
+
     audio = torch.from_numpy(np.ascontiguousarray(block.T))
-    audio = audio if channels == "all" else audio.mean(0)
-    return (audio, rate) if sample_rate is None else (resample(audio, rate, sample_rate), sample_rate)
+    if channels != "all":
+        audio = audio.mean(0)
+    if sample_rate is None:
+        return audio, rate
+    return resample(audio, rate, sample_rate), sample_rate
 
 
 def audio_header(path: str | Path) -> tuple[int, int]:
-    """Sample rate of a file and the number of frames that it holds. Raises as `read_audio`.
-
-    A file whose header does not state the number is decoded to count them.
-    """
+    """Sample rate of a file and the number of frames that it holds, counted by decoding where its header does
+    not state it. Raises as `read_audio`."""
     with opened(path) as file:
         return file.sample_rate, file.frames
 
@@ -108,17 +108,18 @@ class AudioFile:
     """An open audio file: its `sample_rate` and `channels`, the `frames` that it holds, and any of them."""
 
     def __init__(self, path: Path, sound: Any):
-        """`sound`: a soundfile.SoundFile. Raises AudioFileError for a file that states a length that it
-        cannot hold or a rate beyond RATES_HZ, and for one without samples."""
+        """`sound`: a soundfile.SoundFile. AudioFileError for a length of 0, one that the file cannot hold and
+        a rate beyond RATES_HZ."""
         self.path = path
         self.sample_rate = sound.samplerate
         self.channels = sound.channels
         self._sound = sound
         self._stated = states_its_length(path, sound)
         self._decoder = None if self._stated else Decoder(path, sound.format, sound.samplerate)
-        if not RATES_HZ[0] <= self.sample_rate <= RATES_HZ[1]:
-            allowed = f"{RATES_HZ[0]} to {RATES_HZ[1]} Hz"
-            raise AudioFileError(f"{path}: states a sample rate of {self.sample_rate} Hz, not {allowed}")
+        lowest, highest = RATES_HZ
+        if not lowest <= self.sample_rate <= highest:
+            stated = f"states a sample rate of {self.sample_rate} Hz"
+            raise AudioFileError(f"{path}: {stated}, not {lowest} to {highest} Hz")
         if self._stated and sound.frames == 0:
             raise AudioFileError(f"{path}: holds no samples")
 
@@ -136,13 +137,16 @@ class AudioFile:
         """Frames (wanted, channels) float32, from `start` on. AudioFileError as `read_audio`."""
         # What a header states must not decide how much memory is asked for at once: the file's size does.
         size = max(2**16, 2 * self.path.stat().st_size) // self.channels
+        stop = start + wanted
+        position = start
         parts = []
-        for first in range(start, start + wanted, size):
-            part = self._part(first, min(size, start + wanted - first))
+        while position < stop:
+            part = self._part(position, min(size, stop - position))
             parts.append(part)
-            if len(part) < min(size, start + wanted - first):
-                found = sum(len(part) for part in parts)
-                raise AudioFileError(f"{self.path}: truncated, {found} of {wanted} frames could be read")
+            position += len(part)
+            if len(part) == 0:
+                found = f"{position - start} of {wanted} frames could be read"
+                raise AudioFileError(f"{self.path}: truncated, {found}")
         block = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if not np.isfinite(block).all():
             bad = np.argwhere(~np.isfinite(block))
@@ -151,42 +155,38 @@ class AudioFile:
         return block
 
     def _part(self, start: int, wanted: int) -> np.ndarray:
-        if self._decoder is not None:
-            # libsndfile is faster, and as right as far as it goes where it can seek.
-            seekable = self._sound.format in ("MP3", "OGG") and start + wanted <= self._sound.frames
-            part = self._seek_and_read(start, wanted) if seekable else None
-            return part if seekable and len(part) == wanted else self._decoder.read(start, wanted)
-        return self._seek_and_read(start, wanted)
-
-    def _seek_and_read(self, start: int, wanted: int) -> np.ndarray:
         """At most `wanted` frames."""
-        lead_in = min(start, self._lead_in(start + wanted))
-        self._sound.seek(start - lead_in)
-        return self._sound.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
+        seekable = self._sound.format in ("MP3", "OGG") and start + wanted <= self._sound.frames
+        if self._decoder is None or seekable:
+            lead_in = min(start, self._lead_in(start + wanted))
+            self._sound.seek(start - lead_in)
+            part = self._sound.read(lead_in + wanted, dtype="float32", always_2d=True)[lead_in:]
+            # Where both can, libsndfile is faster, and as right as far as it goes.
+            if self._decoder is None or len(part) == wanted:
+                return part
+        return self._decoder.read(start, wanted)
 
     def _lead_in(self, stop: int) -> int:
-        """Frames to decode and drop before a stretch that ends at `stop`, so that it is the same part of the
-        whole.
+        """Frames to decode and drop before a stretch that ends at `stop`, to have it as cut from the whole.
 
         After a seek libsndfile 1.2 decodes wrongly: MP3 until the bit reservoir is full (20 frames suffice),
         a part of a Vorbis block, and all that follows a seek into the last page of an OGG file; pages were
         shorter than 5 s even at 16 kbit/s.
         """
-        if self._sound.format == "OGG":
-            tail = 5 * self.sample_rate
-            return tail if stop > self._sound.frames - tail else 4096
-        return 20 * 1152 if self._sound.format == "MP3" else 0
+        if self._sound.format == "MP3":
+            return 20 * 1152
+        if self._sound.format != "OGG":
+            return 0
+        tail = 5 * self.sample_rate
+        return tail if stop > self._sound.frames - tail else 4096
 
 
 # ---------------------------------------------------------------- writing
 
 
 def write_audio(path: str | Path, audio: Tensor, sample_rate: int) -> None:
-    """Write (T,) or (channels, T) audio as .wav (32-bit float), .flac (24 bit) or .mp3, atomically.
-
-    Raises ValueError for another extension or shape, for non-finite samples, and for samples beyond +-1 in
-    .flac and .mp3, which would clip them; OSError as `write_blocks`.
-    """
+    """Write (T,) or (channels, T) audio; formats and errors are those of `write_blocks`, and ValueError for
+    another shape."""
     if audio.ndim not in (1, 2):
         raise ValueError(f"{path}: audio must have shape (T,) or (channels, T), got {tuple(audio.shape)}")
     write_blocks(path, [torch.atleast_2d(audio)], sample_rate, audio.shape[-1])
@@ -197,9 +197,9 @@ def write_blocks(
 ) -> None:
     """Write consecutive blocks (channels, T) as .wav (32-bit float), .flac (24 bit) or .mp3, atomically.
 
-    `n_samples`: of all blocks together, where known; a .wav beyond 4 GiB is written as RF64. Raises
-    ValueError as `write_audio`, and for no blocks; OSError where the file cannot be written, such as on a
-    full disk.
+    `n_samples`: the length of all, where known; a .wav beyond 4 GiB is written as RF64. Raises ValueError for
+    another extension, for no blocks, for non-finite samples, and for samples beyond +-1 in .flac and .mp3,
+    which would clip them; OSError where the file cannot be written, such as on a full disk.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:

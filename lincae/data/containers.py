@@ -1,17 +1,14 @@
 """What an audio file says of its own length, and what it really holds.
 
-Headers are written before the audio is: by pipes, by recorders that crash and by tools that join files
-without rewriting them. `states_its_length` says, from a few bytes, whether a header can be believed; where it
-cannot, `Decoder` reads until the data ends.
-
-soundfile and av are imported where they are used.
+Headers are written before the audio is, by pipes, by recorders that crash and by tools that join files.
+`states_its_length` tells from a few bytes whether one can be believed; else `Decoder` reads to the end.
 """
 
 import functools
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,45 +30,52 @@ class AudioFileError(ValueError):
     """An audio file that cannot be used; the message names the file."""
 
 
+def of_each_state(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(path, kind, ...)`, computed once for a size and time of modification of the file."""
+
+    @functools.lru_cache(maxsize=2**16)
+    def known(stamp: tuple[int, int], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @functools.wraps(function)
+    def current(path: Path, *arguments: Any) -> Any:
+        stat = path.stat()
+        return known((stat.st_size, stat.st_mtime_ns), path, *arguments)
+
+    return current
+
+
 def states_its_length(path: Path, sound: Any) -> bool:
     """Whether a file, open as a soundfile.SoundFile, holds the number of frames that libsndfile reports.
 
     False where the header states none, or less than there is, as far as that shows without decoding. Raises
     AudioFileError where it states a length that the file's bytes cannot hold.
     """
-    if missing := _missing_bytes(sound.extra_info):
-        raise AudioFileError(f"{path}: truncated, {missing} bytes fewer than its header states")
-    stat = path.stat()
-    return _is_whole(path, sound.format, stat.st_size, stat.st_mtime_ns)
+    # libsndfile shortens the chunk of a file that was cut and goes on: only its account of the header tells.
+    chunk = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if chunk is not None:
+        stated, present = map(int, chunk.groups())
+        unknown = any(stated in values for values in UNKNOWN_BYTES)
+        if stated > present and not unknown:
+            missing = f"{stated - present} bytes fewer than its header states"
+            raise AudioFileError(f"{path}: truncated, {missing}")
+    return _is_whole(path, sound.format)
 
 
-@functools.lru_cache(maxsize=2**16)
-def _is_whole(path: Path, kind: str, size: int, time_ns: int) -> bool:
+@of_each_state
+def _is_whole(path: Path, kind: str) -> bool:
     checks = {"WAV": _wav_is_whole, "WAVEX": _wav_is_whole, "FLAC": _flac_is_whole}
     checks |= {"MP3": _mp3_is_whole, "OGG": _ogg_is_whole}
     if kind not in checks:
         return True
     with path.open("rb") as file:
         try:
-            return checks[kind](file, size)
+            return checks[kind](file, path.stat().st_size)
         except struct.error:
             # The header is not laid out as expected: RIFX, for one, which libsndfile knows.
             return kind in ("WAV", "WAVEX")
         except ValueError as error:
             raise AudioFileError(f"{path}: truncated, {error}") from error
-
-
-def _missing_bytes(header: str) -> int:
-    """Bytes that the data chunk of a WAV or AIFF file lacks, from libsndfile's account of its header.
-
-    libsndfile corrects the length and goes on, so that a cut file looks like a shorter one.
-    """
-    chunk = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", header, re.MULTILINE)
-    if chunk is None:
-        return 0
-    stated, present = map(int, chunk.groups())
-    unknown = any(stated in values for values in UNKNOWN_BYTES)
-    return 0 if unknown else max(0, stated - present)
 
 
 def _wav_is_whole(file: BinaryIO, size: int) -> bool:
@@ -102,20 +106,17 @@ def _flac_is_whole(file: BinaryIO, size: int) -> bool:
         raise ValueError(f"{size} bytes cannot hold the {n_samples} samples that its header states")
     if n_samples == 0:
         return False
-    audio_at = _end_of_flac_metadata(file, begin + 4)
-    most = (n_samples // max(min_block, 1) + 1) * max_frame
-    return max_frame == 0 or size - audio_at <= most + 2**16
 
-
-def _end_of_flac_metadata(file: BinaryIO, begin: int) -> int:
-    position = begin
+    # The audio begins behind the block of metadata that is marked as the last.
+    audio_at = begin + 4
     last = False
     while not last:
-        file.seek(position)
+        file.seek(audio_at)
         kind, length = struct.unpack(">B3s", file.read(4))
         last = bool(kind & 0x80)
-        position += 4 + int.from_bytes(length)
-    return position
+        audio_at += 4 + int.from_bytes(length)
+    most = (n_samples // max(min_block, 1) + 1) * max_frame
+    return max_frame == 0 or size - audio_at <= most + 2**16
 
 
 def _mp3_is_whole(file: BinaryIO, size: int) -> bool:
@@ -170,8 +171,7 @@ class Decoder:
     """
 
     def __init__(self, path: Path, kind: str, sample_rate: int):
-        """`kind`: libsndfile's name of the format, a key of DEMUXERS; `sample_rate`: as libsndfile reads it,
-        which for Opus need not be FFmpeg's."""
+        """`kind`: a key of DEMUXERS; `sample_rate`: libsndfile's, which for Opus need not be FFmpeg's."""
         self.path = path
         self.kind = kind
         self.sample_rate = sample_rate
@@ -198,52 +198,45 @@ class Decoder:
         return np.concatenate(parts)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of the file, (frames, channels) float32 each. Raises AudioFileError for damage within it."""
+        """All of the file, (frames, channels) float32 each. Raises AudioFileError for damage within it, and
+        where the rate or the number of channels changes."""
         import av
 
-        options = {"ignore_length": "1"} if DEMUXERS[self.kind] == "wav" else {}
+        demuxer = DEMUXERS[self.kind]
+        options = {"ignore_length": "1"} if demuxer == "wav" else {}
         try:
-            with (
-                self.path.open("rb") as file,
-                av.open(file, format=DEMUXERS[self.kind], options=options) as c,
-            ):
-                stream = c.streams.audio[0]
-                resampler = av.AudioResampler("fltp", stream.codec_context.layout, self.sample_rate)
-                damage = None
-                for packet in c.demux(stream):
-                    try:
-                        frames = packet.decode()
-                    except av.error.InvalidDataError as error:
-                        damage = error
-                        continue
-                    # Damage is where a file was cut, unless more follows it.
-                    if damage is not None and frames:
-                        raise AudioFileError(f"{self.path}: is damaged within: {damage}")
-                    for frame in frames:
-                        # Times begin anew where one file is joined to another, which would drop the rest.
-                        frame.pts = None
-                        yield from _arrays(resampler.resample(frame))
-                yield from _arrays(resampler.resample(None))
-        except AudioFileError:
-            raise
-        except (av.error.FFmpegError, IndexError) as error:
+            with self.path.open("rb") as file, av.open(file, format=demuxer, options=options) as container:
+                layout = container.streams.audio[0].codec_context.layout
+                resampler = av.AudioResampler("fltp", layout, self.sample_rate)
+                for frame in _frames(container):
+                    for part in resampler.resample(frame):
+                        yield np.ascontiguousarray(part.to_ndarray().T)
+        except (av.error.FFmpegError, IndexError, ValueError) as error:
             raise AudioFileError(f"{self.path}: cannot be read as audio: {error}") from error
-        except ValueError as error:
-            raise AudioFileError(f"{self.path}: changes its rate or channels within: {error}") from error
 
 
-def _arrays(frames: list[Any]) -> Iterator[np.ndarray]:
-    """(frames, channels) of each of FFmpeg's frames."""
-    for frame in frames:
-        yield np.ascontiguousarray(frame.to_ndarray().T)
+def _frames(container: Any) -> Iterator[Any]:
+    """FFmpeg's frames of an open file, and None behind the last."""
+    import av
+
+    damage = None
+    for packet in container.demux(container.streams.audio[0]):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            damage = error
+            continue
+        # Damage is where a file was cut, unless more follows it.
+        if damage is not None and frames:
+            raise damage
+        for frame in frames:
+            # Times begin anew where one file is joined to another, which would drop the rest.
+            frame.pts = None
+            yield frame
+    yield None
 
 
+@of_each_state
 def decoded_frames(path: Path, kind: str, sample_rate: int) -> int:
     """The number of frames that a file really holds. Raises as `Decoder.blocks`."""
-    stat = path.stat()
-    return _decoded_frames(path, kind, sample_rate, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=2**16)
-def _decoded_frames(path: Path, kind: str, sample_rate: int, size: int, time_ns: int) -> int:
     return sum(len(block) for block in Decoder(path, kind, sample_rate).blocks())

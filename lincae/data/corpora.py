@@ -37,7 +37,8 @@ class WeightedFiles:
     is drawn again within its folder, so that weights hold. Files that failed are logged once and kept, with
     the reason, in `skipped`. Item i is a pure function of (seed, i) as long as the same files can be read.
 
-    Subclasses say how to read a file, by the number of its folder and its own: `_read` and `_name`.
+    Subclasses have `_read(folder, number, start, n_samples)`, a crop (T,) from frame `start` of a file on,
+    which raises OSError or ValueError, and `_name(folder, number)`, where a file is one by its number.
     """
 
     def __init__(
@@ -54,10 +55,9 @@ class WeightedFiles:
         self._folders = list(folders)
         self._headers = headers
         self._weights = torch.tensor(list(folders.values()), dtype=torch.float64)
-        counts = [
-            f"{Path(folder).name}={weight:g} ({header.shape[1]} files)"
-            for (folder, weight), header in zip(folders.items(), headers, strict=True)
-        ]
+        counts = []
+        for (folder, weight), header in zip(folders.items(), headers, strict=True):
+            counts.append(f"{Path(folder).name}={weight:g} ({header.shape[1]} files)")
         self.description = ", ".join(counts)
         self._long_enough: dict[int, list[np.ndarray]] = {}
         self._skipped = dict(skipped)
@@ -112,15 +112,6 @@ class WeightedFiles:
         reason = f"{MAX_DRAWS} draws gave no {n_samples} samples of RMS >= {self.min_rms:g}"
         raise ValueError(f"{self._folders[folder]}: {reason}; {self.skip_report()}")
 
-    def _read(self, folder: int, number: int, start: int, n_samples: int) -> Tensor:
-        """Crop (T,) from frame `start` of a file on. Raises OSError or ValueError."""
-        raise NotImplementedError
-
-    def _name(self, folder: int, number: int) -> str:
-        raise NotImplementedError
-
-    # ------------------------------------------------------------ files that failed
-
     @property
     def skipped(self) -> dict[str, str]:
         """Name -> reason of all files that failed; with `share_skipped`, in any process of the run."""
@@ -128,8 +119,8 @@ class WeightedFiles:
         return {**shared, **self._skipped}
 
     def share_skipped(self, path: str | Path) -> None:
-        """From now on keep what is skipped in a CSV (file, reason). To be called before data workers start:
-        each of them, and the run when it is resumed, adds rows to the one file."""
+        """From now on keep what is skipped in a CSV (file, reason), to which each data worker, and the run
+        when it is resumed, adds rows. To be called before workers start."""
         self._skip_list = Path(path)
         known = read_skipped(path)
         with contextlib.suppress(FileExistsError), self._skip_list.open("x") as file:
@@ -153,22 +144,17 @@ class WeightedFiles:
         self._n_failed += 1
         n_judged = max(self._n_draws, FEW_DRAWS)
         if self._n_failed > MAX_FAILED * n_judged:
-            found = (
-                f"{self._n_failed} of {self._n_draws} draws failed, more than {MAX_FAILED:.0%} of {n_judged}"
-            )
-            fix = "repair or remove the files, then resume"
-            raise AudioFileError(f"{found}: {fix}; {self.skip_report()}")
+            found = f"{self._n_failed} of {self._n_draws} draws failed"
+            limit = f"more than {MAX_FAILED:.0%} of {n_judged}: repair or remove the files, then resume"
+            raise AudioFileError(f"{found}, {limit}; {self.skip_report()}")
 
 
 class Corpora(WeightedFiles):
     """Weighted folders of audio files in any format that libsndfile reads, as mono at one rate.
 
-    Reads seek instead of decoding whole files. Files whose header cannot be read are left out and listed in
-    `skipped` from the start.
+    Files whose header cannot be read are left out and listed in `skipped` from the start. Files are opened
+    for each crop, as corpora have many more of them than a process may hold open.
     """
-
-    # Files are opened for each crop: an open handle would halve the time (MP3: a third of it) only where the
-    # same file is drawn again soon, and corpora have many more files than a process may hold open.
 
     def __init__(self, folders: Mapping[str | Path, float], sample_rate: int, min_rms: float = MIN_RMS):
         """`folders`: folder -> weight, searched at any depth (`lincae.data.folders.audio_files`).
@@ -204,11 +190,11 @@ class Corpora(WeightedFiles):
 
     def files(self) -> list[tuple[int, str, int, int]]:
         """Number of the folder, path, sample rate and frames of every readable file."""
-        return [
-            (folder, self._name(folder, number), *header)
-            for folder, headers in enumerate(self._headers)
-            for number, header in enumerate(headers.T.tolist())
-        ]
+        found = []
+        for folder, headers in enumerate(self._headers):
+            for number, header in enumerate(headers.T.tolist()):
+                found.append((folder, self._name(folder, number), *header))
+        return found
 
     def stamps(self) -> list[tuple[int, int]]:
         """Size and time of modification (ns) of every readable file, in the order of `files`."""

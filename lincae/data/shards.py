@@ -3,14 +3,11 @@
     lincae shards data/jamendo=60 data/moisesdb=20 /mnt/shards --sample-rate 44100
     lincae train --preset paper --data shards:/mnt/shards      # or shards:s3://bucket/shards
 
-The same seed draws the same crops as from the folders, up to rounding to 16 bits. A shard holds 16-bit mono
-samples at the rate of training, 318 MB an hour at 44.1 kHz: not compressed, so that a crop is one range of
-bytes, which any file system or object store that fsspec knows serves without reading more. The step is that
-of 16-bit audio, smaller in quiet stretches and larger where samples pass full scale.
-webdataset and LitData read in sequence; here crop i is a function of (seed, i).
-
-A folder has `shards.json` (written first), `00000.safetensors` ..., `index.safetensors` (written last).
-Axis legend: `T` samples.
+The same seed draws the same crops as from the folders, rounded to 16 bits, with a smaller step in quiet
+stretches and a larger one beyond full scale. Samples are mono, at the rate of training, and not compressed:
+a crop is one range of bytes on anything that fsspec knows (webdataset and LitData read in sequence; here crop
+i is a function of (seed, i)). A folder has `shards.json`, written first, `00000.safetensors` ..., and
+`index.safetensors`, written last. Axis legend: `T` samples.
 """
 
 import hashlib
@@ -100,10 +97,8 @@ class Shards(WeightedFiles):
 def _weights(corpora: Any, where: str) -> dict[str, float]:
     """The weights of a manifest. Raises ValueError for anything that cannot be weights."""
     weights = corpora if isinstance(corpora, dict) else {}
-    numbers = [
-        weight for weight in weights.values() if type(weight) in (int, float) and 0 <= weight < math.inf
-    ]
-    if len(numbers) < len(weights) or sum(numbers) <= 0:
+    allowed = [type(weight) in (int, float) and 0 <= weight < math.inf for weight in weights.values()]
+    if not all(allowed) or sum(weights.values()) <= 0:
         raise ValueError(f"{where} is damaged: corpora must be folders with weights, got {corpora!r:.80}")
     return weights
 
@@ -139,7 +134,7 @@ def write_shards(corpora: Corpora, folder: str | Path, workers: int | None = Non
     """Write all files of some corpora, with their weights and at their rate, into a folder of shards.
 
     A later call continues an interrupted one. Files that fail are left out, logged, and listed in the
-    manifest. `workers`: threads (None: one a core), each with 0.5 GB at most, or a file of hours. Raises
+    manifest. `workers`: threads (None: one a core), each with 0.5 GB, or a file of hours. Raises
     ValueError where `folder` holds something else, or shards of files that have changed since, and for a test
     recording of free-music;
     FileNotFoundError for a file that has vanished.

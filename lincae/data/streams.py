@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lincae.data.audio import audio_header, opened
-from lincae.data.containers import AudioFileError
+from lincae.data.audio import AudioFileError, audio_header, opened
 from lincae.interface import AutoencoderLike
 
 BLOCK_S = 10.0
@@ -23,9 +22,8 @@ def read_blocks(
 ) -> Iterator[Tensor]:
     """The whole of a file as consecutive blocks (channels, T) of about `block_s` seconds, in constant memory.
 
-    Joined they are what `read_audio` returns, to the rounding of its resampling. `channels`: "mean" averages
-    them to one, "all" keeps them, "mono" expects one. Raises as `read_audio`; a fault within the file when
-    it is reached.
+    Joined they are what `read_audio` returns, to the rounding of its resampling. Raises as `read_audio`, for
+    a fault within the file when it is reached.
     """
     with opened(path, channels) as file:
         size = math.ceil(block_s * file.sample_rate)

@@ -22,14 +22,10 @@ from scipy.signal import resample_poly
 STEMS = ("drums", "bass", "other", "vocals")
 # The chance of a stem to be silent for the whole song.
 ABSENT = {"drums": 0.12, "bass": 0.12, "other": 0.1, "vocals": 0.2}
-# Pitch and spectrum move at this rate, amplitudes at the sample rate.
-CONTROL_HZ = 100.0
-# Silence appended before filtering, so that the reverberation does not wrap around.
-TAIL_S = 3.0
-# No tone sounds above this.
-TOP_HZ = 20_000
-# The most harmonics that a tone has.
-HARMONICS = 512
+CONTROL_HZ = 100.0  # pitch and spectrum move at this rate, amplitudes at the sample rate
+TAIL_S = 3.0  # silence appended before filtering, so that the reverberation does not wrap around
+TOP_HZ = 20_000  # no tone sounds above this
+HARMONICS = 512  # the most harmonics that a tone has
 Rng = np.random.Generator
 Array = np.ndarray
 
@@ -77,10 +73,8 @@ class Song:
 
     beat_s: float
     beats_per_bar: int
-    # Where the off-beat eighth falls within its beat: 0.5 is straight, 0.67 a shuffle.
-    swing: float
-    # The root in the bass register; the fraction is the tuning.
-    root_midi: float
+    swing: float  # where the off-beat eighth falls within its beat: 0.5 is straight, 0.67 a shuffle
+    root_midi: float  # the root in the bass register; the fraction is the tuning
     scale: tuple[int, ...]
     bars: list[Bar]
 
@@ -188,22 +182,16 @@ class Instrument:
     seed: int
     # Number k (H,), frequency hz (K, H) and time t_s (K, 1) of harmonics -> their amplitudes (K, H).
     spectrum: Callable[[Array, Array, Array], Array]
-    # (HARMONICS,) radians.
-    phases: Array
-    # Vibrato and drift over control frames, (2048,).
-    bend_cents: Array
-    # RMS of the tone at its loudest.
-    level: float = 1.0
+    phases: Array  # (HARMONICS,) radians
+    bend_cents: Array  # vibrato and drift over control frames, (2048,)
+    level: float = 1.0  # RMS of the tone at its loudest
     attack_s: float = 0.003
     release_s: float = 0.03
-    # The tone enters this long after its noise.
-    onset_s: float = 0.0
-    # One entry per voice of a unison.
-    detune_cents: tuple[float, ...] = (0.0,)
+    onset_s: float = 0.0  # the tone enters this long after its noise
+    detune_cents: tuple[float, ...] = (0.0,)  # one entry per voice of a unison
     # RMS of the noise, its decay in seconds, the share of it that stays.
     noise: tuple[float, float, float] = (0.0, 0.01, 0.0)
-    # The spectrum of the noise: hz -> gain.
-    colour: Callable[[Array], Array] = np.ones_like
+    colour: Callable[[Array], Array] = np.ones_like  # the spectrum of the noise: hz -> gain
 
     def spectra(self, f0_hz: Array, t_s: Array, velocity: float, sample_rate: int) -> Array:
         """Complex harmonics (K, H) at pitch f0_hz (K,), whose loudest frame has an RMS of `level`."""
