@@ -9,6 +9,7 @@ Audio is never clamped and never peak-normalised inside the package: gain is the
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -114,7 +115,7 @@ def check_fields(config: Any) -> None:
     A list becomes a tuple where the annotation is one, since JSON knows lists alone. A float is finite, and
     may be given as an int. Raises ValueError that names field, value and type for anything else.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         hint = hints[field.name]
@@ -127,6 +128,9 @@ def check_fields(config: Any) -> None:
                 f"{field.name} of {type(config).__name__} must be {wanted}, got {value!r} "
                 f"({type(value).__name__})"
             )
+
+
+_hints = functools.cache(typing.get_type_hints)
 
 
 def _fits(value: Any, hint: Any) -> bool:

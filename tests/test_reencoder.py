@@ -20,7 +20,7 @@ from lincae.commands import reencoder as command
 from lincae.interop import models as pretrained
 from lincae.interop.models import BUNDLED
 from lincae.interop.references import StftAutoencoder, TanhToy
-from lincae.latents.store import LatentDataset, LatentFileError, Shard, describe
+from lincae.latents.store import LatentDataset, LatentFileError, describe, write_latents
 from lincae.reencoder import module as reencoder
 from lincae.reencoder.config import recipe
 from lincae.reencoder.module import KIND, SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
@@ -326,9 +326,7 @@ def test_command_line_takes_and_writes_latents(tmp_path):
     module.save(tmp_path / "module.safetensors")
     z = {"mono": latents(1, 34, 20), "image": latents(2, 34, 15)}
     for name, values in z.items():
-        shard = Shard(tmp_path / f"{name}.safetensors", owner)
-        shard.add(name, [values], 100)
-        shard.finish()
+        write_latents(tmp_path / f"{name}.safetensors", owner, name, [values], 100)
 
     def process(source, *options):
         arguments = ["process", str(tmp_path / f"{source}.safetensors"), str(tmp_path / "out.safetensors")]

@@ -3,34 +3,19 @@ at random.
 
     encode_corpus(lincae.load("desk/lin-cae"), ["data/jamendo"], "/mnt/latents")
     crops = LatentDataset("/mnt/latents", crop_frames=256, seed=0)
-
-A file of latents is a safetensors file with those of one or more audio files, each as one or more tensors
-(B, C, L) of consecutive frames, B being the channels of the audio file. Its header says, as JSON under
-`lincae.latents`, which model made them (`describe`) and what they are (`Entry`).
-
-A folder has `latents.json` (written first: the model, the dtype, the channels), such files as shards, named
-`RANK-NUMBER.safetensors`, and `skipped.csv` once audio files failed. Every process takes its part of the
-audio files, by rank, and writes shards of its own; which process wrote what does not matter to later ones.
-
-Until a shard is full, its tensors stand in `NAME.data`, byte after byte, and `NAME.jsonl` has one line for
-every audio file whose latents are whole and on the disk. A line is added last, so that a crash costs the file
-that was being encoded, and no other.
-
-Not LitData: it brings torchvision, whose wheels do not load beside a CPU-only torch; and a safetensors slice
-is one read from a memory map.
 """
 
-import dataclasses
-import glob
+import contextlib
 import json
 import logging
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -42,8 +27,8 @@ from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.folders import audio_files, claim, read_skipped, write_skipped
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
-from lincae.files import atomic_write, hidden, json_object, locked, sha256_of
-from lincae.interface import AutoencoderLike, first_non_finite
+from lincae.files import atomic_write, json_object, locked, sha256_of
+from lincae.interface import AutoencoderLike, check_fields, first_non_finite
 from lincae.machine import generator
 
 VERSION = 1
@@ -52,7 +37,8 @@ SUFFIX = ".safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CODES = {"float32": "F32", "float16": "F16"}  # as safetensors calls them
 CHANNELS = ("mean", "all")
-TENSOR_VALUES = 2**20  # in one tensor at most: what is held in memory while a long file is encoded
+TENSOR_VALUES = 2**20  # from which a tensor is written
+SPOOLED_BYTES = 2**26  # held in memory of a long file while it is encoded
 SHARD_BYTES = 2**27  # a shard is full with so many bytes,
 SHARD_FILES = 10_000  # or so many audio files: its header is not to grow too long
 SPARE_FRAMES = 64  # that a model may leave out at the ends of a signal
@@ -112,7 +98,7 @@ def claim_for_model(
     check_same_model(found, model, path.parent)
 
 
-# ---------------------------------------------------------------- entries
+# ---------------------------------------------------------------- one file
 
 
 @dataclass(frozen=True)
@@ -132,6 +118,21 @@ class Entry:
     source: tuple[int, int, str] | None = None
     edition: int = 1
 
+    def __post_init__(self):
+        """Raises ValueError, naming the field, for what cannot be."""
+        check_fields(self)
+        for name in ("n_samples", "channels", "latent_channels", "edition"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.parts:
+            raise ValueError("parts must be one or more, got none")
+        frame = 0
+        for first, n_frames in self.parts:
+            if first != frame or n_frames < 1:
+                wanted = f"[{frame}, a number of frames]"
+                raise ValueError(f"the next of parts must be {wanted}, got [{first}, {n_frames}]")
+            frame += n_frames
+
     @property
     def n_frames(self) -> int:
         return sum(frames for _, frames in self.parts)
@@ -140,68 +141,39 @@ class Entry:
     def n_values(self) -> int:
         return self.channels * self.latent_channels * self.n_frames
 
-    def to_json(self) -> dict[str, Any]:
-        """What `from_json` takes, without what is at its default."""
-        values = dataclasses.asdict(self)
-        for field in dataclasses.fields(self):
-            if values[field.name] == field.default:
-                del values[field.name]
-        return values
-
     @classmethod
     def from_json(cls, values: Any, where: str) -> "Entry":
         """Raises LatentFileError, naming `where` it stands and the value, for what cannot be."""
-        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        names = set(values) if isinstance(values, dict) else set()
-        if not set(needed) <= names <= {*needed, "source", "edition"} or not isinstance(values["file"], str):
-            raise LatentFileError(f"{where} must be an object of {', '.join(needed)}, got {values!r:.80}")
 
-        where = f"{where} ({values['file']})"
-        for key in ("n_samples", "channels", "latent_channels", "edition"):
-            value = values.get(key, 1)
-            if type(value) is not int or value < 1:
-                raise LatentFileError(f"{where}: {key} must be a whole number >= 1, got {value!r:.80}")
-        source = values.get("source")
-        noted = isinstance(source, list) and [type(value) for value in source] == [int, int, str]
-        if source is not None and not noted:
-            raise LatentFileError(f"{where}: source must be [bytes, ns, sha256], got {source!r:.80}")
+        def as_tuple(value: Any) -> Any:  # JSON knows lists alone
+            return tuple(value) if isinstance(value, list) else value
 
-        parts = values["parts"]
-        if not isinstance(parts, list) or not parts:
-            raise LatentFileError(f"{where}: parts must be a list of one or more, got {parts!r:.80}")
-        frame = 0
-        for part in parts:
-            fits = isinstance(part, list) and [type(number) for number in part] == [int, int]
-            if not fits or part[0] != frame or part[1] < 1:
-                wanted = f"[{frame}, a number of frames]"
-                raise LatentFileError(f"{where}: the next of parts must be {wanted}, got {part!r:.80}")
-            frame += part[1]
-
-        values = {**values, "parts": tuple(map(tuple, parts)), "source": tuple(source) if noted else None}
-        return cls(**values)
-
-
-def newer(entry: Entry, known: Entry | None) -> bool:
-    return known is None or entry.edition >= known.edition
+        try:
+            parts = tuple(map(as_tuple, values["parts"]))
+            return cls(**{**values, "parts": parts, "source": as_tuple(values.get("source"))})
+        except KeyError as error:
+            raise LatentFileError(f"{where} lacks {error}, got {values!r:.80}") from error
+        except (TypeError, ValueError) as error:
+            raise LatentFileError(f"{where}: {error}, got {values!r:.80}") from error
 
 
 def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     """What a file says of its model and its dtype, and its entries.
 
-    Raises FileNotFoundError; LatentFileError for another or a damaged file, another version, and a header
-    that cannot be or does not fit the tensors.
+    A file of latents is a safetensors file with tensors (B, C, L) of consecutive frames, B being the channels
+    of an audio file: part p of entry k is the tensor "k.p". Its header has `KEY`, a JSON object.
+
+    Raises FileNotFoundError; LatentFileError for what no file of latents can say.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of latents")
+    tensors = {}
     try:
         with tensors_in(path) as file:
             text = (file.metadata() or {}).get(KEY)
-            shapes = {}
-            codes = set()
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_slice(name)
-                shapes[name] = tuple(tensor.get_shape())
-                codes.add(tensor.get_dtype())
+                tensors[name] = (tensor.get_dtype(), *tensor.get_shape())
     except SafetensorError as error:
         raise LatentFileError(f"{path} is not a whole safetensors file: {error}") from error
     if text is None:
@@ -215,22 +187,21 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     dtype = header.get("dtype")
     if dtype not in tuple(DTYPES):
         raise LatentFileError(f"{path}: dtype must be one of {tuple(DTYPES)}, got {dtype!r:.80}")
-    if codes != {CODES[dtype]}:
-        raise LatentFileError(f"{path}: the header states {dtype}, the tensors are {sorted(codes)}")
-
     listed = header.pop("entries", None)
     if not isinstance(listed, list) or not listed:
         raise LatentFileError(f"{path}: entries must be a list of one or more, got {listed!r:.80}")
-    entries = [Entry.from_json(values, f"{path}: entry {k}") for k, values in enumerate(listed)]
-    for k, entry in enumerate(entries):
+
+    entries = []
+    for k, values in enumerate(listed):
+        where = f"{path}: entry {k}"
+        entry = Entry.from_json(values, where)
+        check_length(entry, header["model"], where)
         for p, (_, frames) in enumerate(entry.parts):
-            stated = (entry.channels, entry.latent_channels, frames)
-            found = shapes.get(tensor_name(k, p))
+            stated = (CODES[dtype], entry.channels, entry.latent_channels, frames)
+            found = tensors.get(f"{k}.{p}")
             if stated != found:
-                there = f"the tensor is {found}" if found else "there is no such tensor"
-                where = f"{path}: entry {k} ({entry.file})"
-                raise LatentFileError(f"{where}: the header states {stated} for part {p}, {there}")
-        check_length(entry, header["model"], f"{path}: entry {k}")
+                raise LatentFileError(f"{where}: the header states {stated} for part {p}, there is {found}")
+        entries.append(entry)
     return header, entries
 
 
@@ -238,157 +209,23 @@ def check_length(entry: Entry, model: Mapping[str, Any], where: str | Path) -> N
     """Raises LatentFileError for more samples than the frames can stand for: a decoder is told the length."""
     hop = model["sample_rate"] / model["latent_rate"]
     if entry.n_samples > 2 * hop * (entry.n_frames + SPARE_FRAMES):
-        states = f"n_samples {entry.n_samples:.3e}" if entry.n_samples < 1e300 else "n_samples beyond 1e300"
-        raise LatentFileError(f"{where} ({entry.file}) states {states} of {entry.n_frames} latent frames")
+        states = f"n_samples {entry.n_samples!r:.80} of {entry.n_frames} latent frames"
+        raise LatentFileError(f"{where} ({entry.file}) states {states}")
 
 
-def tensor_name(entry: int, part: int) -> str:
-    return f"{entry}.{part}"
-
-
-# ---------------------------------------------------------------- writing one file
-
-
-def in_parts(latents: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Consecutive (B, C, L_i) cut anew, into tensors of TENSOR_VALUES at most, whatever the L_i."""
+def joined(latents: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Consecutive (B, C, L_i) in tensors of TENSOR_VALUES or more, but for the last."""
     held: list[Tensor] = []
-    n_frames = 0
+    n_values = 0
     for z in latents:
-        size = max(1, TENSOR_VALUES // (z.shape[0] * z.shape[1]))
         held.append(z)
-        n_frames += z.shape[-1]
-        if n_frames >= size:
-            *whole, rest = torch.cat(held, -1).split(size, -1)
-            yield from whole
-            held = [rest]
-            n_frames = rest.shape[-1]
-    if n_frames:
+        n_values += z.numel()
+        if n_values >= TENSOR_VALUES:
+            yield torch.cat(held, -1)
+            held = []
+            n_values = 0
+    if n_values:
         yield torch.cat(held, -1)
-
-
-class Shard:
-    """A file of latents on its way: `add` audio files, then `finish`. A new one of the same path continues a
-    killed one."""
-
-    def __init__(
-        self, path: str | Path, model: Mapping[str, Any], dtype: str = "float32", anew: bool = False
-    ):
-        """`dtype`: one of DTYPES; `anew`: leave out what a killed process wrote. Raises OSError, and
-        LatentFileError for a damaged journal."""
-        self.path = Path(path)
-        self.model = model
-        self.dtype = dtype
-        # hidden where the folder is the user's, who may have a NAME.data and a NAME.jsonl beside the file
-        unfinished = hidden(self.path, "part") if anew else self.path
-        self.data = unfinished.with_suffix(".data")
-        self.journal = unfinished.with_suffix(".jsonl")
-        for orphan in self.path.parent.glob(glob.escape(hidden(self.path, "").name) + "*.tmp"):
-            orphan.unlink()
-        if anew or self.path.exists():  # killed between the last two steps of `finish`
-            self.discard()
-
-        self.entries: list[Entry] = []
-        self.n_bytes = 0
-        lines = b""
-        for line, entry in journalled(self.journal, dtype):
-            check_length(entry, model, self.journal)
-            self._note(entry)
-            lines += line
-        for file, size in ((self.data, self.n_bytes), (self.journal, len(lines))):
-            if file.exists():  # beyond these sizes stands what a killed process wrote of its last file
-                os.truncate(file, size)
-
-    def _note(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        self.n_bytes += entry.n_values * DTYPES[self.dtype].itemsize
-
-    def add(self, name: str, latents: Iterable[Tensor], n_samples: int, **about: Any) -> Entry:
-        """Write the latents (B, C, L_i) of one audio file, consecutive in time, and then its line.
-
-        `n_samples` is the length of the audio file at the model's rate, `about` its `source` and `edition`.
-        What fails leaves the files before as they are. Raises OSError, e.g. on a full disk; LatentFileError
-        for values that are not finite, or too large for float16, and for no frames.
-        """
-        parts = []
-        frame = 0
-        shape = (0, 0)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.data.open("ab") as file:
-            file.truncate(self.n_bytes)  # drops what an audio file that failed has left
-            for part in in_parts(latents):
-                stored = part.detach().to("cpu", DTYPES[self.dtype]).contiguous()
-                if first_non_finite(stored) is not None:
-                    too_large = first_non_finite(part) is None
-                    fix = f"exceed {self.dtype}: use float32" if too_large else "are not finite"
-                    raise LatentFileError(f"{name}: latents from frame {frame} on {fix}")
-                file.write(stored.numpy())
-                parts.append((frame, part.shape[-1]))
-                frame += part.shape[-1]
-                shape = part.shape[:2]
-            if not parts:
-                raise LatentFileError(f"{name}: no latents")
-            file.flush()
-            os.fsync(file.fileno())
-
-        entry = Entry(name, n_samples, *shape, tuple(parts), **about)
-        with self.journal.open("ab") as file:
-            file.write(json.dumps(entry.to_json()).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._note(entry)
-        return entry
-
-    def finish(self) -> None:
-        """Make the safetensors file, if there is anything to put in. Raises OSError."""
-        if self.entries:
-            header = json.dumps(self._header()).encode()
-            header += b" " * (-len(header) % 8)
-            with atomic_write(self.path) as file, self.data.open("rb") as data:
-                file.write(len(header).to_bytes(8, "little") + header)
-                shutil.copyfileobj(data, file, 2**20)
-        self.discard()
-
-    def _header(self) -> dict[str, Any]:
-        """That of the safetensors file, whose tensors lie as they were added."""
-        description = {"version": VERSION, "dtype": self.dtype, "model": self.model}
-        description["entries"] = [entry.to_json() for entry in self.entries]
-        tensors: dict[str, Any] = {"__metadata__": {KEY: json.dumps(description)}}
-        start = 0
-        for k, entry in enumerate(self.entries):
-            for p, (_, frames) in enumerate(entry.parts):
-                shape = (entry.channels, entry.latent_channels, frames)
-                stop = start + math.prod(shape) * DTYPES[self.dtype].itemsize
-                where = {"dtype": CODES[self.dtype], "shape": shape, "data_offsets": [start, stop]}
-                tensors[tensor_name(k, p)] = where
-                start = stop
-        return tensors
-
-    def discard(self) -> None:
-        """Remove what is not finished."""
-        # the journal first: without it the data is nothing, with it and without data it would seem damaged
-        self.journal.unlink(missing_ok=True)
-        self.data.unlink(missing_ok=True)
-
-
-def journalled(journal: Path, dtype: str) -> Iterator[tuple[bytes, Entry]]:
-    """The lines of a journal, and what they say, as far as they are whole and their data is on the disk.
-
-    Raises LatentFileError, naming the line, for one that is damaged.
-    """
-    try:
-        lines = journal.read_bytes().splitlines(keepends=True)
-        left = journal.with_suffix(".data").stat().st_size
-    except FileNotFoundError:
-        return
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):  # a crash may have cut the last one
-            return
-        where = f"{journal}: line {number}"
-        entry = Entry.from_json(json_object(line, where, LatentFileError), where)
-        left -= entry.n_values * DTYPES[dtype].itemsize
-        if left < 0:
-            return
-        yield line, entry
 
 
 def check_suffix(path: str | Path) -> Path:
@@ -405,27 +242,72 @@ def write_latents(
     latents: Iterable[Tensor],
     n_samples: int,
     dtype: str = "float32",
-) -> None:
-    """Write one file of latents with those of one audio file, as `Shard.add` takes them.
+    **about: Any,
+) -> Entry:
+    """Write a file with the latents (B, C, L_i) of one audio file, consecutive in time, as they come.
 
-    What stands at `path` stays until the new file is whole. Raises as `check_suffix` and `Shard.add`; OSError
-    names the file.
+    `n_samples` is the length of the audio file at the model's rate, `about` the `source` and `edition` of its
+    entry, which is returned. What stands at `path` stays until the new file is whole.
+
+    Raises ValueError as `check_suffix`; OSError, naming the file; LatentFileError for values that are not
+    finite, or too large for float16, and for no frames.
     """
-    shard = Shard(check_suffix(path), model, dtype, anew=True)
+    path = check_suffix(path)
+    parts = []
+    frame = 0
     try:
-        shard.add(name, latents, n_samples)
-        shard.finish()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=path.parent) as data:
+            for part in joined(latents):
+                stored = part.detach().to("cpu", DTYPES[dtype]).contiguous()
+                if first_non_finite(stored) is not None:
+                    too_large = first_non_finite(part) is None
+                    fix = f"exceed {dtype}: use float32" if too_large else "are not finite"
+                    raise LatentFileError(f"{name}: latents from frame {frame} on {fix}")
+                data.write(stored.numpy())
+                parts.append((frame, part.shape[-1]))
+                frame += part.shape[-1]
+            if not parts:
+                raise LatentFileError(f"{name}: no latents")
+            entry = Entry(name, n_samples, *part.shape[:2], tuple(parts), **about)
+            data.seek(0)
+            write_whole(path, model, dtype, [entry], [data])
     except OSError as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
-    finally:
-        shard.discard()
+    return entry
 
 
-# ---------------------------------------------------------------- writing a folder
+def write_whole(
+    path: Path, model: Mapping[str, Any], dtype: str, entries: Sequence[Entry], contents: Iterable[IO[bytes]]
+) -> None:
+    """Write a file of entries whose tensors are the rest of some open files, one after the other."""
+    description = {"version": VERSION, "dtype": dtype, "model": model}
+    description["entries"] = [asdict(entry) for entry in entries]
+    tensors: dict[str, Any] = {"__metadata__": {KEY: json.dumps(description)}}
+    start = 0
+    for k, entry in enumerate(entries):
+        for p, (_, frames) in enumerate(entry.parts):
+            shape = (entry.channels, entry.latent_channels, frames)
+            stop = start + math.prod(shape) * DTYPES[dtype].itemsize
+            tensors[f"{k}.{p}"] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, stop]}
+            start = stop
+    header = json.dumps(tensors).encode()
+    header += b" " * (-len(header) % 8)
+    with atomic_write(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for content in contents:
+            shutil.copyfileobj(content, file, 2**20)
+
+
+# ---------------------------------------------------------------- a folder
 
 
 class Shards:
-    """The shards that one process, `rank` of `world`, adds to a folder, beginning where a killed one stopped.
+    """The files of latents, `RANK-NUMBER.safetensors`, that one process, `rank` of `world`, adds to a folder.
+
+    Until one is full, its audio files have a file of latents each, in `RANK-NUMBER.part`. A kill costs the
+    audio file that was being encoded, and no other; what a killed process left becomes a shard. (LitData,
+    which writes shards, brings torchvision, whose wheels do not load beside a CPU-only torch.)
 
     `done`: the entries of all audio files that are encoded already, whoever did it, by name.
     """
@@ -438,61 +320,72 @@ class Shards:
         self.model = model
         self.dtype = dtype
         self.rank = rank
-        self.done: dict[str, Entry] = {}
-        # journals first: what one holds may be in a shard a moment later, but never the other way round
+        for begun in shard_files(self.folder, ".part"):
+            if int(begun.name.split("-")[0]) % world == rank:
+                self._make_whole(begun)
+
+        # parts first: what one holds may be in a shard a moment later, but never the other way round
         entries: list[Entry] = []
-        for path in shard_files(self.folder, ".jsonl"):
-            entries += [entry for _, entry in journalled(path, dtype)]
+        for path in self.folder.glob(f"*.part/*{SUFFIX}"):
+            with contextlib.suppress(FileNotFoundError):
+                entries += read_header(path)[1]
         for path in shard_files(self.folder):
             entries += read_header(path)[1]
-        for entry in entries:
-            if newer(entry, self.done.get(entry.file)):
-                self.done[entry.file] = entry
-        self._shard = self._continued(world)
+        self.done = {entry.file: entry for entry in sorted(entries, key=lambda entry: entry.edition)}
         numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob(f"{rank:05d}-*{SUFFIX}")]
-        self._number = max(numbers, default=-1) + 1
+        self._begin(max(numbers, default=-1) + 1)
 
-    def _continued(self, world: int) -> Shard | None:
-        """The shard that a killed process of this rank began. Those of ranks beyond `world` are finished."""
-        own = None
-        begun = [*shard_files(self.folder, ".jsonl"), *shard_files(self.folder, ".data")]
-        for path in sorted({child.with_suffix(SUFFIX) for child in begun}):
-            its_rank = int(path.stem.split("-")[0])
-            if its_rank % world != self.rank:
-                continue
-            shard = Shard(path, self.model, self.dtype)
-            if path.exists():
-                continue
-            if its_rank == self.rank:
-                own = shard
-            else:
-                shard.finish()
-        return own
+    def _begin(self, number: int) -> None:
+        self._number = number
+        self._begun = self.folder / f"{self.rank:05d}-{number:06d}.part"
+        self._n_files = 0
+        self._n_values = 0
 
     def add(
         self, name: str, latents: Iterable[Tensor], n_samples: int, source: tuple[int, int, str] | None = None
     ) -> None:
-        """Write the latents of one audio file, in place of those that it has. Raises as `Shard.add`."""
-        shard = self._shard
-        if shard is not None and (shard.n_bytes >= SHARD_BYTES or len(shard.entries) >= SHARD_FILES):
-            shard.finish()
-            shard = None
-            self._number += 1
-        if shard is None:
-            path = self.folder / f"{self.rank:05d}-{self._number:06d}{SUFFIX}"
-            shard = Shard(path, self.model, self.dtype)
-        self._shard = shard
+        """Write the latents of one audio file, in place of those that it has. Raises as `write_latents`."""
+        n_bytes = self._n_values * DTYPES[self.dtype].itemsize
+        if n_bytes >= SHARD_BYTES or self._n_files >= SHARD_FILES:
+            self.finish()
+        path = self._begun / f"{self._n_files:06d}{SUFFIX}"
         edition = self.done[name].edition + 1 if name in self.done else 1
-        self.done[name] = shard.add(name, latents, n_samples, source=source, edition=edition)
+        entry = write_latents(
+            path, self.model, name, latents, n_samples, self.dtype, source=source, edition=edition
+        )
+        self._n_files += 1
+        self._n_values += entry.n_values
+        self.done[name] = entry
 
     def finish(self) -> None:
-        """Make the last shard a whole file. Raises OSError."""
-        if self._shard is not None:
-            self._shard.finish()
+        """Make a shard of what was added since the last one. Raises OSError."""
+        if self._begun.is_dir():
+            self._make_whole(self._begun)
+            self._begin(self._number + 1)
+
+    def _make_whole(self, begun: Path) -> None:
+        shard = begun.with_suffix(SUFFIX)
+        paths = sorted(begun.glob(f"*{SUFFIX}"))
+        if paths and not shard.exists():  # it does after a kill before the last step here
+            entries = [entry for path in paths for entry in read_header(path)[1]]
+            write_whole(begun / "whole", self.model, self.dtype, entries, behind_headers(paths))
+            os.replace(begun / "whole", shard)
+        shutil.rmtree(begun)
+
+
+def behind_headers(paths: Iterable[Path]) -> Iterator[IO[bytes]]:
+    """Safetensors files, each opened at its first tensor."""
+    for path in paths:
+        with path.open("rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            yield file
 
 
 def shard_files(folder: Path, suffix: str = SUFFIX) -> list[Path]:
     return sorted(folder.glob(f"[0-9]*-[0-9]*{suffix}"))
+
+
+# ---------------------------------------------------------------- a corpus
 
 
 @dataclass(frozen=True)
@@ -521,32 +414,27 @@ def named_files(folders: Sequence[str | Path]) -> dict[str, Path]:
     return found
 
 
-def source_of(path: Path) -> tuple[int, int, str]:
-    """Size in bytes, time of modification (ns) and sha256 of an audio file. Raises AudioFileError."""
-    try:
-        stat = path.stat()
-        return stat.st_size, stat.st_mtime_ns, sha256_of(path)
-    except OSError as error:
-        raise AudioFileError(f"{path}: {error}") from error
+def changed_source(path: Path, known: Entry | None, sample_rate: int) -> tuple[int, int, str] | None:
+    """What an `Entry` says of an audio file as its `source`; None where `known` is the entry of that sound.
 
-
-def is_of(entry: Entry, path: Path, sample_rate: float) -> bool:
-    """Whether an audio file is still the one that an entry was made of. Raises AudioFileError.
-
-    It is read again only if its time of modification has changed and its size has not. Entries of earlier
-    versions note its length alone.
+    A file is read only where its time of modification has changed. Entries of earlier versions note the
+    length of a sound alone. Raises AudioFileError.
     """
+    source = known.source if known else None
     try:
-        if entry.source is None:
-            rate, n_frames = audio_header(path)
-            return -(-n_frames * sample_rate // rate) == entry.n_samples
-        n_bytes, modified_ns, sha256 = entry.source
         stat = path.stat()
-        if stat.st_mtime_ns == modified_ns or stat.st_size != n_bytes:
-            return stat.st_size == n_bytes
-        return sha256_of(path) == sha256
+        if source and source[:2] == (stat.st_size, stat.st_mtime_ns):
+            return None
+        if known and not source:
+            rate, n_frames = audio_header(path)
+            if -(-n_frames * sample_rate // rate) == known.n_samples:
+                return None
+        sha256 = sha256_of(path)
     except OSError as error:
         raise AudioFileError(f"{path}: {error}") from error
+    if source and sha256 == source[2]:
+        return None
+    return stat.st_size, stat.st_mtime_ns, sha256
 
 
 def encode_corpus(
@@ -584,32 +472,32 @@ def encode_corpus(
     claim_for_model(out / MANIFEST, "latents", facts, described, later=("precision",))
     skipped: dict[str, str] = {}
     n_samples = 0
-    encoded = 0
+    present = 0
     with locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
         shards = Shards(out, described, dtype, rank, world)
         try:
             for name in tqdm(mine, "encoding", unit="file", disable=not progress or rank > 0):
                 path = files[name]
+                known = shards.done.get(name)
                 try:
-                    if name in shards.done:
-                        if is_of(shards.done[name], path, model.sample_rate):
-                            continue
+                    source = changed_source(path, known, model.sample_rate)
+                    if source is None:
+                        present += 1
+                        continue
+                    if known:
                         log.warning("%s has changed since it was encoded: it is encoded anew", path)
-                    source = source_of(path)
                     length, latents = encode_file(model, path, channels)
                     shards.add(name, latents, length, source)
+                    n_samples += length
                 except (AudioFileError, LatentFileError) as error:
                     skipped[name] = str(error)
                     log.warning("skipped: %s", error)
-                    continue
-                n_samples += length
-                encoded += 1
             shards.finish()
             _list_skipped(out, set(files) - set(mine), skipped)
         except OSError as error:
             error.add_note(f"What was encoded until then stays in {out}: the same command continues.")
             raise
-    present = len(mine) - encoded - len(skipped)
+    encoded = len(mine) - present - len(skipped)
     return Summary(encoded, n_samples / model.sample_rate, present, skipped)
 
 
@@ -645,21 +533,20 @@ class LatentDataset(Dataset):
         paths = shard_files(self.source) if self.source.is_dir() else [self.source]
         if not paths:
             raise FileNotFoundError(f"{source} holds no latents (`lincae encode` writes them)")
-        unfinished = shard_files(self.source, ".data")
+        unfinished = shard_files(self.source, ".part")
         if unfinished:
             log.warning("%s: encoding goes on or was killed; %d shards are missing", source, len(unfinished))
 
-        found: dict[str, tuple[Path, int, Entry]] = {}
+        found = []
         for path in paths:
             header, entries = read_header(path)
             if path == paths[0]:
                 self.model = header["model"]
                 self.dtype = header["dtype"]
             check_same_model(header["model"], self.model, path)
-            for k, entry in enumerate(entries):
-                if entry.file not in found or newer(entry, found[entry.file][2]):
-                    found[entry.file] = (path, k, entry)
-        self._entries = dict(sorted(found.items()))  # which process wrote a file does not matter
+            found += [(path, k, entry) for k, entry in enumerate(entries)]
+        found.sort(key=lambda item: (item[2].file, item[2].edition))  # whoever wrote it
+        self._entries = {item[2].file: item for item in found}
 
         shortest = 1 if crop_frames is None else crop_frames
         self._items: list[tuple[str, int]] = []
@@ -730,7 +617,7 @@ class LatentDataset(Dataset):
             low = max(first - start, 0)
             high = min(stop - start, length)
             if low < high:
-                pieces.append(self._mapped(path).get_slice(tensor_name(k, p))[:, :, low:high])
+                pieces.append(self._mapped(path).get_slice(f"{k}.{p}")[:, :, low:high])
         z = torch.cat(pieces, -1).float()
 
         bad = first_non_finite(z)
@@ -763,35 +650,30 @@ class LatentDataset(Dataset):
         """
         self.check_model(model)
         first, stop = self._range(file, *self._stretch(start_s, seconds))
-        return self._decoded(model, file, first, stop, seed, steps)
-
-    def _decoded(
-        self, model: AutoencoderLike, file: str, first: int, stop: int, seed: int, steps: int
-    ) -> Iterator[Tensor]:
         entry = self.entry(file)
         length = None
         if stop == entry.n_frames:
             length = entry.n_samples - first * round(model.sample_rate / model.latent_rate)
         size = math.ceil(BLOCK_S * model.latent_rate)
         latents = (self.frames(file, a, min(size, stop - a)) for a in range(first, stop, size))
+        return self._naming(file, decode_blocks(model, latents, length, seed, steps, first))
+
+    def _naming(self, file: str, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same blocks; where the decoder refuses these latents, the error names them."""
         try:
-            yield from decode_blocks(model, latents, length, seed, steps, first)
+            yield from blocks
         except ValueError as error:
             raise LatentFileError(f"{self.source}: latents of {file}: {error}") from error
 
     def _stretch(self, start_s: float, seconds: float | None) -> tuple[int, int | None]:
         """First frame and number of frames of a stretch in seconds."""
-        first = self._frame_at(start_s, "start_s")
-        if seconds is None:
-            return first, None
-        self._frame_at(seconds, "seconds")
-        return first, self._frame_at(start_s + seconds, "the end") - first
-
-    def _frame_at(self, time_s: float, name: str) -> int:
-        place = time_s * self.model["latent_rate"]
-        if not abs(place) < 2**53:
-            raise ValueError(f"{name} must be finite and within the file, got {time_s} s")
-        return round(place)
+        rate = self.model["latent_rate"]
+        for name, value in (("start_s", start_s), ("seconds", seconds or 0.0)):
+            if not abs(value * rate) < 2**53:
+                raise ValueError(f"{name} must be finite and within the file, got {value} s")
+        first = round(start_s * rate)
+        n_frames = None if seconds is None else round((start_s + seconds) * rate) - first
+        return first, n_frames
 
     def _range(self, file: str, first: int, n_frames: int | None) -> tuple[int, int]:
         """First frame of a stretch and the one behind it, if the file has them."""
