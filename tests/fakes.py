@@ -14,6 +14,15 @@ RATE = 16000
 STEMS = ("drums", "bass", "other", "vocals")
 
 
+def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> Tensor:
+    return rms * torch.randn(shape, generator=generator(seed))
+
+
+def relative(error: Tensor, reference: Tensor) -> float:
+    """Relative L2, in double precision."""
+    return (error.double().norm() / reference.double().norm()).item()
+
+
 @dataclass
 class FakeTrack:
     """Stems of noise in memory; `levels` in amplitude."""

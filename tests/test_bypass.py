@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import noise, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,14 +25,6 @@ KINDS = {
     "learned": replace(TEST, learned=True),
     "code": replace(TEST, code_bound=0.03),
 }
-
-
-def noise(*shape, seed=0):
-    return 0.1 * torch.randn(shape, generator=generator(seed))
-
-
-def relative(error, reference):
-    return (error.double().norm() / reference.double().norm()).item()
 
 
 def random_model(config: BypassConfig) -> BypassAutoencoder:

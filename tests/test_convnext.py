@@ -43,11 +43,14 @@ def test_block_keeps_the_shape_and_mixes_only_its_kernel_before_grn(frames):
     assert not torch.equal(block(changed)[:, :, 0], y[:, :, 0])
 
 
-def test_a_condition_where_none_is_taken_and_the_other_way_round():
-    x, condition = torch.zeros(1, 4, 3), torch.zeros(1, 2)
-    with pytest.raises(ValueError, match="built without a condition"):
-        ConvNeXtBlock(4, 8)(x, condition)
-    with pytest.raises(ValueError, match="needs a condition"):
-        ConvNeXtBlock(4, 8, condition_channels=2)(x)
-    with pytest.raises(ValueError, match="kernel = 4: an odd number"):
-        ConvNeXtBlock(4, 8, kernel=4)
+@pytest.mark.parametrize(
+    ("sizes", "condition", "named"),
+    [
+        ({}, torch.zeros(1, 2), "built without a condition"),
+        ({"condition_channels": 2}, None, "needs a condition"),
+        ({"kernel": 4}, None, "kernel must be odd, got 4"),
+    ],
+)
+def test_refusals(sizes, condition, named):
+    with pytest.raises(ValueError, match=named):
+        ConvNeXtBlock(4, 8, **sizes)(torch.zeros(1, 4, 3), condition)

@@ -33,6 +33,9 @@ def test_sizes_of_the_presets(preset, low, high, rate, compression):
     config = VAE_MODEL_PRESETS[preset]
     with torch.device("meta"):
         model = SpectralVae(config)
+        z = model.network.encoder(torch.empty(1, 2, config.hop * 2, 43))[0]
+        assert z.shape == (1, config.network.latent_channels, 43)
+        assert model.network.decoder(z).shape == (1, 2, config.hop * 2, 43)
     count = sum(p.numel() for p in model.parameters())
     assert low < count < high
     assert model.latent_rate == pytest.approx(rate)
@@ -43,22 +46,10 @@ def test_sizes_of_the_presets(preset, low, high, rate, compression):
     latent = 2 * net.latent_channels * net.channels * net.kernel + net.latent_channels + net.channels
     latent += (net.channels + 1) * net.latent_channels + 2 * net.channels  # of the variance
     assert count == 2 * net.blocks * block + ends + latent
-
-
-def test_the_full_preset_is_that_of_the_paper():
-    config = VAE_MODEL_PRESETS["full"]
-    assert (config.sample_rate, config.hop, config.network.latent_channels) == (44100, 1024, 64)
-    with torch.device("meta"):
-        model = SpectralVae(config)
-        z = model.network.encoder(torch.empty(1, 2, 2048, 43))[0]
-        assert z.shape == (1, 64, 43)
-        assert model.network.decoder(z).shape == (1, 2, 2048, 43)
-
-
-def test_desk_compresses_as_the_consistency_autoencoder_does():
-    with torch.device("meta"):
-        ours, other = SpectralVae(VAE_MODEL_PRESETS["desk"]), Autoencoder(MODEL_PRESETS["desk"])
-    assert (ours.compression, ours.sample_rate) == (other.compression, other.sample_rate)
+    if preset == "full":
+        assert (config.sample_rate, config.hop, net.latent_channels) == (44100, 1024, 64)
+    if preset == "desk":
+        assert model.compression == Autoencoder(MODEL_PRESETS["desk"]).compression
 
 
 def test_without_blocks_it_is_linear_from_sound_to_sound():
@@ -98,9 +89,6 @@ def test_kl_against_the_formula_of_torch():
     standard = torch.distributions.Normal(0.0, 1.0)
     expected = torch.distributions.kl_divergence(posterior, standard)
     torch.testing.assert_close(kl_divergence(mean, log_variance), expected)
-    # by hand: mu = 2, sigma^2 = e: (4 + e - 1 - 1) / 2
-    by_hand = (4 + math.e - 2) / 2
-    assert kl_divergence(torch.tensor([2.0]), torch.tensor([1.0])).item() == pytest.approx(by_hand)
 
 
 def test_draws_have_the_moments_of_the_posterior():
@@ -133,20 +121,15 @@ def test_encode_is_the_posterior_mean_and_deterministic(model):
 # ---------------------------------------------------------------- lengths and windows
 
 
-@pytest.mark.parametrize("n_samples", [20_000, 60_000])
-def test_windows_leave_no_trace(model, n_samples):
+def test_windows_and_streams_leave_no_trace(model):
     """What is dropped on both sides is all that a frame depends on: windows and whole signal agree."""
     whole = random_model(dataclasses.replace(TEST, window_frames=10_000))
-    audio = noise(2, n_samples)
-    z = whole.encode(audio)
-    assert z.shape[-1] > TEST.network.norm_frames
-    torch.testing.assert_close(model.encode(audio), z, rtol=1e-4, atol=1e-4)
+    audio = noise(2, 60_000)
+    z = model.encode(audio)
+    assert z.shape[-1] > TEST.window_frames > TEST.network.norm_frames
+    torch.testing.assert_close(z, whole.encode(audio), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.decode(z), whole.decode(z), rtol=1e-4, atol=1e-4)
 
-
-def test_streams_are_the_whole(model):
-    audio = noise(1, 50_000)
-    z = model.encode(audio)
     assert torch.equal(torch.cat(list(model.encode_stream(audio.split(777, dim=1))), -1), z)
     decoded = torch.cat(list(model.decode_stream(z.split(11, dim=-1), length=50_000)), -1)
     assert torch.equal(decoded, model.decode(z, length=50_000))

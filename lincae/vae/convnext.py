@@ -4,16 +4,15 @@ Axes: B batch, C channels, L frames. Maps are `(B, C, L)`, a condition is `(B, K
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class GlobalResponseNorm(nn.Module):
     """GRN of ConvNeXt-V2 over `(B, L, C)`: channels compete by their L2 norms over time. Starts as identity.
 
-    The norm is over all frames of the input, so a block's output depends on the length it is given; with
-    `frames`, it is over so many frames around each one (near the ends the first or last so many), so that a
-    signal may be longer than those of the training, and go through in windows.
+    The norm is over all frames of the input; with `frames`, over so many around each one (near the ends the
+    first or last so many), so that a signal may be longer than those of the training.
     """
 
     def __init__(self, channels: int, frames: int | None = None):
@@ -22,12 +21,12 @@ class GlobalResponseNorm(nn.Module):
         self.gain = nn.Parameter(torch.zeros(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def norm(self, x: torch.Tensor) -> torch.Tensor:
+    def norm(self, x: Tensor) -> Tensor:
         """L2 norms `(B, 1 or L, C)` over time."""
         x = x.float()
         n_frames = x.shape[1]
-        width = self.frames
-        if width is None or n_frames <= width:
+        width = self.frames or n_frames
+        if n_frames <= width:
             return x.norm(dim=1, keepdim=True)
         # These are differences of running sums, in double precision: a quiet passage may follow a loud one.
         double = torch.float32 if x.device.type == "mps" else torch.float64
@@ -35,7 +34,7 @@ class GlobalResponseNorm(nn.Module):
         lower = (torch.arange(n_frames, device=x.device) - width // 2).clamp(0, n_frames - width)
         return (running[:, lower + width] - running[:, lower]).clamp_min(0).sqrt().float()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         norm = self.norm(x)
         response = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
         return x + self.gain * (x * response.to(x.dtype)) + self.bias
@@ -54,7 +53,7 @@ class AdaptiveLayerNorm(nn.Module):
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         gain, bias = self.project(condition).unsqueeze(1).chunk(2, dim=-1)
         return self.norm(x) * (1 + gain) + bias
 
@@ -62,11 +61,8 @@ class AdaptiveLayerNorm(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """Depth-wise convolution, LayerNorm, two 1x1 layers with GELU and GRN, around a residual connection.
 
-    `hidden` is the width between the two 1x1 layers. With `condition_channels` the norm is an AdaLN and
-    `forward` needs a condition; without, it takes none. `norm_frames`: see `GlobalResponseNorm`. `(B, C, L)`
-    in and out, any L >= 1.
-
-    The usual initialisation: weights of standard deviation 0.02 (truncated), biases zero.
+    `(B, C, L)` in and out. `hidden` is the width between the two 1x1 layers. With `condition_channels` the
+    norm is an AdaLN, and `forward` needs a condition. `norm_frames`: see `GlobalResponseNorm`.
     """
 
     def __init__(
@@ -79,7 +75,7 @@ class ConvNeXtBlock(nn.Module):
     ):
         super().__init__()
         if kernel % 2 == 0:
-            raise ValueError(f"kernel = {kernel}: an odd number keeps the frames where they are")
+            raise ValueError(f"kernel must be odd, got {kernel}")
         self.depthwise = nn.Conv1d(channels, channels, kernel, padding=kernel // 2, groups=channels)
         if condition_channels is None:
             self.norm = nn.LayerNorm(channels, eps=1e-6)
@@ -92,7 +88,7 @@ class ConvNeXtBlock(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         if (condition is not None) != isinstance(self.norm, AdaptiveLayerNorm):
             need = "needs" if condition is None else "was built without"
             raise ValueError(f"this ConvNeXtBlock {need} a condition")

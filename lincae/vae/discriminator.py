@@ -2,13 +2,10 @@
 least-squares adversarial loss (Mao et al., ICCV 2017) and feature matching.
 
 Generator and discriminator learn in one backward pass: the generator's terms see the discriminator with its
-weights held fixed, the discriminator's own term sees the generator's output detached. So one optimiser, one
-loss and one training state do for both.
-
-Axis legend: `V` items, `T` samples, `F` frequency bins, `N` spectrogram frames.
+weights held fixed, the discriminator's own term sees the generator's output detached.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,24 +34,16 @@ def with_fixed_weights(network: nn.Module, *inputs: Tensor) -> Any:
     return functional_call(network, weights, inputs)
 
 
-class AdversarialTerms(NamedTuple):
-    """Scalars: the first two have gradients for the generator alone, the last for the discriminator alone."""
-
-    adversarial: Tensor
-    feature_matching: Tensor
-    discriminator: Tensor
-
-
 class MultiBandDiscriminator(nn.Module):
-    """Audio `(V, T)` to a list of maps for every resolution and band; the last map of each are its scores.
+    """Audio `(V, T)` to a list of maps for every resolution and band, the last of which are its scores.
 
-    Raises ValueError for FFT sizes whose bands would be empty.
+    Raises ValueError for FFT sizes below 64, whose bands would be empty.
     """
 
     def __init__(self, fft_sizes: tuple[int, ...] = (512, 1024, 2048), channels: int = 32):
         super().__init__()
         if not fft_sizes or min(fft_sizes) < 64 or channels < 1:
-            raise ValueError(f"need FFT sizes of 64 or more and channels >= 1, got {fft_sizes}, {channels}")
+            raise ValueError(f"need FFT sizes >= 64 and channels >= 1, got {fft_sizes}, {channels}")
         self.fft_sizes = fft_sizes
         self.resolutions = nn.ModuleList(nn.ModuleList(Band(channels) for _ in BANDS[1:]) for _ in fft_sizes)
 
@@ -63,33 +52,34 @@ class MultiBandDiscriminator(nn.Module):
         for size, bands in zip(self.fft_sizes, self.resolutions, strict=True):
             window = torch.hann_window(size, device=audio.device, dtype=audio.dtype)
             bins = torch.stft(audio, size, size // 4, window=window, return_complex=True)
-            spectrogram = torch.stack((bins.real, bins.imag), 1).transpose(2, 3)  # (V, 2, N, F)
+            spectrogram = torch.stack((bins.real, bins.imag), 1).transpose(2, 3)  # (V, 2, frames, bins)
             edges = [round(share * spectrogram.shape[-1]) for share in BANDS]
             for band, low, high in zip(bands, edges, edges[1:], strict=False):
                 maps.append(band(spectrogram[..., low:high]))
         return maps
 
-    def terms(self, audio: Tensor, target: Tensor) -> AdversarialTerms:
-        """Losses of generated `audio` `(V, T)` against `target`; means over items, maps and resolutions."""
+    def terms(self, audio: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Losses of generated `audio` `(V, T)` against `target`; means over items, maps and resolutions.
+
+        "adversarial" and "feature_matching" have gradients for the generator alone, "discriminator" for the
+        discriminator alone.
+        """
         with torch.no_grad():
             wanted = self(target)
         seen = with_fixed_weights(self, audio)
 
-        adversarial = []
-        matching = []
+        terms = {"adversarial": [], "feature_matching": [], "discriminator": []}
         for maps, references in zip(seen, wanted, strict=True):
-            adversarial.append(adversarial_loss(maps[-1]))
+            terms["adversarial"].append(adversarial_loss(maps[-1]))
             for ours, theirs in zip(maps[:-1], references[:-1], strict=True):
-                matching.append(F.l1_loss(ours, theirs))
-
-        own = []
+                terms["feature_matching"].append(F.l1_loss(ours, theirs))
         for maps, references in zip(self(audio.detach()), self(target), strict=True):
-            own.append(discriminator_loss(references[-1], maps[-1]))
-        return AdversarialTerms(*(torch.stack(values).mean() for values in (adversarial, matching, own)))
+            terms["discriminator"].append(discriminator_loss(references[-1], maps[-1]))
+        return {name: torch.stack(values).mean() for name, values in terms.items()}
 
 
 class Band(nn.Module):
-    """Bins `(V, 2, N, F)` of one band to its maps: five with `channels`, then the scores `(V, 1, N, F')`."""
+    """The bins of a band to its maps `(V, channels, frames, bins)`, the last of which are its scores."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,13 +1,9 @@
 """A convolutional spectral VAE in the manner of Vocos (Siuzdak, ICLR 2024), as the Re-Encoder paper uses it
 (section 3.1.1): STFT in, ConvNeXt-V2 blocks at the frame rate, a 1-d latent with a KL term, inverse STFT out.
 
-The STFT enters as it is: real and imaginary parts of a frame are its channels, and the decoder answers with
-real and imaginary parts. Magnitude and phase, the head of Vocos, would make every scaling of a sound an
-addition for the network, and every sum a nonlinear affair. Nothing outside the blocks normalises or
-saturates: a level survives; how faithfully is for training to decide.
-
-Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
-spectrogram frames, here N = L.
+Real and imaginary parts of a frame are the channels that the network takes and gives: with magnitude and
+phase, the head of Vocos, every sum of sounds would be a nonlinear affair. Nothing outside the blocks
+normalises or saturates. Axis legend: see `lincae.interface`; here N = L.
 """
 
 import torch
@@ -19,15 +15,14 @@ from lincae.vae.config import SpectralVaeConfig, VaeNetworkConfig
 from lincae.vae.convnext import ConvNeXtBlock
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
-LOG_VARIANCE_AT_FIRST = -4.0
-"""There is little noise at first: the decoder learns what latents mean before the KL is paid for."""
+LOG_VARIANCE_AT_FIRST = -4.0  # little noise: the decoder learns what latents mean before the KL is paid for
 
 
 class SpectralVae(FramewiseAutoencoder):
-    """`encode` audio `(B, T)` to posterior means `(B, C, L)`, and back; an `AutoencoderLike`.
+    """`encode` audio `(B, T)` to posterior means `(B, C, L)`, and back, as `FramewiseAutoencoder` has it.
 
-    Both are deterministic, since posteriors are sampled in training alone. Methods and errors are those of
-    `FramewiseAutoencoder`, but there is one step to decode with, and no noise for `seed` to choose.
+    Posteriors are sampled in training alone: there is one step to decode with, and no noise for `seed` to
+    choose.
     """
 
     kind = "spectral-vae"
@@ -50,11 +45,10 @@ class SpectralVae(FramewiseAutoencoder):
 
 
 class VaeNetwork(nn.Module):
-    """The encoder and the decoder, and the emphasis that they share."""
+    """The encoder and the decoder."""
 
     def __init__(self, config: SpectralVaeConfig):
         super().__init__()
-        self.config = config.network
         n_bins = config.transform.n_bins
         bins_hz = torch.arange(n_bins, dtype=torch.float32) * config.sample_rate / config.transform.window
         emphasis = (1 + bins_hz / config.emphasis_hz).sqrt()[:, None]
@@ -65,7 +59,7 @@ class VaeNetwork(nn.Module):
 class VaeEncoder(nn.Module):
     """Spectrogram `(B, 2, F, N)` to mean and log variance of the posterior, each `(B, C, L)` float32.
 
-    `emphasis` `(F, 1)` holds the factors of the bins.
+    `emphasis`: the factors of the bins, `(F, 1)`.
     """
 
     def __init__(self, config: VaeNetworkConfig, emphasis: Tensor):
@@ -110,11 +104,8 @@ class VaeDecoder(nn.Module):
 
 def blocks(config: VaeNetworkConfig) -> nn.Sequential:
     """The blocks of an encoder or a decoder, `(B, channels, L)` in and out."""
-    each = []
-    for _ in range(config.blocks):
-        each.append(
-            ConvNeXtBlock(config.channels, config.hidden, config.kernel, norm_frames=config.norm_frames)
-        )
+    sizes = (config.channels, config.hidden, config.kernel)
+    each = [ConvNeXtBlock(*sizes, norm_frames=config.norm_frames) for _ in range(config.blocks)]
     return nn.Sequential(*each)
 
 
@@ -128,13 +119,11 @@ def zero_biases(*layers: nn.Module) -> None:
 
 
 def reparameterised(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """A draw from the normal posterior, mu + sigma eps, any shape (Kingma & Welling, 2014, section 2.4)."""
+    """A draw from the normal posterior, mu + sigma eps (Kingma & Welling, 2014, section 2.4)."""
     return mean + torch.exp(0.5 * log_variance) * noise
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """The divergence of the normal posterior from the standard normal, in nats for every number of `mean`.
-
-    (mu^2 + sigma^2 - 1 - ln sigma^2) / 2 (Kingma & Welling, 2014, appendix B), of any shape.
-    """
+    """The divergence of the normal posterior from the standard normal, in nats for every number of `mean`
+    (Kingma & Welling, 2014, appendix B)."""
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

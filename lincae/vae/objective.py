@@ -1,12 +1,9 @@
 """What a spectral VAE is trained for: reconstruction of waveform, STFT and mel, and the KL of its posterior.
 
 Linearity is `lincae.linearity`, unchanged: latents are drawn, then formed by arithmetic, and the decoder is
-asked for the scaled mixture. Axis legend: `V` items after mixing, `T` samples; see `lincae.linearity`.
-
-auraloss, and librosa, which it needs for mel, are imported where a loss is built.
+asked for the scaled mixture. The axis legend is that of `lincae.linearity`. auraloss, and librosa, which it
+needs for mel, are imported where a loss is built.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +11,6 @@ from torch import Tensor, nn
 from lincae.linearity import AugmentedBatch, implicit_conditioning
 from lincae.training.environment import give_numba_a_cache
 from lincae.training.objective import AutoencoderObjective
-from lincae.transform import OVERLAP
 from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
 from lincae.vae.discriminator import MultiBandDiscriminator
 from lincae.vae.model import SpectralVae, kl_divergence, reparameterised
@@ -53,20 +49,20 @@ class VaeObjective(AutoencoderObjective):
         frames = self.model.network.decoder(z)
         weights = self.config.loss
         with torch.autocast(z.device.type, enabled=False):
-            decoded = self.model.transform.inverse(frames.float())
-            decoded = self.covered(decoded)
+            decoded = self.covered(self.model.transform.inverse(frames.float()))
             target = self.covered(batch.target())
             divergence = torch.stack([kl_divergence(*p).mean() for p in posteriors]).mean()
             loss = sum(self.reconstruction(decoded, target).values()) + weights.kl * divergence
         if self.discriminator is not None:
             terms = self.discriminator.terms(decoded, target)
-            loss = loss + weights.adversarial * terms.adversarial + terms.discriminator
-            loss = loss + weights.feature_matching * terms.feature_matching
+            loss = loss + weights.adversarial * terms["adversarial"] + terms["discriminator"]
+            loss = loss + weights.feature_matching * terms["feature_matching"]
         return {"loss": loss}
 
     def covered(self, audio: Tensor) -> Tensor:
         """Audio without the hops at both ends, which fade because fewer windows cover them."""
-        edge = (OVERLAP - 1) * self.config.autoencoder.transform.hop
+        transform = self.config.autoencoder.transform
+        edge = transform.window - transform.hop
         return audio[..., edge:-edge]
 
     def validate(self, held_out: Tensor) -> dict[str, float]:
@@ -86,9 +82,8 @@ class VaeObjective(AutoencoderObjective):
 class ReconstructionLoss(nn.Module):
     """The weighted terms "stft", "mel" and "waveform" of audio `(V, T)` against its target, by name.
 
-    The ratios (spectral convergence, waveform) are of sums over the whole batch, as in auraloss: a silent
-    target does no harm, and loud items count for more, as they do in sound. Raises ImportError without
-    auraloss or librosa.
+    Ratios (spectral convergence, waveform) are those of sums over the whole batch, as in auraloss: a silent
+    target does no harm. Raises ImportError without auraloss or librosa.
     """
 
     def __init__(self, config: VaeLossConfig, sample_rate: int):
@@ -103,19 +98,16 @@ class ReconstructionLoss(nn.Module):
 
         class MagnitudeLoss(STFTLoss):
             def stft(self, x: Tensor) -> tuple[Tensor, None]:
-                """The magnitudes, without the phase that auraloss computes even where its weight is 0."""
+                """The magnitudes alone: auraloss computes the phase even where its weight is 0."""
                 spectrum = torch.stft(
                     x, self.fft_size, self.hop_size, self.win_length, self.window.to(x), return_complex=True
                 )
                 return (spectrum.real**2 + spectrum.imag**2).clamp_min(self.eps).sqrt(), None
 
-        def resolutions(sizes: tuple[int, ...], **options: Any) -> nn.ModuleList:
-            options["eps"] = config.floor**2
-            return nn.ModuleList(MagnitudeLoss(size, size // 4, size, **options) for size in sizes)
-
-        mel = {"scale": "mel", "sample_rate": sample_rate, "n_bins": config.mel_bins}
-        self.stft = resolutions(config.fft_sizes)
-        self.mel = resolutions(config.mel_fft_sizes, **mel)
+        common = {"eps": config.floor**2}
+        mel = {"scale": "mel", "sample_rate": sample_rate, "n_bins": config.mel_bins, **common}
+        self.stft = nn.ModuleList(MagnitudeLoss(n, n // 4, n, **common) for n in config.fft_sizes)
+        self.mel = nn.ModuleList(MagnitudeLoss(n, n // 4, n, **mel) for n in config.mel_fft_sizes)
         self.float()  # whatever torch's default dtype is
 
     def forward(self, audio: Tensor, target: Tensor) -> dict[str, Tensor]:
