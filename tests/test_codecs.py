@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from fakes import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,6 @@ from lincae.interface import AutoencoderLike
 from lincae.interop.codecs import HUB, Codec, Oobleck, codec_kind, load_codec
 from lincae.interop.models import names
 from lincae.interop.references import REFERENCES
-from lincae.machine import generator
 
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
@@ -24,10 +24,6 @@ TINY_ENCODEC |= {"num_lstm_layers": 1, "sampling_rate": 16000, "target_bandwidth
 TINY_DAC = {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "n_codebooks": 2, "codebook_size": 16}
 TINY_OOBLECK = {"encoder_hidden_size": 8, "decoder_channels": 8, "decoder_input_channels": 4}
 TINY_OOBLECK |= {"downsampling_ratios": [2, 4], "channel_multiples": [1, 2], "sampling_rate": 16000}
-
-
-def noise(*shape, seed=0):
-    return 0.1 * torch.randn(shape, generator=generator(seed))
 
 
 def encodec(seed=0, **other):
@@ -55,15 +51,11 @@ def oobleck(n_channels=2, seed=0):
 def folders(tmp_path_factory):
     """Saved by their libraries: mono and causal, stereo, DAC of even and of odd strides, a VAE."""
     root = tmp_path_factory.mktemp("codecs")
-    stereo = {
-        "audio_channels": 2,
-        "normalize": True,
-        "norm_type": "time_group_norm",
-        "use_causal_conv": False,
-    }
+    stereo = {"audio_channels": 2, "normalize": True, "norm_type": "time_group_norm"}
+    stereo |= {"use_causal_conv": False, "chunk_length_s": 1.0, "overlap": 0.01}
     models = {
         "encodec": encodec(),
-        "encodec-stereo": encodec(**stereo, chunk_length_s=1.0, overlap=0.01),
+        "encodec-stereo": encodec(**stereo),
         "dac": dac([2, 4], 16000),
         "dac-odd": dac([2, 5], 24000),
         "oobleck": oobleck(),
@@ -108,18 +100,19 @@ def test_every_length_comes_back(folders, length):
 
 def test_input_is_checked(loaded):
     model, _ = loaded
-    with pytest.raises(ValueError, match=r"\(B, T\)"):
-        model.encode(torch.zeros(9))
     z = model.encode(noise(1, 80))
     held = model.decode(z).shape[1]
-    for length in (0, held + 1):
-        with pytest.raises(ValueError, match=rf"1\.\.{held}"):
-            model.decode(z, length)
-    with pytest.raises(ValueError, match=f"latents of {model.name}"):
-        model.decode(z[:, 1:])
-    z[0, 1, 2] = torch.nan
-    with pytest.raises(ValueError, match="item 0, channel 1, frame 2"):
-        model.decode(z)
+    broken = z.clone()
+    broken[0, 1, 2] = torch.nan
+    for call, named in (
+        (lambda: model.encode(torch.zeros(9)), r"\(B, T\)"),
+        (lambda: model.decode(z, 0), rf"1\.\.{held}"),
+        (lambda: model.decode(z, held + 1), rf"1\.\.{held}"),
+        (lambda: model.decode(z[:, 1:]), f"latents of {model.name}"),
+        (lambda: model.decode(broken), "item 0, channel 1, frame 2"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            call()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -136,7 +129,7 @@ def test_other_number_types_take_and_give_float32(dtype, default):
         models += [lincae.load(name, "cpu") for name in ("resample+noise-32x", "pca-32x")]
         for model in models:
             expected = model.encode(noise(1, 1000).float())
-            getattr(model, "codec", getattr(model, "vae", torch.nn.Identity())).to(dtype)
+            getattr(model, "network", torch.nn.Identity()).to(dtype)
             z = model.encode(noise(1, 1000).to(dtype))
             decoded = model.decode(z.to(dtype), 1000)
             assert z.dtype == decoded.dtype == expected.dtype == torch.float32, model.name
@@ -191,18 +184,9 @@ def test_latents_are_what_comes_before_the_quantiser(loaded):
             codes = original.quantizer.encode(z, 16.0).transpose(0, 1)
             assert torch.equal(codes, original.encode(given, bandwidth=16.0).audio_codes[0])
             torch.testing.assert_close(model.decode(z), original.decoder(z)[:, 0])
-        else:  # level is not taken out: latents of the library are those of audio at RMS 1
-            rms = audio.square().mean().sqrt()
-            torch.testing.assert_close(model.encode(audio / rms)[..., :40], original.encoder(given / rms))
-
-
-def test_mono_in_both_channels_of_a_stereo_model(folders):
-    path, original = folders["encodec-stereo"]
-    model, audio = lincae.load(path, "cpu"), noise(2, 160)
-    z = model.encode(audio)
-    with torch.no_grad():
-        torch.testing.assert_close(z, original.encoder(audio[:, None].repeat(1, 2, 1)))
-        torch.testing.assert_close(model.decode(z), original.decoder(z).mean(1))
+        else:  # level is not taken out; a stereo model hears mono in both channels, and their mean comes back
+            torch.testing.assert_close(z, original.encoder(given))
+            torch.testing.assert_close(model.decode(z), original.decoder(z).mean(1))
 
 
 def test_odd_strides_need_a_frame_more(folders):
@@ -239,11 +223,16 @@ def test_names(monkeypatch):
     assert set(HUB) <= set(names())
     with pytest.raises(ValueError, match=r"encodec is no folder.*encodec-24khz"):
         load_codec("encodec", "cpu")
-    for name in ("dac-44khz", "stable-audio-vae"):
-        with pytest.raises(ValueError, match=f"{name} has no latent scale"):
-            lincae.load(name, "cpu", latent_scale=2.0)
-    monkeypatch.setattr(Oobleck, "load", lambda device: ("the VAE", device))
-    assert lincae.load("stable-audio-vae", "cpu") == ("the VAE", torch.device("cpu"))
+
+    asked = []
+
+    def fetched(source, **options):
+        asked.append((source, options.get("subfolder")))
+        return oobleck(), {}
+
+    monkeypatch.setattr(diffusers.AutoencoderOobleck, "from_pretrained", fetched)
+    assert lincae.load("stable-audio-vae", "cpu").name == "stable-audio-vae"
+    assert asked == [("stabilityai/stable-audio-open-1.0", "vae")]
 
 
 @pytest.mark.parametrize("kind", ["dac", "oobleck"])
@@ -269,23 +258,15 @@ def test_folders_that_do_not_fit(folders, tmp_path, kind):
     with pytest.raises(OSError, match="safetensors"):
         lincae.load(tmp_path, "cpu")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json"):
         codec_kind(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert codec_kind(tmp_path) is None
 
 
 def test_other_models_are_refused():
-    clap = transformers.ClapAudioConfig(
-        spec_size=256,
-        num_mel_bins=64,
-        patch_embeds_hidden_size=8,
-        depths=[1] * 4,
-        num_attention_heads=[1, 2, 2, 2],
-        hidden_size=64,
-    )
     with pytest.raises(ValueError, match="needs one of EncodecModel, DacModel"):
-        Codec(transformers.ClapAudioModel(clap), "clap", "cpu")
+        Codec(oobleck(), "other", "cpu")
     for kind, four in ((Codec, encodec(audio_channels=4)), (Oobleck, oobleck(4))):
         with pytest.raises(ValueError, match="must have 1 or 2 audio channels, has 4"):
             kind(four, "four", "cpu")

@@ -1,4 +1,4 @@
-"""Fit what the linear references of `lincae.interop.linear` are made of, on recorded music.
+"""Fit what the linear references of `lincae.interop.references` are made of, on recorded music.
 
     python tools/fit_references.py FOLDER=WEIGHT ...       # the training folders of free-music
 
@@ -13,14 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from lincae.data.corpora import Corpora, weighted_folders
-from lincae.interop.linear import (
-    BLOCK,
-    FITTED,
-    MDCT_BINS,
-    NOISE_FFT,
-    SAMPLE_RATE,
-    mdct_basis,
-)
+from lincae.interop.references import BLOCK, FITTED, MDCT_BINS, NOISE_FFT, SAMPLE_RATE, mdct_bands
 
 N_CROPS, CROP_S = 400, 5
 N_COMPONENTS = BLOCK // 4  # rates from 4x on
@@ -30,7 +23,7 @@ def main(folders: list[str]) -> None:
     corpora = Corpora(weighted_folders(folders), SAMPLE_RATE)
     crops = corpora.crops(range(N_CROPS), CROP_S * SAMPLE_RATE, seed=0)
 
-    frames = crops.unfold(1, 2 * MDCT_BINS, MDCT_BINS) @ mdct_basis().T
+    frames = crops.unfold(1, 2 * MDCT_BINS, MDCT_BINS) @ mdct_bands(MDCT_BINS, MDCT_BINS).T
     whole_blocks = frames[:, : frames.shape[1] // 2 * 2]
     blocks = whole_blocks.reshape(-1, BLOCK).double()
     covariance = blocks.T @ blocks / len(blocks)

@@ -14,9 +14,6 @@ from lincae.evaluation import report as reports
 from lincae.evaluation.evaluate import evaluate_models
 from lincae.evaluation.protocols import EvaluationConfig
 from lincae.interop import models as known
-from lincae.interop.codecs import HUB, STABLE_AUDIO, STABLE_AUDIO_HUB
-from lincae.interop.linear import EXAMPLES
-from lincae.interop.references import REFERENCES
 from lincae.listening.demo import write_demo
 
 models_and_music = together(click.argument("models", nargs=-1, metavar="MODEL..."), music, device)
@@ -48,12 +45,8 @@ def models() -> None:
         lincae models
         lincae encode song.wav song.safetensors --model desk/lin-cae
     """
-    repositories = dict.fromkeys(known.LIN_CAE, known.LIN_CAE_HUB) | HUB
-    repositories |= {known.MUSIC2LATENT: known.MUSIC2LATENT_HUB, STABLE_AUDIO: STABLE_AUDIO_HUB}
-    places = {name: f"https://huggingface.co/{repository}" for name, repository in repositories.items()}
-    places |= dict.fromkeys((*REFERENCES, *EXAMPLES), "computed, not trained")
-    for name in known.names():
-        click.echo(f"{name:24} {places.get(name, known.BUNDLED / name)}")
+    for name, place in known.sources().items():
+        click.echo(f"{name:24} {place}")
 
 
 @click.command(cls=Command)

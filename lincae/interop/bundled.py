@@ -1,27 +1,15 @@
-"""The checkpoints that ship with this package are there, and are what their cards say."""
+"""The checkpoints that ship with this package are what their cards say."""
 
 import re
 from pathlib import Path
 
-from lincae.checkpoints import BUNDLED, CARD, HASH_ROW, refuse_pointer
+from lincae.checkpoints import CARD, HASH_ROW, refuse_pointer
 from lincae.files import sha256_of
 
 
-def require_bundled() -> None:
-    """Raises FileNotFoundError where this package was installed without the checkpoints that ship with it."""
-    if not BUNDLED.is_dir():
-        raise FileNotFoundError(
-            f"this lincae has no bundled checkpoints: {BUNDLED} does not exist; reinstall it or run from a "
-            "clone of its repository"
-        )
-
-
 def check_hash(path: Path, otherwise: str = "load the folder by its path to use it as it is") -> None:
-    """Compare a weights file with the sha256 that the card beside it states.
-
-    Raises FileNotFoundError for a missing file; ValueError where the two differ or no card states one, which
-    also says what to do `otherwise`, if the file is not to be restored.
-    """
+    """Raises FileNotFoundError for a missing weights file; ValueError where its sha256 is not the one that
+    the card beside it states, which also says what to do `otherwise`, if the file is not to be restored."""
     refuse_pointer(path)
     card = path.parent / CARD
     row = re.escape(HASH_ROW.format(path.name))

@@ -1,15 +1,11 @@
 """EnCodec and DAC through transformers, Stable Audio's VAE through diffusers: their continuous latents.
 
-    model = lincae.load("dac-44khz")              # from the hub
-    model = lincae.load("downloads/encodec_24khz")  # a folder of `save_pretrained`
-
 Nothing is quantised, so these are the autoencoders inside the codecs, not the codecs: codes cannot be added.
-Nothing is sampled either. `decode` accepts a seed and draws nothing.
-
-Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames. Audio is (B, T) mono float32.
+Nothing is sampled either: latents of the VAE are the mode of its posterior. Axis legend: see
+`lincae.interface`.
 """
 
-import json
+import importlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +13,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from lincae.checkpoints import content_fingerprint, fetching
-from lincae.interface import check_audio, check_latents
-from lincae.interop.references import held_length
+from lincae.checkpoints import CONFIG, content_fingerprint, fetching
+from lincae.files import json_object
+from lincae.interop.checked import Checked
 from lincae.machine import resolve_device
 
+STABLE_AUDIO = "stable-audio-vae"
 HUB = {
+    STABLE_AUDIO: "stabilityai/stable-audio-open-1.0",
     "encodec-24khz": "facebook/encodec_24khz",
     "encodec-32khz": "facebook/encodec_32khz",
     "encodec-48khz": "facebook/encodec_48khz",
@@ -32,210 +30,153 @@ HUB = {
     "dac-24khz": "descript/dac_24khz",
     "dac-44khz": "descript/dac_44khz",
 }
-STABLE_AUDIO = "stable-audio-vae"
-STABLE_AUDIO_HUB = "stabilityai/stable-audio-open-1.0"
-KINDS = {"encodec": "EncodecModel", "dac": "DacModel"}
-"""The model_type that a folder states, and its class of transformers."""
 OOBLECK = "AutoencoderOobleck"
+CLASSES = {
+    "encodec": ("transformers", "EncodecModel"),
+    "dac": ("transformers", "DacModel"),
+    OOBLECK: ("diffusers", OOBLECK),
+}
+"""What a folder calls its kind of model, and the library and the class that reads it."""
 
 
-class Codec:
+class HubCodec(Checked):
+    """An autoencoder of one of these libraries. A stereo model hears mono audio in both channels, and the
+    mean of both comes back. The whole signal goes through the network at once."""
+
+    def __init__(
+        self, network: nn.Module, name: str, n_channels: int, hop: int, latent_channels: int, device: Any
+    ):
+        """Raises ValueError for other than one or two channels."""
+        if n_channels not in (1, 2):
+            raise ValueError(f"{name} must have 1 or 2 audio channels, has {n_channels}")
+        super().__init__(network.config.sampling_rate, hop, latent_channels)
+        self.name = name
+        self.n_channels = n_channels
+        self.network = network.eval().to(resolve_device(device))
+
+    def _heard(self, audio: Tensor, more: int = 0) -> Tensor:
+        """Audio (B, T) in every channel, (B, n_channels, T'): T + `more` samples, filled to whole hops."""
+        n_samples = -(-(audio.shape[1] + more) // self.hop) * self.hop
+        padded = F.pad(audio, (0, n_samples - audio.shape[1]))
+        on_device = padded.to(self.network.device, self.network.dtype)
+        return on_device[:, None].expand(-1, self.n_channels, -1)
+
+
+class Codec(HubCodec):
     """An EnCodec or DAC model of transformers between its encoder and its quantiser.
 
-    - Length: silence fills the last hop (and one more, where the decoder gives a few samples less than whole
-      hops, as DAC at 24 kHz does); the whole signal goes through the network at once, where EnCodec at 48 kHz
-      was trained on seconds.
-    - Channels: a stereo model (EnCodec at 48 kHz) hears mono audio in both, and the mean of both comes back.
-    - Level: EnCodec at 48 kHz normalises the RMS of its input and sends the level beside its codes. Here it
-      hears audio as it is, since a level outside of the latents could not be scaled with them.
+    EnCodec at 48 kHz normalises the RMS of its input and sends the level beside its codes. Here it hears
+    audio as it is, since a level outside of the latents could not be scaled with them. Where a decoder gives
+    a few samples less than whole hops, as that of DAC at 24 kHz does, there is one frame more.
     """
 
-    def __init__(self, codec: torch.nn.Module, name: str, device: str | torch.device = "auto"):
+    def __init__(self, codec: nn.Module, name: str, device: str | torch.device = "auto"):
         """`codec`: an `EncodecModel` or `DacModel`. ValueError for others, and for more than two channels."""
-        if getattr(codec.config, "model_type", None) not in KINDS:
-            raise ValueError(f"{name} is a {type(codec).__name__}: needs one of {', '.join(KINDS.values())}")
-        self.n_channels = _mono_or_stereo(getattr(codec.config, "audio_channels", 1), name)
-        self.name = name
-        self.device = resolve_device(device)
-        self.codec = codec.eval().to(self.device)
-        self.sample_rate = codec.config.sampling_rate
-        self.hop = codec.config.hop_length
-        self.latent_rate = self.sample_rate / self.hop
-        self.latent_channels = codec.config.hidden_size
+        config = codec.config
+        if getattr(config, "model_type", None) not in CLASSES:
+            raise ValueError(f"{name} is a {type(codec).__name__}: needs one of EncodecModel, DacModel")
+        n_channels = getattr(config, "audio_channels", 1)
+        super().__init__(codec, name, n_channels, config.hop_length, config.hidden_size, device)
+        frames = torch.zeros(1, self.latent_channels, 8, device=codec.device, dtype=codec.dtype)
         with torch.no_grad():
-            frames = torch.zeros(1, self.latent_channels, 8, device=self.device, dtype=codec.dtype)
-            self._lacking = max(0, 8 * self.hop - self.codec.decoder(frames).shape[-1])
+            self._lacking = max(0, 8 * self.hop - codec.decoder(frames).shape[-1])
 
     @torch.no_grad()
-    def encode(self, audio: Tensor) -> Tensor:
-        """Audio (B, T) to latents (B, C, ceil((T + lacking) / hop)), `lacking` being what the decoder gives
-        less than whole hops. Raises as `check_audio`."""
-        audio = check_audio(audio).to(self.device, self.codec.dtype)
-        padded = F.pad(audio, (0, self._lacking))
-        return self.codec.encoder(_whole_hops(padded, self.hop, self.n_channels)).float()
+    def _latents_of(self, audio: Tensor) -> Tensor:
+        return self.network.encoder(self._heard(audio, self._lacking)).float()
 
     @torch.no_grad()
-    def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
-        """Latents (B, C, L) to audio (B, length), all that they hold by default.
-
-        Raises ValueError for another shape, non-finite latents, and a length that they do not hold.
-        """
-        check_latents(z, self.latent_channels, name=f"latents of {self.name}")
-        audio = self.codec.decoder(z.to(self.device, self.codec.dtype)).float().mean(1)
-        return audio[:, : held_length(length, audio.shape[1], z)]
+    def _audio_of(self, z: Tensor, seed: int) -> Tensor:
+        return self.network.decoder(z.to(self.network.device, self.network.dtype)).float().mean(1)
 
     def fingerprint(self) -> str:
         """A sha256 (hex) of the encoder's and decoder's weights and of the settings they were built with."""
         # What differs from the defaults of transformers: new settings of later versions change nothing.
-        settings = self.codec.config.to_diff_dict()
+        settings = self.network.config.to_diff_dict()
         for key in ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"):
             settings.pop(key, None)
         settings |= {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate}
-        state = self.codec.state_dict()
+        state = self.network.state_dict()
         used = {key: value for key, value in state.items() if key.startswith(("encoder.", "decoder."))}
-        return content_fingerprint(type(self.codec).__name__, settings, used)
+        return content_fingerprint(type(self.network).__name__, settings, used)
 
 
-class Oobleck:
-    """Stable Audio Open's VAE, through diffusers: latents are the mode of the posterior.
+class Oobleck(HubCodec):
+    """Stable Audio Open's VAE, a diffusers `AutoencoderOobleck`. The paper kept its first channel alone."""
 
-    A stereo model hears mono audio in both channels. The whole signal goes through the network at once.
-    """
-
-    def __init__(self, vae: torch.nn.Module, name: str = STABLE_AUDIO, device: str | torch.device = "auto"):
-        """`vae`: a diffusers `AutoencoderOobleck`. Raises ValueError for other than one or two channels."""
-        self.n_channels = _mono_or_stereo(vae.config.audio_channels, name)
-        self.name = name
-        self.vae = vae.eval().to(resolve_device(device))
-        self.sample_rate = vae.config.sampling_rate
-        self.hop = vae.hop_length
-        self.latent_rate = self.sample_rate / self.hop
-
-    @classmethod
-    def load(
-        cls,
-        source: str | Path = STABLE_AUDIO_HUB,
-        subfolder: str = "vae",
-        device: str | torch.device = "auto",
-    ) -> "Oobleck":
-        """From the hub (which asks for a login and the licence's acceptance), or from a local folder that
-        holds the VAE itself or has it in `subfolder`.
-
-        Raises ImportError without diffusers; OSError where files are missing, unreadable or not to be had;
-        ValueError for tensors that are missing, unknown or misshapen.
-        """
-        try:
-            from diffusers import AutoencoderOobleck
-        except ImportError as error:
-            message = "Stable Audio's VAE needs diffusers: pip install 'lincae[baselines]'"
-            raise ImportError(message) from error
-        device = resolve_device(device)
-        folder = Path(source)
-        is_vae = folder.is_dir() and not (folder / subfolder).is_dir()
-        options = {"output_loading_info": True, "low_cpu_mem_usage": False, "torch_dtype": torch.float32}
-        try:
-            with fetching(source), warnings.catch_warnings():
-                # diffusers uses torch's old weight_norm.
-                warnings.simplefilter("ignore", FutureWarning)
-                vae, report = AutoencoderOobleck.from_pretrained(
-                    str(source), subfolder=None if is_vae else subfolder, use_safetensors=True, **options
-                )
-        except RuntimeError as error:
-            raise ValueError(f"{source} does not fit {OOBLECK}: {error}") from error
-        check_report(str(source), OOBLECK, report)
-        return cls(vae, device=device)
+    def __init__(self, vae: nn.Module, name: str = STABLE_AUDIO, device: str | torch.device = "auto"):
+        config = vae.config
+        sizes = (config.audio_channels, vae.hop_length, config.decoder_input_channels)
+        super().__init__(vae, name, *sizes, device)
 
     @torch.no_grad()
-    def encode(self, audio: Tensor) -> Tensor:
-        """Audio (B, T) to latents (B, C, ceil(T / hop)) on the model's device; silence fills the last hop.
-
-        Raises as `check_audio`.
-        """
-        audio = check_audio(audio).to(self.vae.device, self.vae.dtype)
-        return self.vae.encode(_whole_hops(audio, self.hop, self.n_channels)).latent_dist.mode().float()
+    def _latents_of(self, audio: Tensor) -> Tensor:
+        return self.network.encode(self._heard(audio)).latent_dist.mode().float()
 
     @torch.no_grad()
-    def decode(self, z: Tensor, length: int | None = None, seed: int = 0) -> Tensor:
-        """Latents (B, C, L) to audio (B, length), L * hop by default: the mean of the two channels (the paper
-        of Lin-CAE kept the first alone).
-
-        Raises ValueError for another shape, non-finite latents, and a length outside 1..L * hop.
-        """
-        check_latents(z, self.vae.config.decoder_input_channels, name=f"latents of {self.name}")
-        length = held_length(length, z.shape[2] * self.hop, z)
-        audio = self.vae.decode(z.to(self.vae.device, self.vae.dtype)).sample
-        return audio.float().mean(1)[:, :length]
+    def _audio_of(self, z: Tensor, seed: int) -> Tensor:
+        return self.network.decode(z.to(self.network.device, self.network.dtype)).sample.float().mean(1)
 
     def fingerprint(self) -> str:
         settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate, "hop": self.hop}
-        return content_fingerprint(type(self.vae).__name__, settings, self.vae.state_dict())
-
-
-def _mono_or_stereo(n_channels: int, name: str) -> int:
-    if n_channels not in (1, 2):
-        raise ValueError(f"{name} must have 1 or 2 audio channels, has {n_channels}")
-    return n_channels
-
-
-def _whole_hops(audio: Tensor, hop: int, n_channels: int) -> Tensor:
-    """Mono audio (B, T), filled with silence to whole hops, in every channel: (B, n_channels, T')."""
-    padded = F.pad(audio, (0, -audio.shape[1] % hop))
-    return padded[:, None].expand(-1, n_channels, -1)
+        return content_fingerprint(type(self.network).__name__, settings, self.network.state_dict())
 
 
 # ---------------------------------------------------------------- files
 
 
-def codec_kind(folder: str | Path) -> str | None:
-    """What a local folder holds: "encodec", "dac", OOBLECK (itself or in its folder `vae`), or None."""
-    for path in (Path(folder) / "config.json", Path(folder) / "vae" / "config.json"):
-        if not path.is_file():
-            continue
-        try:
-            config = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        kind = config.get("model_type", config.get("_class_name")) if isinstance(config, dict) else None
-        if kind in KINDS or kind == OOBLECK:
-            return kind
+def codec_kind(name_or_folder: str | Path) -> str | None:
+    """The one of CLASSES that a name of HUB stands for, or that a local folder holds, itself or in its folder
+    `vae`; else None. Raises ValueError for a damaged configuration."""
+    name = str(name_or_folder)
+    if name in HUB:
+        return OOBLECK if name == STABLE_AUDIO else name.split("-")[0]
+    for path in (Path(name) / CONFIG, Path(name) / "vae" / CONFIG):
+        if path.is_file():
+            config = json_object(path.read_bytes(), path)
+            kind = config.get("model_type", config.get("_class_name"))
+            if kind in CLASSES:
+                return kind
     return None
 
 
-def load_codec(name_or_folder: str | Path, device: str | torch.device = "auto") -> Codec | Oobleck:
-    """One of HUB, STABLE_AUDIO, or a local folder that `codec_kind` knows.
+def load_codec(name_or_folder: str | Path, device: str | torch.device = "auto") -> HubCodec:
+    """One of HUB (Stable Audio's asks for a login and the licence's acceptance), or a local folder that
+    `codec_kind` knows.
 
-    Raises ImportError without transformers (diffusers); OSError where files are missing or not to be had;
+    Raises ImportError without transformers or diffusers; OSError where files are missing or not to be had;
     ValueError for another name or folder, a damaged file, and for tensors of encoder or decoder that are
     missing, unknown or misshapen.
     """
     name = str(name_or_folder)
-    device = resolve_device(device)
-    if name == STABLE_AUDIO:
-        return Oobleck.load(device=device)
-    kind = name.split("-")[0] if name in HUB else codec_kind(name_or_folder)
-    if kind is None:
-        raise ValueError(
-            f"{name} is no folder of {', '.join(KINDS)} or {OOBLECK}: choose from {', '.join(HUB)}"
-        )
-    if kind == OOBLECK:
-        model = Oobleck.load(name_or_folder, device=device)
-        model.name = Path(name).name
-        return model
-
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("EnCodec and DAC need transformers: pip install 'lincae[baselines]'") from error
     source = HUB.get(name, name)
-    with fetching(source):
-        codec, report = getattr(transformers, KINDS[kind]).from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
-        )
-    check_report(source, KINDS[kind], report)
-    return Codec(codec, name if name in HUB else Path(name).name, device)
+    kind = codec_kind(name)
+    if kind is None:
+        raise ValueError(f"{name} is no folder of {', '.join(CLASSES)}: choose from {', '.join(HUB)}")
+    device = resolve_device(device)
+
+    library, class_name = CLASSES[kind]
+    try:
+        model_class = getattr(importlib.import_module(library), class_name)
+    except ImportError as error:
+        raise ImportError(f"{name} needs {library}: pip install 'lincae[baselines]'") from error
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True}
+    if kind == OOBLECK:
+        in_subfolder = name in HUB or (Path(name) / "vae").is_dir()
+        options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, "use_safetensors": True}
+        options["subfolder"] = "vae" if in_subfolder else None
+    try:
+        with fetching(source), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers uses torch's old weight_norm
+            network, report = model_class.from_pretrained(source, output_loading_info=True, **options)
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit {class_name}: {error}") from error
+    check_report(source, class_name, report)
+    wrapper = Oobleck if kind == OOBLECK else Codec
+    return wrapper(network, name if name in HUB else Path(name).name, device)
 
 
-def check_report(source: str, kind: str, report: Mapping[str, Any]) -> None:
+def check_report(source: str, class_name: str, report: Mapping[str, Any]) -> None:
     """ValueError for tensors of encoder or decoder that did not fit; the quantiser is not used."""
     problems = {"missing": "missing_keys", "unknown": "unexpected_keys", "misshapen": "mismatched_keys"}
     found = []
@@ -245,4 +186,4 @@ def check_report(source: str, kind: str, report: Mapping[str, Any]) -> None:
         if names:
             found.append(f"{problem} {', '.join(names[:3])}")
     if found:
-        raise ValueError(f"{source} does not fit {kind}: {'; '.join(found)}")
+        raise ValueError(f"{source} does not fit {class_name}: {'; '.join(found)}")

@@ -1,9 +1,8 @@
 """What a function or an object is made of, as a hash: its code, and the values that the code uses.
 
-This tells two encoders apart that were written differently or hold other weights or numbers. It looks at
-what Python shows: the code of functions, their defaults, the variables of enclosing functions and the global
-names that they use, the weights and attributes of modules and objects. Code of installed packages counts by
-its name and version. What an extension keeps out of Python's sight has no content that can be told.
+It looks at what Python shows: the code of functions, their defaults, the variables of enclosing functions and
+the global names that they use, the weights and attributes of modules and objects. Code of installed packages
+counts by its name and version. What an extension keeps out of Python's sight cannot be told.
 """
 
 import dis

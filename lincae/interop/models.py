@@ -7,17 +7,19 @@ model = load("lin-cae")            # the authors' weights, from the hub
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from lincae.autoencoder import Autoencoder
 from lincae.bypass.model import BypassAutoencoder
 from lincae.checkpoints import BUNDLED, WEIGHTS, fetching, kind_of
 from lincae.interface import AutoencoderLike
-from lincae.interop.bundled import check_hash, require_bundled
-from lincae.interop.codecs import HUB, STABLE_AUDIO, codec_kind, load_codec
-from lincae.interop.linear import EXAMPLES, is_linear_reference, load_linear_reference
+from lincae.interop.bundled import check_hash
+from lincae.interop.codecs import HUB, codec_kind, load_codec
 from lincae.interop.official import load_official, official_files
-from lincae.interop.references import REFERENCES
+from lincae.interop.references import EXAMPLES, REFERENCES, reference
 from lincae.machine import resolve_device
 from lincae.vae.model import SpectralVae
 
@@ -25,14 +27,24 @@ OWN = {kind.kind: kind for kind in (Autoencoder, SpectralVae, BypassAutoencoder)
 LIN_CAE_HUB = "BernardoTorres/linear_consistency_autoencoders"
 # Folder in the hub repository, and the factor that gives latents of MUSDB18 unit standard deviation.
 LIN_CAE = {"lin-cae": ("0a3afbec", 33.0), "lin-cae-2": ("2f4c6d21", 40.0), "m2l": ("1511f18a", 15.0)}
+HUB_ADDRESS = "https://huggingface.co"
 MUSIC2LATENT = "music2latent"
 MUSIC2LATENT_HUB = "SonyCSLParis/music2latent"
 
 
+def sources() -> dict[str, str]:
+    """What `load` knows by name, and where each comes from: released models, references (those of EXAMPLES at
+    other rates as well, with another number), codecs, then the bundled checkpoints."""
+    places = dict.fromkeys(LIN_CAE, f"{HUB_ADDRESS}/{LIN_CAE_HUB}")
+    places[MUSIC2LATENT] = f"{HUB_ADDRESS}/{MUSIC2LATENT_HUB}"
+    places |= dict.fromkeys((*REFERENCES, *EXAMPLES), "computed, not trained")
+    places |= {name: f"{HUB_ADDRESS}/{repository}" for name, repository in HUB.items()}
+    return places | {name: str(BUNDLED / name) for name in listed("bundled")}
+
+
 def names() -> list[str]:
-    """What `load` knows by name: released models, references (the linear ones at the rate of the study;
-    others have another number), codecs, then the bundled checkpoints."""
-    return [*LIN_CAE, MUSIC2LATENT, STABLE_AUDIO, *REFERENCES, *EXAMPLES, *HUB, *listed("bundled")]
+    """What `load` knows by name."""
+    return list(sources())
 
 
 def listed(models: str | Sequence[str]) -> list[str]:
@@ -52,58 +64,57 @@ def load(
     checkpoint: str = "last",
     latent_scale: float | None = None,
 ) -> AutoencoderLike:
-    """A model by one of `names()`, or from a folder or file of either family, ready to use on `device`: an
-    `Autoencoder` or, where the checkpoint says so, a `SpectralVae` or a `BypassAutoencoder`; "stft" and
-    "tanh" are what
-    `lincae.interop.references` describes, "resample-32x", "resample+noise-32x" and "pca-32x", at this or
-    another rate, what `lincae.interop.linear` does; EnCodec, DAC and Stable Audio's VAE ("encodec-24khz",
-    "dac-44khz", ...) what `lincae.interop.codecs` does.
+    """A model by one of `names()`, or from a folder or file, ready to use on `device`.
 
-    Folders: what `save` of either wrote; what diffusers or transformers saved (AutoencoderOobleck,
-    EncodecModel, DacModel); or the four official files, named as on the hub
-    (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`, ...) or as the
-    official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...). Files:
-    `music2latent.pt`, or another state dict of such a network at 44.1 kHz, also in a Lightning checkpoint
-    (whose EMA weights are taken).
+    Folders: what `save` of a model wrote (an `Autoencoder`, a `SpectralVae` or a `BypassAutoencoder`); what
+    diffusers or transformers saved (AutoencoderOobleck, EncodecModel, DacModel); or the four official files,
+    named as on the hub (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`,
+    ...) or as the official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...).
+    Files: `music2latent.pt`, or another state dict of such a network at 44.1 kHz, also in a Lightning
+    checkpoint (whose EMA weights are taken).
 
     `latent_scale`: factor of the public latents. None is the released models' own (33, 40, 15 and 1 / 0.06);
     official files do not hold it, so for a folder or file of Lin-CAE None is 1, as in the official code.
 
     Raises ValueError for an unknown name (listing the known ones), a bundled file that is not the one of its
     card, settings that this network does not have and tensors that do not fit; FileNotFoundError for missing
-    files; OSError for what the hub does not give; ImportError without pyyaml, diffusers or transformers.
+    files; OSError for what the hub does not give; ImportError without diffusers or transformers.
     """
     name = str(name_or_path)
     path = Path(name_or_path)
-    bundled = not (path / WEIGHTS).is_file() and (BUNDLED / name / WEIGHTS).is_file()
-    own = bundled or (path / WEIGHTS).is_file()
-    codec = name in HUB or name == STABLE_AUDIO or (path.is_dir() and codec_kind(path) is not None)
-    reference = name in REFERENCES or is_linear_reference(name)
-    if latent_scale is not None and (codec or own or reference):
-        reason = "holds its own latent scale" if own else "has no latent scale"
-        raise ValueError(f"{name} {reason}; the argument is for official files")
-
     device = resolve_device(device)
     if name in LIN_CAE or name == MUSIC2LATENT:
         return _released(name, checkpoint, latent_scale).to(device)
-    if reference:
-        return REFERENCES[name]() if name in REFERENCES else load_linear_reference(name)
-    if codec:
-        return load_codec(name, device)
+
+    bundled = not (path / WEIGHTS).is_file() and (BUNDLED / name / WEIGHTS).is_file()
+    folder = BUNDLED / name if bundled else path
+    make = reference(name)
+    if make is None and codec_kind(name):
+        make = partial(load_codec, name, device)
+    elif make is None and (folder / WEIGHTS).is_file():
+        make = partial(_own, folder, bundled, device)
+    if make is not None:
+        if latent_scale is not None:
+            raise ValueError(f"{name} takes no latent scale: the argument is for official files")
+        return make()
+
     if path.is_file():
         return load_official(path.stem, name, [path], latent_scale).to(device)
-    if own:
-        folder = BUNDLED / name if bundled else path
-        if bundled:
-            check_hash(folder / WEIGHTS)
-        return OWN[kind_of(folder / WEIGHTS, OWN)].load(folder, device)
     if path.is_dir():
         return load_official(path.name, name, _files_in(path, checkpoint), latent_scale).to(device)
-    require_bundled()
+    if not BUNDLED.is_dir():
+        fix = "reinstall it or run from a clone of its repository"
+        raise FileNotFoundError(f"this lincae has no bundled checkpoints, {BUNDLED} does not exist: {fix}")
     raise ValueError(
         f"unknown model {name!r}: choose from {', '.join(names())}, or give the path of a checkpoint"
         " (Autoencoder.load takes the ids of hub repositories)"
     )
+
+
+def _own(folder: Path, bundled: bool, device: torch.device) -> AutoencoderLike:
+    if bundled:
+        check_hash(folder / WEIGHTS)
+    return OWN[kind_of(folder / WEIGHTS, OWN)].load(folder, device)
 
 
 def _released(name: str, checkpoint: str, latent_scale: float | None) -> Autoencoder:
@@ -124,13 +135,11 @@ def _fetch(repository: str, file: str) -> Path:
 
 
 def _files_in(folder: Path, checkpoint: str) -> list[Path]:
-    layouts = [[folder / file for file in official_files(key)] for key in (checkpoint, None)]
-    for files in layouts:
-        missing = [file.name for file in files if not file.is_file()]
-        if not files[0].is_file():
-            continue
-        if missing:
-            raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
-        return files
-    weights = f"{layouts[0][0].name} nor {layouts[1][0].name}"
-    raise FileNotFoundError(f"{folder} holds neither {WEIGHTS}, {weights}")
+    on_hub, trained = official_files(checkpoint), official_files(None)
+    for files in (on_hub, trained):
+        if (folder / files[0]).is_file():
+            missing = [file for file in files if not (folder / file).is_file()]
+            if missing:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
+            return [folder / file for file in files]
+    raise FileNotFoundError(f"{folder} holds neither {WEIGHTS}, {on_hub[0]} nor {trained[0]}")

@@ -1,13 +1,13 @@
 """The official code's checkpoints: weights whose layers it numbers in its own way, and YAML arguments.
 
 An official state dict numbers the layers through all levels (`down_layers.17.conv1.weight`); `key_map` is the
-exact translation, in both directions. Files are read with `weights_only=True`, and strictly: no tensor may be
-missing, left over or misshapen.
+exact translation, in both directions. Files are read strictly: no tensor may be missing, left over or
+misshapen.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from lincae.autoencoder import Autoencoder, AutoencoderConfig
-from lincae.checkpoints import load_strictly
-from lincae.consistency import NoiseConfig
+from lincae.checkpoints import from_dict, load_strictly
 from lincae.files import atomic_write
 from lincae.interop.pickles import read_pickle
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
-from lincae.transform import OVERLAP, TransformConfig
 
 MUSIC2LATENT_SCALE = 1 / 0.06
 KINDS = ("frontend", "generator", "diffusion")
@@ -39,13 +37,13 @@ def load_official(name: str, source: str, files: list[Path], latent_scale: float
     """A model from official weights and, where given, the three files of arguments.
 
     `latent_scale`: None is what the format of the weights implies. Raises ValueError for settings that this
-    network does not have and for tensors that do not fit; ImportError without pyyaml.
+    network does not have and for tensors that do not fit.
     """
     weights, *texts = files
     state, window, scale = _read_state(weights)
     arguments = {kind: _read_arguments(path) for kind, path in zip(KINDS, texts, strict=False)}
     try:
-        config = _config(state, arguments)
+        config = _config(state, arguments, source)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{source} does not describe a network of this kind: {error}") from error
     config = replace(config, latent_scale=scale if latent_scale is None else latent_scale)
@@ -63,10 +61,11 @@ def load_official(name: str, source: str, files: list[Path], latent_scale: float
 def export_official(model: Autoencoder, folder: str | Path, checkpoint: str = "last") -> Path:
     """Write the four files that the official code builds its `Autoencoder` from; returns the folder.
 
-    They have no place for the latent scale (the official code looks it up by name: give it to the official
-    constructor as `scale_factor`), nor for `pad_edges` (the official code does not pad). Raises ValueError
-    for attention with other than 4 heads, which the official encoder cannot have.
+    They have no place for the latent scale (the official constructor takes it as `scale_factor`), nor for
+    `pad_edges`. Raises ValueError for attention with other than 4 heads, which the official encoder has.
     """
+    import yaml
+
     network = model.config.network
     if network.heads != 4 and any(network.attention):
         raise ValueError(f"the official encoder has 4 attention heads, {model.name} has {network.heads}")
@@ -78,7 +77,7 @@ def export_official(model: Autoencoder, folder: str | Path, checkpoint: str = "l
     weights, *texts = (folder / file for file in official_files(checkpoint))
     for path, values in zip(texts, official_arguments(model.config).values(), strict=True):
         with atomic_write(path) as file:
-            file.write(_yaml().safe_dump(values, sort_keys=False).encode())
+            file.write(yaml.safe_dump(values, sort_keys=False).encode())
     with atomic_write(weights) as file:
         torch.save(state, file)
     return folder
@@ -133,11 +132,8 @@ def key_map(config: NetworkConfig) -> dict[str, str]:
 
 
 def _numbered_modules(config: NetworkConfig) -> dict[str, str]:
-    """Ours -> official, the modules that the official side numbers.
-
-    It numbers those of a path through its levels: each level's blocks (in the U-Net each behind its 1x1
-    projection), then its change of resolution. Downward paths begin at the finest level.
-    """
+    """Ours -> official, the modules that the official side numbers along a path through its levels: each
+    level's blocks (in the U-Net each behind its 1x1 projection), then its change of resolution."""
     modules = {}
     for b in range(config.bottleneck_blocks):
         modules[f"encoder.bottleneck.{b}."] = f"encoder.bottleneck_layers.{b + 1}."
@@ -203,12 +199,11 @@ def official_arguments(config: AutoencoderConfig) -> dict[str, dict[str, Any]]:
     """Constructor arguments of the official frontend, generator and diffusion for this configuration."""
     network = config.network
     transform = config.transform
-    noise = config.noise
     attention = [int(flag) for flag in network.attention]
-    levels = {"sigma_min": noise.sigma_min, "sigma_max": noise.sigma_max, "sigma_data": noise.sigma_data}
+    levels = {key: value for key, value in asdict(config.noise).items() if key != "rho"}
     frontend = {
         "hop_size": transform.hop,
-        "n_fft_factor": OVERLAP,
+        "n_fft_factor": transform.window // transform.hop,
         "sample_rate": config.sample_rate,
         "alpha_rescale": transform.alpha,
         "beta_rescale": transform.beta,
@@ -227,7 +222,7 @@ def official_arguments(config: AutoencoderConfig) -> dict[str, dict[str, Any]]:
         "bottleneck_channels": network.latent_channels,
         "cond_channels": network.noise_channels,
     }
-    diffusion = {**levels, "rho": noise.rho}
+    diffusion = levels | {"rho": config.noise.rho}
     return {"frontend": frontend, "generator": generator | FIXED | levels, "diffusion": diffusion}
 
 
@@ -267,16 +262,15 @@ def _blocks_per_level(state: Mapping[str, Tensor], path: str) -> list[int]:
             return blocks
 
 
-def _config(state: Mapping[str, Tensor], arguments: Mapping[str, Mapping]) -> AutoencoderConfig:
+def _config(state: Mapping[str, Tensor], arguments: Mapping[str, Mapping], where: str) -> AutoencoderConfig:
     frontend = arguments.get("frontend", MUSIC2LATENT_FRONTEND)
-    hop = state["encoder.gain.scale"].shape[2] // 2
-    noise = {k: v for k, v in arguments.get("diffusion", {}).items() if k not in WITHOUT_EFFECT}
-    return AutoencoderConfig(
-        sample_rate=frontend["sample_rate"],
-        transform=TransformConfig(hop, frontend["alpha_rescale"], frontend["beta_rescale"]),
-        network=network_config(state, arguments.get("generator", {}).get("base_channels")),
-        noise=NoiseConfig(**noise),
-    )
+    transform = {"alpha": frontend["alpha_rescale"], "beta": frontend["beta_rescale"]}
+    transform["hop"] = state["encoder.gain.scale"].shape[2] // 2
+    diffusion = arguments.get("diffusion", {})
+    noise = {key: value for key, value in diffusion.items() if key not in WITHOUT_EFFECT}
+    settings = {"sample_rate": frontend["sample_rate"], "transform": transform, "noise": noise}
+    network = network_config(state, arguments.get("generator", {}).get("base_channels"))
+    return replace(from_dict(AutoencoderConfig, settings, where), network=network)
 
 
 def _check_arguments(given: Mapping[str, Any], supported: Mapping[str, Any], path: Path) -> None:
@@ -289,16 +283,9 @@ def _check_arguments(given: Mapping[str, Any], supported: Mapping[str, Any], pat
 # ---------------------------------------------------------------- reading files
 
 
-def _yaml():
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError("official checkpoints describe themselves in YAML: pip install pyyaml") from error
-    return yaml
-
-
 def _read_arguments(path: Path) -> dict[str, Any]:
-    yaml = _yaml()
+    import yaml
+
     try:
         arguments = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

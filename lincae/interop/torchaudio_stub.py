@@ -14,10 +14,9 @@ def ensure_torchaudio() -> None:
 
     Must run before the first of these imports; imports none of them, nor torch.
     """
-    # PyPI's torchaudio links to CUDA libraries. Beside a CPU-only torch, loading its extension raises
-    # OSError: `import torchaudio` fails, and with it transformers and diffusers, which import it.
-    # Resampling and mel filter banks are plain torch and need no extension. The stub mirrors what torchaudio
-    # 2.9-2.11 take from torchaudio._extension, which is private: hence the version pin.
+    # PyPI's torchaudio links to CUDA libraries: beside a CPU-only torch its import fails, though resampling
+    # and mel filters are plain torch. The stub mirrors what torchaudio 2.9-2.11 take from their extension,
+    # which is private: hence the version pin.
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -49,8 +48,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def _refuse(function):
     def refused(*args, **kwargs):
-        raise RuntimeError(
-            f"{function.__name__} needs torchaudio's compiled extension, which cannot be loaded here"
-        )
+        raise RuntimeError(f"{function.__name__} needs torchaudio's compiled extension")
 
     return refused

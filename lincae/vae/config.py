@@ -1,6 +1,7 @@
 """Configuration of the spectral VAE and of its training."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from lincae.interface import check_fields
 from lincae.linearity import VARIANTS, LinearityConfig
@@ -21,16 +22,14 @@ class VaeNetworkConfig:
     kernel: int = 7
     norm_frames: int = 64
 
+    time_factor: ClassVar[int] = 1
+    """Spectrogram frames per latent frame."""
+
     def __post_init__(self):
         check_fields(self)
         sizes = (self.latent_channels, self.channels, self.hidden, self.kernel, self.norm_frames)
         if min(sizes) < 1 or self.blocks < 0 or self.kernel % 2 == 0:
             raise ValueError(f"need positive sizes and an odd kernel, got {self}")
-
-    @property
-    def time_factor(self) -> int:
-        """Spectrogram frames per latent frame: the blocks run at the frame rate."""
-        return 1
 
     @property
     def reach(self) -> int:

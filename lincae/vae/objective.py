@@ -90,11 +90,8 @@ class ReconstructionLoss(nn.Module):
         super().__init__()
         self.config = config
         give_numba_a_cache()
-        try:
-            import librosa  # noqa: F401 (auraloss only prints that it lacks it)
-            from auraloss.freq import STFTLoss
-        except ImportError as error:
-            raise ImportError("a spectral VAE trains with auraloss: pip install auraloss librosa") from error
+        import librosa  # noqa: F401 (auraloss only prints that it lacks it)
+        from auraloss.freq import STFTLoss
 
         class MagnitudeLoss(STFTLoss):
             def stft(self, x: Tensor) -> tuple[Tensor, None]:
