@@ -97,7 +97,7 @@ def test_a_sound_goes_through_and_pages_find_their_files(installed, tmp_path):
     assert soundfile.info(tmp_path / "again.wav").frames == 16000
     assert (tmp_path / "page" / "index.html").stat().st_size > 50_000
 
-    code = "from lincae.listening import desk, controls; print(len(controls.asset('player.js')))"
+    code = "from lincae.listening import asset, desk; print(len(asset('player.js')))"
     assert int(run(programs / "python", "-c", code, cwd=tmp_path).stdout) > 1000
 
 

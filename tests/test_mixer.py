@@ -43,19 +43,17 @@ def test_amplitudes(strips, expected):
     assert amplitudes(strips, -20.0)[0].tolist() == pytest.approx([x / 10 for x in expected], abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("position", "left", "right"),
-    [(-1.0, math.sqrt(2), 0.0), (1.0, 0.0, math.sqrt(2)), (0.5, 0.5411961, 1.3065630)],
-)
-def test_pan_keeps_the_power(position, left, right):
-    factors = amplitudes([Strip(pan=position), Strip()])
-    assert factors[:, 0].tolist() == pytest.approx([left, right], abs=1e-6)
-    assert factors[:, 1].tolist() == [1.0, 1.0]
-    assert factors[:, 0].square().sum().item() == pytest.approx(2)
-
-
-def test_a_stem_that_is_off_needs_no_second_channel():
-    assert len(amplitudes([Strip(pan=1.0, mute=True), Strip()])) == 1
+def test_pan_keeps_the_power():
+    for position, left, right in (
+        (-1.0, math.sqrt(2), 0.0),
+        (1.0, 0.0, math.sqrt(2)),
+        (0.5, 0.5411961, 1.306563),
+    ):
+        factors = amplitudes([Strip(pan=position), Strip()])
+        assert factors[:, 0].tolist() == pytest.approx([left, right], abs=1e-6)
+        assert factors[:, 1].tolist() == [1.0, 1.0]
+    off = Strip(pan=1.0, mute=True)
+    assert len(amplitudes([off, Strip()])) == 1  # which needs no second channel
 
 
 # ---------------------------------------------------------------- the linear reference
@@ -64,18 +62,12 @@ def test_a_stem_that_is_off_needs_no_second_channel():
 def test_latent_mix_is_the_hand_computation(stems):
     """On the exactly linear autoencoder, whatever the faders do."""
     strips = [Strip(-3.5, pan=-0.4), Strip(2.0, inverted=True), Strip(mute=True), OFF]
-    gains = [10 ** (-3.5 / 20), -(10 ** (2.0 / 20))]
     angle = 0.6 * math.pi / 4
-    by_hand = torch.stack(
-        [
-            math.sqrt(2) * side(angle) * gains[0] * stems[0] + gains[1] * stems[1]
-            for side in (math.cos, math.sin)
-        ]
-    )
+    sides = math.sqrt(2) * torch.tensor([[math.cos(angle)], [math.sin(angle)]])
+    by_hand = 10 ** (-3.5 / 20) * sides * stems[0] - 10 ** (2.0 / 20) * stems[1]
     mixer = Mixer(Linear(), stems)
-    torch.testing.assert_close(mixer.latent_mix(strips), by_hand, atol=1e-6, rtol=0)
-    torch.testing.assert_close(mixer.waveform_mix(strips), by_hand, atol=1e-6, rtol=0)
-    torch.testing.assert_close(mixer.decoded_mix(strips), by_hand, atol=1e-6, rtol=0)
+    for mix in (mixer.latent_mix, mixer.waveform_mix, mixer.decoded_mix):
+        torch.testing.assert_close(mix(strips), by_hand, atol=1e-6, rtol=0)
 
 
 def test_one_fader_up_is_the_decoded_stem(stems):
@@ -87,7 +79,7 @@ def test_one_fader_up_is_the_decoded_stem(stems):
     assert torch.equal(mixer.decoded_stem(0), alone)
 
 
-def test_a_mix_is_decoded_once(stems):
+def test_a_mix_is_decoded_once(stems, monkeypatch):
     model = Linear()
     mixer = Mixer(model, stems)
     first = mixer.latent_mix([Strip()] * 4)
@@ -98,16 +90,14 @@ def test_a_mix_is_decoded_once(stems):
     mixer.latent_mix([Strip(pan=1.0), *[Strip()] * 3])  # left and right
     assert (model.encoded, model.decoded) == (4, 4)
 
-
-def test_old_mixes_are_forgotten(stems, monkeypatch):
-    monkeypatch.setattr(mixing, "MAX_CACHED", 2)
-    model = Linear()
+    monkeypatch.setattr(mixing, "MAX_CACHED", 4)
     mixer = Mixer(model, stems)
-    for level_db in (0, -1, -2, 0):
-        mixer.latent_mix([Strip(level_db)] * 4)
-    assert model.decoded == 4
-    mixer.latent_mix([Strip(-2)] * 4)
-    assert model.decoded == 4
+    mixes = [mixer.latent_mix([Strip(level_db)] * 4) for level_db in (0, -1, -2, -3, -4)]
+    count = model.decoded
+    assert torch.equal(mixer.latent_mix([Strip(-4)] * 4), mixes[4])
+    assert model.decoded == count
+    assert torch.equal(mixer.latent_mix([Strip(0)] * 4), mixes[0])  # forgotten: made again
+    assert model.decoded == count + 1
 
 
 # ---------------------------------------------------------------- stems that a module places
@@ -133,11 +123,10 @@ def test_placed_stems_are_the_hand_computation(stems):
 def test_the_mean_of_the_channels_stays(stems):
     """By a module that keeps it: left and right of the mix have the mean of the same mix in the centre."""
     mixer = Mixer(Linear(), stems, module=Placer(Linear()))
-    placed = mixer.latent_mix([Strip(-6, image=1), Strip(image=1), Strip(), Strip(image=1)])
+    strips = [Strip(-6, image=1), Strip(image=1), Strip(), Strip(image=1)]
     centred = mixer.latent_mix([Strip(-6), Strip(), Strip(), Strip()])
-    torch.testing.assert_close(placed.mean(0, keepdim=True), centred, atol=1e-5, rtol=0)
-    waveforms = mixer.waveform_mix([Strip(-6, image=1), Strip(image=1), Strip(), Strip(image=1)])
-    torch.testing.assert_close(waveforms, centred.expand(2, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixer.latent_mix(strips).mean(0)[None], centred, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixer.waveform_mix(strips), centred.expand(2, -1), atol=1e-5, rtol=0)
 
 
 def test_a_placed_mix_is_two_decodes(stems):
@@ -158,38 +147,29 @@ def test_a_placed_mix_is_two_decodes(stems):
     assert module.runs == 5
 
 
-def test_another_module_places_anew(stems):
+def test_another_module_places_anew(stems, monkeypatch):
+    monkeypatch.setattr(mixing, "MAX_CACHED", 1)  # less than one mix needs: it is made again, not lost
     mixer = Mixer(Linear(), stems, module=Placer(Linear()))
     strips = [Strip(image=2)] * 4
     first = mixer.latent_mix(strips)
+    torch.testing.assert_close(first, mixer.decoded_mix(strips), atol=1e-5, rtol=0)
     mixer.place_by(Placer(Linear(), width=0.0))
     torch.testing.assert_close(mixer.latent_mix(strips), mixer.waveform_mix(strips), atol=1e-5, rtol=0)
     assert (mixer.latent_mix(strips) - first).abs().max() > 0.01
 
 
-def test_few_kept_sounds_are_enough(stems, monkeypatch):
-    """Where less is kept than one mix needs, it is made again, not lost."""
-    monkeypatch.setattr(mixing, "MAX_CACHED", 1)
-    mixer, strips = Mixer(Linear(), stems, module=Placer(Linear())), [Strip(image=2)] * 4
-    torch.testing.assert_close(mixer.latent_mix(strips), mixer.decoded_mix(strips), atol=1e-5, rtol=0)
-
-
 def test_modules_belong_to_the_model_whose_latents_they_know(tmp_path):
     """Not to one whose name ends alike, as the hub's "lin-cae" does with "desk/lin-cae"."""
     ours = NoisyDecoder()
-    for folder, model in (
-        ("noisy", ours),
-        ("deeper/down", ours),
-        ("stft", Linear()),
-        ("other/noisy", Linear()),
+    for path, model in (
+        ("noisy/stereo-left_right", ours),
+        ("deeper/down/stereo-mid_side", ours),
+        ("stft/stereo-left_right", Linear()),
+        ("other/noisy/stereo-left_right", Linear()),
     ):
-        name = "mid_side" if folder == "deeper/down" else "left_right"
-        Placer(model).save(tmp_path / folder / f"stereo-{name}.safetensors")
-    found = stereo_modules(ours, tmp_path)
-    assert {name: path.parent.name for name, path in found.items()} == {
-        "mid_side": "down",
-        "left_right": "noisy",
-    }
+        Placer(model).save(tmp_path / f"{path}.safetensors")
+    found = {name: path.parent.name for name, path in stereo_modules(ours, tmp_path).items()}
+    assert found == {"mid_side": "down", "left_right": "noisy"}
     assert stereo_modules(NoisyDecoder(), tmp_path / "nothing") == {}
 
     (tmp_path / "noisy" / "stereo-left_right.safetensors").write_bytes(b"no weights")
@@ -268,17 +248,15 @@ def test_stems_of_different_rates_and_lengths(tmp_path):
     torch.testing.assert_close(track.stems(44100, 0.25, 0.5), stems[:, 11025:33075])
 
 
-def test_files_that_are_no_audio(tmp_path):
-    (tmp_path / "notes.wav").write_text("not audio at all")
-    with pytest.raises(AudioFileError, match=r"notes\.wav: cannot be read as audio"):
-        stem_track([written(tmp_path, "a.wav", 1.0, 16000), tmp_path / "notes.wav"], "mine")
-
-
 def test_folders_of_stems(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder or audio file"):
+    with pytest.raises(FileNotFoundError, match="missing: no such folder or audio file"):
         stem_files(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match="holds no file"):
         stem_files(tmp_path)
+    (tmp_path / "notes.wav").write_text("not audio at all")
+    with pytest.raises(AudioFileError, match=r"notes\.wav: cannot be read as audio"):
+        stem_track([tmp_path / "notes.wav"], "mine")
+    (tmp_path / "notes.wav").unlink()
     for name in ("mixture.wav", "vocals.wav", "bass.wav"):
         written(tmp_path, name, 0.1, 8000)
     assert [path.name for path in stem_files(tmp_path)] == ["bass.wav", "vocals.wav"]

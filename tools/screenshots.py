@@ -18,14 +18,14 @@ def of_the_desk(chromium, address: str) -> None:
     visit = Watched(chromium, {"width": 1240, "height": 1000})
     page = visit.page
     page.goto(address, timeout=180_000)
-    ready = 'document.querySelector(".lincae-player")?.player.sounds.decoded'
-    page.wait_for_function(ready, timeout=180_000)
-    before = int(page.get_attribute(".lincae-player", "data-swaps"))
+    player = 'document.querySelector(".lincae-desk")?.player'
+    page.wait_for_function(f"{player}?.sounds.decoded", timeout=180_000)
+    before = page.evaluate(f"{player}.swaps")
     for index, text in enumerate(("-3", "-9", "0", "3")):
-        page.locator(".lc-db input").nth(index).fill(text)
-        page.locator(".lc-db input").nth(index).press("Enter")
-    page.wait_for_function(f'Number(document.querySelector(".lincae-player").dataset.swaps) >= {before + 2}')
-    page.evaluate('document.querySelector(".lincae-player").player.seek(2.2)')
+        page.locator(".lc-db").nth(index).fill(text)
+        page.locator(".lc-db").nth(index).press("Enter")
+    page.wait_for_function(f"{player}.swaps >= {before + 2}")
+    page.evaluate(f"{player}.seek(2.2)")
     page.wait_for_timeout(3000)
     page.locator(".lincae-desk").screenshot(path=FIGURES / "desk.png")
     page.set_viewport_size(PHONE | {"height": 1300})  # all of it at once

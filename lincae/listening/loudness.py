@@ -1,7 +1,6 @@
-"""How loud audio is and how far it peaks (ITU-R BS.1770-4), for listening only: no sample changes here.
+"""How loud audio (channels, T) is, and how far it peaks (ITU-R BS.1770-4, channels that count alike).
 
-Audio is (channels, T), one or two channels that count alike. Written here, since pyloudnorm 0.2 has no true
-peak.
+Written here, since pyloudnorm 0.2 has no true peak.
 """
 
 import math
@@ -33,7 +32,9 @@ def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
 
     Signals shorter than a block of 0.4 s are one block.
     """
-    weighted = k_weighted(_float64(audio), sample_rate)
+    weighted = _float64(audio)
+    for numerator, denominator in k_filters(sample_rate):
+        weighted = lfilter(numerator, denominator, weighted, axis=-1)
     size = min(round(BLOCK_S * sample_rate), weighted.shape[1])
     starts = range(0, weighted.shape[1] - size + 1, round(STEP_S * sample_rate))
     power = np.array([np.square(weighted[:, start : start + size]).mean(1).sum() for start in starts])
@@ -44,17 +45,9 @@ def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
     return OFFSET_LUFS + 10 * math.log10(loud[loud > _power(gate_lufs)].mean())
 
 
-def k_weighted(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Audio (channels, T) through the head and the high-pass filter of BS.1770-4 at any sample rate."""
-    for numerator, denominator in k_filters(sample_rate):
-        audio = lfilter(numerator, denominator, audio, axis=-1)
-    return audio
-
-
 def k_filters(sample_rate: int) -> list[tuple[list[float], list[float]]]:
-    """Coefficients of both filters: of the analogue ones whose bilinear transform at 48 kHz is the standard's
-    table (the derivation of libebur128).
-    """
+    """Numerators and denominators of the head and the high-pass filter at any sample rate: the analogue ones
+    whose bilinear transform at 48 kHz is the standard's table (the derivation of libebur128)."""
     q = 0.7071752369554196
     k = math.tan(math.pi * 1681.974450955533 / sample_rate)
     high = 10 ** (3.999843853973347 / 20)

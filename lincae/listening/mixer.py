@@ -1,35 +1,18 @@
 """The latent mixing desk without its widgets: faders on the latents of stems, one weighted sum, one decode.
 
-    mixer = Mixer(model, stems, ("drums", "bass", "other", "vocals"))  # (S, T) at model.sample_rate
-    audio = mixer.latent_mix([Strip(-6), Strip(mute=True), Strip(inverted=True), Strip(pan=0.5)])  # (2, T)
-
-For an exactly linear autoencoder `latent_mix` is `waveform_mix`; for others, their difference holds what the
-autoencoder loses. `decoded_mix`, the same mix of the decoded stems, has that loss too: what is between it and
-`latent_mix` is the error of linearity alone.
-
-Instead of by `pan`, a stem can be placed by a mono-to-stereo Re-Encoder M of the same autoencoder, in one of
-the stereo images that the module draws from its prior:
-
-    mixer = Mixer(model, stems, names, module=ReEncoder.load(stereo_modules(model)["left_right"]))
-    audio = mixer.latent_mix([Strip(-6, image=3), Strip(image=3), Strip(), Strip(pan=0.5)])  # (2, T)
-
-Stem i with image n has the latents (left_i, right_i) = M(Enc(stem_i), c_i), c_i being item i of the prior's
-conditions of seed n. They stand for the stereo sound Dec(left_i), Dec(right_i), of which the stem should be
-the mean; faders move it as they move a stem. Left of the mix is Dec(sum_i g_i left_i), right
-Dec(sum_i g_i right_i): two decodes whatever is placed, and the module runs once a stem and image.
-
-Stems are (S, T), mixes (channels, T): one channel, or left and right where a stem is panned or placed.
+mixer = Mixer(model, stems, ("drums", "bass", "other", "vocals"))  # (S, T) at model.sample_rate
+audio = mixer.latent_mix([Strip(-6), Strip(mute=True), Strip(inverted=True), Strip(pan=0.5)])  # (2, T)
 """
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lincae.checkpoints import BUNDLED, opened
 from lincae.data.audio import read_audio, resample
@@ -44,7 +27,7 @@ from lincae.reencoder.module import ReEncoder
 
 MAX_STEMS = 8
 MAX_CACHED = 64
-"""Decoded mixes, and latents and sounds of placed stems, that a mixer keeps."""
+"""Latents, decoded stems and decoded mixes that a mixer keeps, so many of each."""
 
 MODULES = BUNDLED / "reencoder"
 
@@ -85,10 +68,9 @@ def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
     placed = False
     factors = []
     for strip in strips:
-        sounds = not strip.mute and (strip.solo or not soloed)
-        level = amplitude(strip.gain_db + master_db) if sounds else 0.0
-        if strip.inverted:
-            level = -level
+        level = 0.0
+        if not strip.mute and (strip.solo or not soloed):
+            level = amplitude(strip.gain_db + master_db) * (-1 if strip.inverted else 1)
 
         sides = torch.ones(2, dtype=torch.float64)
         if strip.pan and level:  # in the centre exactly 1, where the square roots would only be nearly that
@@ -103,8 +85,16 @@ def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
 
 
 class Mixer:
-    """Stems of one length, their latents and the mixes decoded so far; each is computed once, when asked for.
-    A decode has the noise of `seed`, so equal settings are equal samples."""
+    """Stems of one length, their latents and mixes, each computed once, when asked for, with the noise of
+    `seed`. Mixes are (channels, T): one channel, or left and right where a stem is panned or placed.
+
+    For an exactly linear autoencoder `latent_mix` is `waveform_mix`. `decoded_mix`, the same mix of the
+    decoded stems, has what the autoencoder loses: from it to `latent_mix` is the error of linearity alone.
+
+    A mono-to-stereo Re-Encoder M of the same autoencoder, `module`, can place stems: stem i with image n has
+    the latents (left_i, right_i) = M(Enc(stem_i), c_i), c_i being item i of the prior's conditions of seed n,
+    and the sides of the mix are Dec(sum_i g_i left_i) and Dec(sum_i g_i right_i).
+    """
 
     def __init__(
         self,
@@ -124,19 +114,16 @@ class Mixer:
             raise ValueError(f"need a name for each of {len(stems)} stems, got {self.names}")
 
         self.model = model
+        self.sample_rate = model.sample_rate
         self.stems = stems.float()
         self.seed = seed
         self.silent = [name for name, quiet in zip(self.names, is_silent(stems), strict=True) if quiet]
-        self._latents: dict[int, Tensor] = {}
-        self._stems: dict[int, Tensor] = {}
-        self._cache: OrderedDict[tuple, Tensor] = OrderedDict()
         self.module: ReEncoder | None = None
+        self._latent = lru_cache(MAX_CACHED)(self._encode)
+        self._stem = lru_cache(MAX_CACHED)(self._decode_stem)
+        self._mix = lru_cache(MAX_CACHED)(self._decode_mix)
         if module:
             self.place_by(module)
-
-    @property
-    def sample_rate(self) -> int:
-        return self.model.sample_rate
 
     def place_by(self, module: ReEncoder) -> None:
         """Take a module of mono-to-stereo for the strips that have an image.
@@ -149,26 +136,17 @@ class Mixer:
             raise ValueError(f"stems are placed by a module of mono-to-stereo, got {module.config.task!r}")
         module.check_model(self.model)
         self.module = module
-        self._cache.clear()
 
     def latent(self, index: int, image: int | None = None) -> Tensor:
         """Latent (1, C, L) of a stem; with an image its left and right by the module, (2, C, L).
 
         Raises ValueError for an image where there is no module, and as `ReEncoder.process`.
         """
-        if index not in self._latents:
-            self._latents[index] = self.model.encode(self.stems[index : index + 1])
-        if image is None:
-            return self._latents[index]
-        return self._kept(("latent", index, image), partial(self._place, index, image))
+        return self._latent(index, image, None if image is None else self.module)
 
     def decoded_stem(self, index: int, image: int | None = None) -> Tensor:
-        """A stem (1, T) through the autoencoder; with an image left and right (2, T), as `latent`."""
-        if image is not None:
-            return self._kept(("stem", index, image), partial(self._decode_placed, index, image))
-        if index not in self._stems:
-            self._stems[index] = self._decode(self.latent(index))
-        return self._stems[index]
+        """A stem (1, T) through the autoencoder; with an image left and right (2, T). Raises as `latent`."""
+        return self._stem(index, image, None if image is None else self.module)
 
     def latent_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         """Dec(sum_i g_i z_i), (channels, T), z_i being the latent of stem i, or what the module makes of it
@@ -177,7 +155,12 @@ class Mixer:
         Raises ValueError for another number of strips than stems, and as `latent`.
         """
         factors, images = self.settings(strips, master_db)
-        return torch.cat([self._mixed(row, images, channel) for channel, row in enumerate(factors.tolist())])
+        channels = []
+        for channel, row in enumerate(factors.tolist()):
+            # Without an image, equal factors are equal sounds in both channels.
+            sides = tuple(None if image is None else (image, channel) for image in images)
+            channels.append(self._mix(tuple(row), sides, self.module))
+        return torch.cat(channels)
 
     def waveform_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         """sum_i g_i stem_i, (channels, T), what a desk for waveforms does. ValueError as `latent_mix`.
@@ -203,36 +186,29 @@ class Mixer:
         heard = factors.any(0).tolist()
         return factors, [strip.image if on else None for strip, on in zip(strips, heard, strict=True)]
 
-    def _mixed(self, factors: list[float], images: list[int | None], channel: int) -> Tensor:
-        def make() -> Tensor:
-            latents = []
-            for index, image in enumerate(images):
-                z = self.latent(index, image)
-                latents.append(z if image is None else z[channel : channel + 1])
-            return self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
-
-        # Without an image, equal factors are equal sounds in both channels.
-        sides = [None if image is None else (image, channel) for image in images]
-        return self._kept(("mix", *factors, *sides), make)
-
-    def _place(self, index: int, image: int) -> Tensor:
-        if self.module is None:
+    def _encode(self, index: int, image: int | None, module: ReEncoder | None) -> Tensor:
+        if image is None:
+            return self.model.encode(self.stems[index : index + 1])
+        if module is None:
             raise ValueError(f"{self.names[index]!r} has the image {image}, but no module places it")
         z = self.latent(index)
-        condition = self.module.prior(index + 1, image)[index:]
-        return self.module.process(z, condition)[0].to(z)
+        condition = module.prior(index + 1, image)[index:]
+        return module.process(z, condition)[0].to(z)
 
-    def _decode_placed(self, index: int, image: int) -> Tensor:
-        return torch.cat([self._decode(side[None]) for side in self.latent(index, image)])
+    def _decode_stem(self, index: int, image: int | None, module: ReEncoder | None) -> Tensor:
+        return torch.cat([self._decode(side[None]) for side in self._latent(index, image, module)])
 
-    def _kept(self, key: tuple, make: Callable[[], Tensor]) -> Tensor:
-        if key not in self._cache:
-            made = make()  # what it is made of is kept too, and may be what is dropped
-            self._cache[key] = made
-            while len(self._cache) > MAX_CACHED:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(key)
-        return self._cache[key]
+    def _decode_mix(
+        self, factors: tuple[float, ...], sides: tuple[tuple[int, int] | None, ...], module: ReEncoder | None
+    ) -> Tensor:
+        latents = []
+        for index, side in enumerate(sides):
+            if side is None:
+                latents.append(self.latent(index))
+            else:
+                image, channel = side
+                latents.append(self._latent(index, image, module)[channel : channel + 1])
+        return self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.model.decode(z, length=self.stems.shape[1], seed=self.seed).cpu()
@@ -256,9 +232,6 @@ def stereo_modules(model: AutoencoderLike, folder: str | Path = MODULES) -> dict
         if own:
             found.setdefault(path.stem.removeprefix("stereo-"), path)
     return found
-
-
-# ---------------------------------------------------------------- stems of one's own
 
 
 def stem_files(path: str | Path) -> list[Path]:
@@ -286,6 +259,7 @@ def stem_track(files: Sequence[Path], name: str) -> tuple[Track, list[str]]:
     _check_count(files, name)
     sounds = [read_audio(file, channels="all") for file in files]
     rate = max(own_rate for _, own_rate in sounds)
+    duration_s = max(audio.shape[1] / own_rate for audio, own_rate in sounds)
     notes = []
     signals = []
     for file, (audio, own_rate) in zip(files, sounds, strict=True):
@@ -294,20 +268,17 @@ def stem_track(files: Sequence[Path], name: str) -> tuple[Track, list[str]]:
         if own_rate != rate:
             notes.append(f"{file.name} has {own_rate} Hz: resampled to {rate} Hz")
         signals.append(resample(audio.mean(0), own_rate, rate))
-
-    length = max(len(signal) for signal in signals)
-    stems = torch.zeros(len(files), length)
-    for file, signal, stem in zip(files, signals, stems, strict=True):
-        if len(signal) < length:
-            notes.append(f"{file.name} lasts {len(signal) / rate:.2f} s: silence to {length / rate:.2f} s")
-        stem[: len(signal)] = signal
+        if len(signals[-1]) < round(duration_s * rate):
+            seconds = len(signals[-1]) / rate
+            notes.append(f"{file.name} lasts {seconds:.2f} s: silence to {duration_s:.2f} s")
+    stems = pad_sequence(signals, batch_first=True)
 
     def read(start_s: float, seconds: float | None) -> Tensor:
         start = round(start_s * rate)
         return stems[:, start : None if seconds is None else start + round(seconds * rate)]
 
     names = tuple(file.stem for file in files)
-    return Track(name, "own", names, rate, length / rate, read), notes
+    return Track(name, "own", names, rate, stems.shape[1] / rate, read), notes
 
 
 def _check_count(files: Sequence[Path], source: str) -> None:

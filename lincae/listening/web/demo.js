@@ -24,9 +24,38 @@ function decibels(value) {
   return value === null || value === undefined ? "–" : `${value.toFixed(1).replace(/^-0\.0$/, "0.0").replace("-", "−")} dB`;
 }
 
-// What can be heard of a row: not all have the waveform.
-function offered(row = rowIndex) {
-  return track.columns.filter((name) => name in track.rows[row].tiles);
+// ---------------------------------------------------------------- what rows are
+
+const TITLES = {
+  mix: ["Autoencoded mix", "Dec(Enc(mix))"],
+  sum: ["Latent addition", (stems) => `Dec(${stems.map((name) => `Enc(${name})`).join(" + ")})`],
+  "gain -1": ["Polarity inverted", "Dec(−1 · Enc(mix))"],
+  mono: ["Mono", "Dec(Enc(mono)), mono the mean of left and right"],
+  stereo: ["Left and right", "Dec(Enc(left)) and Dec(Enc(right))"],
+  "oracle c": ["Re-Encoder, the true c", "Dec(M(Enc(mono), c)), c of the true left and right"],
+  "random c": ["Re-Encoder, a random c", "Dec(M(Enc(mono), c)), c drawn from the prior"],
+};
+const STEREO = "A Re-Encoder module M turns the latent of a mono sound into latents of left and right; between encoder and decoder no "
+  + "waveform is touched. A condition c of a few numbers tells it where to put the sounds: the true c is computed from the latents of the "
+  + "true left and right, a random one knows nothing of them. How far that works, and how far not, notebook 10 measures. Pictures: left "
+  + "above, right below.";
+
+// Title, formula and block of the row of a track; names are those of demo.csv.
+function described(row, rows) {
+  const stems = rows.map(({ name }) => name.match(/^separated (.*)/s)?.[1]).filter((stem) => stem !== undefined);
+  const [, kind, of] = row.name.match(/^(gain|separated) (.*)/s) ?? [];
+  const number = of?.replace("-", "−");
+  const [title, formula] = TITLES[row.name] ?? (kind === "gain"
+    ? [`Scaled by ${number}`, `Dec(${number} · Enc(mix))`]
+    : [`Separated ${of}`, `Dec(Enc(mix) − Enc(mix without ${of}))`]);
+  const block = "balance_db" in row.tiles[TRUTH].numbers ? "Mono to stereo" : kind === "separated" ? "Stems by subtraction" : "The mixture, scaled and summed";
+  return { title, formula: formula instanceof Function ? formula(stems) : formula, block };
+}
+
+for (const each of tracks) {
+  each.columns = Object.keys(each.rows[0].tiles);
+  each.about = "balance_db" in each.rows[0].tiles[TRUTH].numbers ? STEREO : "";
+  for (const row of each.rows) Object.assign(row, described(row, each.rows));
 }
 
 function current() {
@@ -118,7 +147,7 @@ function seek(seconds) {
 
 function choose(row, source, andPlay = false) {
   rowIndex = (row + track.rows.length) % track.rows.length;
-  column = offered().includes(source) ? source : offered()[0];
+  column = source;
   if (playing || andPlay) begin(playing ? null : offset);
   show();
 }
@@ -128,7 +157,7 @@ function chooseTrack(next) {
   stop();
   track = next;
   rowIndex = Math.min(rowIndex, track.rows.length - 1);
-  if (!offered().includes(column)) column = offered()[0];
+  if (!track.columns.includes(column)) column = TRUTH;
   board();
   show();
   if (played) begin(0);
@@ -154,7 +183,6 @@ function board() {
   const rows = track.rows.map((row, r) => {
     const about = make("div", { class: "about" }, make("h2", {}, row.title), make("div", { class: "formula" }, row.formula));
     const tiles = columns.map((name) => {
-      if (!row.tiles[name]) return make("span", {});
       const { image, numbers } = row.tiles[name];
       const linear = "linearity_snr_db" in numbers, stereo = "balance_db" in numbers;
       const number = linear ? `linearity ${decibels(numbers.linearity_snr_db)}` : `SNR ${decibels(numbers.snr_db)}`;
@@ -190,7 +218,7 @@ function show() {
   if ($("title").dataset.text !== shown) {
     $("title").dataset.text = shown;
     $("title").replaceChildren(title, make("small", {}, column === TRUTH ? "" : row.formula));
-    $("sources").replaceChildren(...offered().map((name, k) => {
+    $("sources").replaceChildren(...track.columns.map((name) => {
       const button = make("button", { type: "button", role: "radio", "aria-checked": name === column, tabindex: name === column ? 0 : -1, "data-source": name }, name);
       button.onclick = () => choose(rowIndex, name);
       return button;
@@ -231,7 +259,7 @@ function follow() {
 // ---------------------------------------------------------------- controls
 
 function beside(step) {
-  const names = offered();
+  const names = track.columns;
   choose(rowIndex, names[(names.indexOf(column) + step + names.length) % names.length]);
 }
 
@@ -249,7 +277,7 @@ const keys = {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const source = track.columns[Number(event.key) - 1];
-  const action = source && offered().includes(source) ? () => choose(rowIndex, source) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const action = source ? () => choose(rowIndex, source) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   const pressesItself = event.key === " " && event.target.matches("button, input, summary") && event.target !== $("volume");
   if (!action || pressesItself) return;
   event.preventDefault();

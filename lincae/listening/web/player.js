@@ -1,21 +1,8 @@
-// The player of the mixing desk (an anywidget module): several sounds of one length, all running, one heard.
-// Samples arrive as float32 and are played as they are, but for the monitor volume and the gains of `sounds`.
+// The player: several sounds of one length, all running, one heard. Samples arrive as float32 and are played as they are,
+// but for the monitor volume and the gains of equal loudness.
 const SWITCH_S = 0.01; // crossfade between two sounds
 const NAMES = { latent: "latent mix", waveform: "waveform mix", decoded: "mix of decoded stems" };
-const PANELS = ["latent", "waveform", "difference"];
-const PATIENCE_MS = 10000;
-const LOST = "No answer from the kernel: the connection may be lost. Moves have no effect; try again, or reload the page.";
-
-function element(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.append(...children);
-  return node;
-}
-
-function clock(seconds) {
-  return `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
-}
+const PANELS = { latent: "latent mix", waveform: "waveform mix", difference: "their difference" };
 
 function floats(view) {
   return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
@@ -37,20 +24,20 @@ function wav(channels, rate) {
   return new Blob([view], { type: "audio/wav" });
 }
 
-function render({ model, el }) {
-  let context = null, monitor = null, analyser = null;
+// `fileName()` names what is downloaded; `followed` is called with where in time the player is.
+function player(fileName, followed) {
+  let context = null, monitor = null, analyser = null, heard = "latent";
   let voices = {}; // the sounds that run: key -> {source, gain}
   let loaded = {}; // key -> {channels, gain}
   let rate = 1, duration = 0, offset = 0, startedAt = 0, playing = false, looping = true, swaps = 0, frame = 0;
 
   // ------------------------------------------------------------ what is seen
-  const play = element("button", { class: "lc-play", type: "button", title: "Play or pause" }, "▶ Play");
+  const play = element("button", { class: "lc-play", type: "button", "aria-keyshortcuts": "Space" }, "▶ Play");
   const loop = element("input", { type: "checkbox", class: "lc-loop" });
   loop.checked = true;
-  const time = element("output", { class: "lc-time" }, "0:00.0");
-  const volume = element("input", { type: "range", min: -60, max: 0, step: 1, class: "lc-volume" });
-  volume.value = model.get("volume_db");
-  const level = element("output", { class: "lc-level" });
+  const time = element("span", { class: "lc-time" }, "0:00.0");
+  const volume = element("input", { type: "range", min: -60, max: 0, step: 1, value: -6, class: "lc-volume", "aria-label": "Monitor volume" });
+  const level = element("output", { class: "lc-volume-db" });
   const lamp = element("output", { class: "lc-lamp" });
   const download = element("button", { class: "lc-download", type: "button" }, "↓ WAV");
   download.title = "Download what is heard, unscaled, as 32-bit float WAV";
@@ -58,13 +45,13 @@ function render({ model, el }) {
   const buttons = {};
   for (const [key, name] of Object.entries(NAMES)) {
     const button = element("button", { type: "button", role: "radio", "data-sound": key }, name);
-    button.onclick = () => { model.set("heard", key); model.save_changes(); };
+    button.onclick = () => choose(key);
     buttons[key] = button;
     choices.append(button);
   }
   const images = {}, heads = {}, cursors = [];
   const pictures = element("div", { class: "lc-pictures" });
-  for (const key of PANELS) {
+  for (const key of Object.keys(PANELS)) {
     images[key] = element("img", { alt: "", draggable: "false" });
     heads[key] = element("figcaption");
     const cursor = element("i", { class: "lc-cursor" });
@@ -77,13 +64,12 @@ function render({ model, el }) {
     };
     pictures.append(element("figure", { "data-panel": key }, heads[key], frameBox));
   }
-  const lost = element("output", { class: "lc-lost", role: "alert" });
-  const root = element("div", { class: "lincae-player" }, lost,
-    element("div", { class: "lc-transport" }, play, time,
-      element("label", {}, loop, " loop"),
-      element("label", { class: "lc-monitor" }, "monitor ", volume, level), lamp, download),
-    choices, pictures);
-  el.append(root);
+  const lines = element("tbody");
+  const head = element("tr", {}, ...["", "LUFS", "true peak, dBTP", "SNR of the latent mix, dB"].map((name) => element(name ? "th" : "td", name ? { scope: "col" } : {}, name)));
+  const numbers = element("table", { class: "lc-numbers" }, element("thead", {}, head), lines);
+  const transport = element("div", { class: "lc-transport" }, play, time,
+    element("label", {}, loop, " loop"),
+    element("label", { class: "lc-monitor" }, "monitor ", volume, level), download, lamp, choices);
 
   // ------------------------------------------------------------ what is heard
   function position(now = context?.currentTime) {
@@ -93,7 +79,7 @@ function render({ model, el }) {
   }
 
   function audible(key) {
-    return key === model.get("heard") && loaded[key] ? loaded[key].gain : 0;
+    return key === heard && loaded[key] ? loaded[key].gain : 0;
   }
 
   // Start all sounds at `at` seconds (default: where the running ones are), and fade those out.
@@ -176,55 +162,64 @@ function render({ model, el }) {
 
   // What leaves for the loudspeaker beyond full scale is clipped there: said, not hidden.
   function light() {
-    const { peak, gain } = loaded[model.get("heard")] ?? { peak: 0, gain: 0 };
+    const { peak, gain } = loaded[heard] ?? { peak: 0, gain: 0 };
     const db = 20 * Math.log10(peak * gain) + Number(volume.value);
     lamp.textContent = db > 0 ? `clips by ${db.toFixed(1)} dB: lower the monitor` : "";
   }
 
   // ------------------------------------------------------------ what the kernel sends
-  function take() {
-    const sounds = model.get("sounds");
-    rate = model.get("sample_rate");
+  function take(sounds, sampleRate) {
+    rate = sampleRate;
     loaded = {};
-    for (const [key, { samples, channels, gain }] of Object.entries(sounds)) {
+    for (const [key, { samples, channels, ...rest }] of Object.entries(sounds)) {
       const all = floats(samples), size = all.length / channels;
       const peak = all.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
       const parts = Array.from({ length: channels }, (_, i) => all.slice(i * size, (i + 1) * size));
-      loaded[key] = { gain, peak, channels: parts };
+      loaded[key] = { ...rest, peak, channels: parts };
     }
     const first = Object.values(loaded)[0], before = duration;
     duration = first ? first.channels[0].length / rate : 0;
     if (duration !== before && !playing) offset = 0;
     if (playing) { if (duration) start(); else { halt(); offset = 0; } }
-    root.dataset.swaps = ++swaps;
-    choose();
+    swaps++;
+    lines.replaceChildren(...Object.entries(loaded).map(([key, sound]) => element("tr", {},
+      element("th", { scope: "row" }, NAMES[key]),
+      element("td", {}, decibels(sound.lufs)),
+      element("td", sound.peak_dbtp > 0 ? { class: "lc-over" } : {}, decibels(sound.peak_dbtp)),
+      element("td", {}, key === "latent" ? "" : agreement(key)))));
+    choose(heard);
     draw();
   }
 
-  function choose() {
-    const heard = model.get("heard");
-    for (const [key, button] of Object.entries(buttons)) {
-      button.setAttribute("aria-checked", key === heard);
-      button.tabIndex = key === heard ? 0 : -1;
-      button.disabled = !loaded[key];
-      const db = loaded[key] ? 20 * Math.log10(loaded[key].gain) : 0;
-      button.textContent = NAMES[key] + (Math.abs(db) >= 0.05 ? ` (${db > 0 ? "+" : "−"}${Math.abs(db).toFixed(1)} dB)` : "");
+  function agreement(key) {
+    const db = loaded[key]?.snr_db;
+    return db === undefined || db === null ? "undefined, it is silent" : decibels(db);
+  }
+
+  function choose(key) {
+    heard = key;
+    for (const [name, button] of Object.entries(buttons)) {
+      button.setAttribute("aria-checked", name === heard);
+      button.tabIndex = name === heard ? 0 : -1;
+      button.disabled = !loaded[name];
+      const db = loaded[name] ? 20 * Math.log10(loaded[name].gain) : 0;
+      button.textContent = NAMES[name] + (Math.abs(db) >= 0.05 ? ` (${db > 0 ? "+" : "−"}${Math.abs(db).toFixed(1)} dB)` : "");
     }
     light();
-    for (const [key, { gain }] of Object.entries(voices)) {
+    for (const [name, { gain }] of Object.entries(voices)) {
       gain.gain.cancelScheduledValues(context.currentTime);
       gain.gain.setValueAtTime(gain.gain.value, context.currentTime);
-      gain.gain.linearRampToValueAtTime(audible(key), context.currentTime + SWITCH_S);
+      gain.gain.linearRampToValueAtTime(audible(name), context.currentTime + SWITCH_S);
     }
   }
 
-  function paint() {
-    for (const key of PANELS) {
-      const { png, title, ticks } = model.get("pictures")[key] ?? { title: key, ticks: [] };
-      heads[key].textContent = title;
+  function paint(shown) {
+    for (const [key, name] of Object.entries(PANELS)) {
+      const { png, ticks } = shown[key] ?? { ticks: [] };
+      heads[key].textContent = key === "difference" && png ? `${name}: ${agreement("waveform")} dB SNR` : name;
       if (images[key].src) URL.revokeObjectURL(images[key].src);
       if (png) images[key].src = URL.createObjectURL(new Blob([png], { type: "image/png" }));
-      images[key].alt = `Spectrogram: ${title}`;
+      images[key].alt = `Spectrogram: ${heads[key].textContent}`;
       const axis = images[key].parentElement.querySelector(".lc-axis");
       axis.replaceChildren(...ticks.map(([share, label]) => {
         const mark = element("span", {}, label);
@@ -238,11 +233,10 @@ function render({ model, el }) {
     const at = position();
     play.textContent = playing ? "❚❚ Pause" : "▶ Play";
     play.disabled = !duration;
-    download.disabled = !loaded[model.get("heard")];
+    download.disabled = !loaded[heard];
     time.textContent = `${clock(at)} / ${clock(duration)}`;
     for (const cursor of cursors) cursor.style.left = `${duration ? (100 * at) / duration : 0}%`;
-    const detail = { desk: model.get("desk"), share: duration ? at / duration : 0, playing };
-    document.dispatchEvent(new CustomEvent("lincae-time", { detail }));
+    followed({ share: duration ? at / duration : 0, playing });
   }
 
   function tick() {
@@ -250,70 +244,37 @@ function render({ model, el }) {
     if (playing) frame = requestAnimationFrame(tick);
   }
 
-  // ------------------------------------------------------------ whether anybody listens
-  // A move that the kernel does not answer has no effect: faders would move, and nothing would say so.
-  let waiting = null;
-  const unheard = () => { lost.textContent = LOST; };
-  function moved({ target }) {
-    if (waiting || !target.closest?.(".lincae-desk")) return;
-    waiting = setTimeout(unheard, PATIENCE_MS);
-    try { model.send({ kind: "moved" }); } catch { unheard(); }
-  }
-  function answered() {
-    clearTimeout(waiting);
-    waiting = null;
-    lost.textContent = "";
-  }
-
   play.onclick = toggle;
   loop.onchange = () => { if (playing) start(); };
   volume.oninput = setVolume;
-  volume.onchange = () => { model.set("volume_db", Number(volume.value)); model.save_changes(); };
   choices.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     const ready = Object.keys(NAMES).filter((key) => loaded[key]);
-    const next = ready[(ready.indexOf(model.get("heard")) + step + ready.length) % ready.length];
-    model.set("heard", next);
-    model.save_changes();
-    buttons[next].focus();
+    choose(ready[(ready.indexOf(heard) + step + ready.length) % ready.length]);
+    buttons[heard].focus();
     event.preventDefault();
   };
   download.onclick = () => {
-    const key = model.get("heard"), link = element("a", { download: `${model.get("file_name")}_${key}.wav` });
-    link.href = URL.createObjectURL(wav(loaded[key].channels, rate));
+    const link = element("a", { download: `${fileName()}_${heard}.wav` });
+    link.href = URL.createObjectURL(wav(loaded[heard].channels, rate));
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
-  document.addEventListener("pointerup", moved);
-  document.addEventListener("keyup", moved);
-  model.on("msg:custom", answered);
-  model.on("change:sounds", take);
-  model.on("change:heard", choose);
-  model.on("change:pictures", paint);
-  // for tests and other scripts of the page
-  root.player = {
-    position, seek, toggle,
+  setVolume();
+  take({}, 1);
+  paint({});
+  return {
+    transport, pictures, numbers, take, paint, toggle, position, seek,
+    close() {
+      cancelAnimationFrame(frame);
+      context?.close();
+    },
+    get swaps() { return swaps; },
     get playing() { return playing; },
-    get heard() { return model.get("heard"); },
+    get heard() { return heard; },
     get sounds() { return loaded; },
     get analyser() { return analyser; },
     get clock() { return context?.currentTime; },
   };
-  setVolume();
-  take();
-  paint();
-  return () => {
-    cancelAnimationFrame(frame);
-    clearTimeout(waiting);
-    document.removeEventListener("pointerup", moved);
-    document.removeEventListener("keyup", moved);
-    model.off("msg:custom", answered);
-    model.off("change:sounds", take);
-    model.off("change:heard", choose);
-    model.off("change:pictures", paint);
-    context?.close();
-  };
 }
-
-export default { render };
