@@ -68,6 +68,17 @@ class Linear(StftAutoencoder):
         return super().decode(z, length, seed)
 
 
+class Reworked(Linear):
+    """The linear reference whose decodes (B, T) go through a function."""
+
+    def __init__(self, rework, name="stft"):
+        super().__init__()
+        self.rework, self.name = rework, name
+
+    def decode(self, z, length=None, seed=0):
+        return self.rework(super().decode(z, length, seed))
+
+
 class LouderWhenLoud(Linear):
     """A known gain error: windows and latents that are loud come out louder by the factor 1 + `error`."""
 

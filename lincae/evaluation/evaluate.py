@@ -8,8 +8,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +19,6 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lincae import metrics
 from lincae.checkpoints import tensors_in
 from lincae.evaluation.probes import PROBES
 from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
@@ -38,7 +37,14 @@ COLUMNS = (*LABELS, *NUMBERS, *METRICS)
 - `protocol`: "reconstruction", "encoder_homogeneity", "decoder_homogeneity", "encoder_additivity",
   "decoder_additivity", "decoder_superposition", "separation", "latents"; of the probes
   "encoder_equivariance", "decoder_equivariance", "linear_fit"
-- `comparison`: see `lincae.evaluation.protocols`
+- `comparison`: every linearity number comes with its controls
+  - "linearity": the latent operation against the same operation on decoded sound (the paper's number)
+  - "truth": the latent operation against the same operation on the true waveforms
+  - "codec": plain reconstruction, Dec(Enc(x)) against x
+  - "floor": one latent decoded with two noises; no operation can agree better
+  - "swap": the latent operation against the decode of another track's latent: a decoder that ignores its
+    latent scores there as well as anywhere
+  - "input": in separation, the decoded mixture in place of the estimate
 - `status`: "ok", or why the metrics are NaN: "silent", where the true signal is (RMS below
   `metrics.SILENCE_DBFS`), "silent decode", where only the decoded reference is, "missing", where the track
   lacks the stem, "alone", where all other sounds of a sum are silent, "window too short", where a shift
@@ -78,30 +84,43 @@ def evaluate(
     if unknown := sorted(set(protocols) - set(KNOWN)):
         raise ValueError(f"unknown protocols {unknown}: use some of {tuple(KNOWN)}")
     absent = _check_tracks(model, tracks)
-    music = _Music(model, tracks, config)
     kept_in = Store(store, model, config) if store else None
     frames = []
-    with tqdm(total=music.n_chunks, desc=model.name, unit="chunk", disable=not progress) as bar:
-        for t, track in enumerate(tracks):
-            for k in range(len(music.cuts[t])):
-                chunk = music.chunk(t, k)
-                kept = _Kept()
-                if kept_in:
-                    sounds = [music.digest(chunk), chunk.stranger and music.digest(chunk.stranger)]
-                    kept = _Kept(kept_in.path(chunk, k, absent[t], sounds))
-                labels = {"model": printable(model.name), "dataset": printable(track.dataset)}
-                labels |= {"track": printable(track.name), "chunk": k}
-                labels["start_s"] = chunk.start / model.sample_rate
-                for protocol in kept.missing(protocols):
-                    rows = list(KNOWN[protocol](chunk))
-                    if protocol == "separation":
-                        rows += [MISSING | {"stem": stem} for stem in absent[t]]
-                    kept.hold([labels | row for row in rows])
-                kept.write()
-                frames.append(kept.rows(protocols))
-                music.forget(t, k)
-                bar.update()
+    for t, k, chunk in chunks(model, tracks, config, progress):
+        path = kept_in.path(chunk, k, absent[t]) if kept_in else None
+        frames.append(_measured(chunk, k, protocols, absent[t], path))
     return pd.concat(frames, ignore_index=True)
+
+
+def _measured(
+    chunk: Chunk, number: int, protocols: Sequence[str], absent: Sequence[str], path: Path | None
+) -> pd.DataFrame:
+    """Rows of a chunk in the order of KNOWN: those in the file at `path`, where there is one, and what it
+    lacks, which is added to it."""
+    table = read_frame(path) if path and path.is_file() else _frame([])
+    done = set(_families(table))
+    labels = {"model": printable(chunk.model.name), "dataset": printable(chunk.track.dataset)}
+    labels |= {"track": printable(chunk.track.name), "chunk": number}
+    labels["start_s"] = chunk.start / chunk.model.sample_rate
+    rows = []
+    for protocol in KNOWN:
+        if protocol in protocols and protocol not in done:
+            rows += [labels | row for row in KNOWN[protocol](chunk)]
+            if protocol == "separation":
+                rows += [labels | MISSING | {"stem": stem} for stem in absent]
+    if rows:
+        table = pd.concat([table, _frame(rows)], ignore_index=True) if len(table) else _frame(rows)
+        if path:
+            with atomic_write(path) as file:
+                table.to_csv(file, index=False)
+    order = {protocol: place for place, protocol in enumerate(KNOWN) if protocol in protocols}
+    places = _families(table).map(order).dropna()
+    return table.loc[places.sort_values(kind="stable").index]
+
+
+def _families(table: pd.DataFrame) -> pd.Series:
+    """The key in KNOWN of each row: "homogeneity" for "encoder_homogeneity"."""
+    return table.protocol.str.split("_").str[-1]
 
 
 def evaluate_models(
@@ -127,48 +146,6 @@ def evaluate_models(
             )
         frames[model.name] = evaluate(model, tracks, protocols, config, store, progress)
     return pd.concat(frames.values(), ignore_index=True)
-
-
-def kernel_distance(
-    model: AutoencoderLike,
-    tracks: Sequence[Stems],
-    embed: Callable[[Tensor, int], Tensor],
-    config: EvaluationConfig | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Kernel Audio Distance of the reconstructed mixtures (paper 4.2), a frame of `COLUMNS` with `value`.
-
-    The paper's text compares originals with reconstructions: comparison "codec", the reference being the
-    originals. Its footnote compares one half of the reconstructed tracks with the other: "halves". "floor" is
-    the same of the originals: what the choice of tracks alone amounts to. `embed`: audio (1, T) and its
-    sample rate to (n, D), such as `ClapEmbedder.embed`. Raises ValueError for fewer than two
-    tracks, and for fewer than two embeddings in a half.
-    """
-    config = config or EvaluationConfig()
-    _check_tracks(model, tracks)
-    if len(tracks) < 2:
-        raise ValueError(f"KAD compares sets of tracks and needs two or more, got {len(tracks)}")
-    music = _Music(model, tracks, config)
-    true: tuple[list[Tensor], list[Tensor]] = ([], [])
-    decoded: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for t in tqdm(range(len(tracks)), f"{model.name}, KAD", disable=not progress):
-        for k in range(len(music.cuts[t])):
-            chunk = music.chunk(t, k)
-            true[t % 2].append(embed(chunk.signal(MIXTURE)[None], model.sample_rate).cpu())
-            decoded[t % 2].append(embed(chunk.decoded(MIXTURE)[None], model.sample_rate).cpu())
-            music.forget(t, k)
-    pairs = {
-        "codec": (true[0] + true[1], decoded[0] + decoded[1]),
-        "halves": decoded,
-        "floor": true,
-    }
-    rows = []
-    for comparison, (reference, evaluated) in pairs.items():
-        distance = metrics.kad(torch.cat(reference), torch.cat(evaluated))
-        rows.append({"comparison": comparison, "value": distance})
-    labels = {"model": model.name, "dataset": tracks[0].dataset, "track": "all", "protocol": "kad"}
-    labels |= {"stem": MIXTURE, "condition": "", "status": "ok", "chunk": 0}
-    return _frame([labels | row for row in rows])
 
 
 MISSING = {"protocol": "separation", "comparison": "linearity", "condition": "", "status": "missing"}
@@ -214,73 +191,44 @@ def _check_tracks(model: AutoencoderLike, tracks: Sequence[Stems]) -> list[list[
 # ---------------------------------------------------------------- chunks
 
 
-@dataclass(frozen=True)
-class Cuts(Sequence):
-    """(start, n_samples) of the chunks of a track; a rest shorter than a window belongs to the last.
+def chunks(
+    model: AutoencoderLike, tracks: Sequence[Stems], config: EvaluationConfig, progress: bool = False
+) -> Iterator[tuple[int, int, Chunk]]:
+    """(number of the track, number of the chunk, chunk) for all chunks of all tracks, made when asked for.
 
-    Nothing is listed in memory, so that a length stated by a damaged file costs nothing.
+    Each comes with its stranger, the same chunk of the next track; a single track has none. Latents of a
+    stranger stay until its own track has used them, those of the first track to the end.
     """
+    cuts = [_cuts(track, model.sample_rate, config) for track in tracks]
+    latents: dict[tuple[int, int], dict[tuple[str, float], Tensor]] = {}
 
-    total: int
-    step: int
-    window: int
+    def alone(t: int, k: int) -> Chunk:
+        starts, total = cuts[t]
+        stop = starts[k + 1] if k + 1 < len(starts) else total
+        known = latents.setdefault((t, k), {})
+        return Chunk(model, tracks[t], starts[k], stop - starts[k], config, known)
 
-    def __len__(self) -> int:
-        return max(self.total - self.window, 0) // self.step + 1
+    n_chunks = sum(len(starts) for starts, _ in cuts)
+    with tqdm(total=n_chunks, desc=model.name, unit="chunk", disable=not progress) as bar:
+        for t, (starts, _) in enumerate(cuts):
+            other = (t + 1) % len(tracks)
+            for k in range(len(starts)):
+                chunk = alone(t, k)
+                if len(tracks) > 1:
+                    chunk.stranger = alone(other, k % len(cuts[other][0]))
+                yield t, k, chunk
+                if t or len(tracks) == 1:
+                    latents.pop((t, k))
+                bar.update()
 
-    def __getitem__(self, k: int) -> tuple[int, int]:
-        if not 0 <= k < len(self):
-            raise IndexError(f"chunk {k} of {len(self)}")
-        start = k * self.step
-        stop = start + self.step if k + 1 < len(self) else self.total
-        return start, stop - start
 
-
-def cuts(track: Stems, sample_rate: int, config: EvaluationConfig) -> Cuts:
-    """The chunks of a track, in samples at `sample_rate`."""
-    seconds = min(track.duration_s, config.seconds or math.inf)
+def _cuts(track: Stems, sample_rate: int, config: EvaluationConfig) -> tuple[range, int]:
+    """Where the chunks of a track begin and where the last one ends, in samples; a rest shorter than a window
+    belongs to it. Nothing is listed, so that a length stated by a damaged file costs nothing."""
+    total = int(min(track.duration_s, config.seconds or math.inf) * sample_rate)
     step = round(config.chunk_s * sample_rate)
-    return Cuts(int(seconds * sample_rate), step, round(config.window_s * sample_rate))
-
-
-class _Music:
-    """The chunks of tracks, made when they are asked for. Each comes with its stranger, the same chunk of the
-    next track; latents of a stranger stay until its own track has used them."""
-
-    def __init__(self, model: AutoencoderLike, tracks: Sequence[Stems], config: EvaluationConfig):
-        self.model = model
-        self.tracks = tracks
-        self.config = config
-        self.cuts = [cuts(track, model.sample_rate, config) for track in tracks]
-        self.n_chunks = sum(map(len, self.cuts))
-        self._latents: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._digests: dict[tuple[str, str, int], str] = {}
-
-    def chunk(self, t: int, k: int) -> Chunk:
-        """Chunk `k` of track `t` with its stranger; a single track has none."""
-        chunk = self._alone(t, k)
-        if len(self.tracks) > 1:
-            other = (t + 1) % len(self.tracks)
-            chunk.stranger = self._alone(other, k % len(self.cuts[other]))
-        return chunk
-
-    def _alone(self, t: int, k: int) -> Chunk:
-        latents = self._latents.setdefault((t, k), {})
-        return Chunk(self.model, self.tracks[t], *self.cuts[t][k], self.config, latents)
-
-    def forget(self, t: int, k: int) -> None:
-        """Latents of a chunk go, except those of the first track, the stranger of the last."""
-        if t or len(self.tracks) == 1:
-            self._latents.pop((t, k), None)
-
-    def digest(self, chunk: Chunk) -> str:
-        """A sha256 of the sound of a chunk and of what its stems are called, computed once."""
-        key = (chunk.track.dataset, chunk.track.name, chunk.start)
-        if key not in self._digests:
-            sound = chunk.stems.numpy().tobytes()
-            names = json.dumps(chunk.track.stem_names).encode()
-            self._digests[key] = hashlib.sha256(names + sound).hexdigest()
-        return self._digests[key]
+    window = round(config.window_s * sample_rate)
+    return range(0, max(total - window, 0) + 1, step), total
 
 
 # ---------------------------------------------------------------- what was computed before
@@ -301,6 +249,7 @@ class Store:
 
     def __init__(self, root: str | Path, model: AutoencoderLike, config: EvaluationConfig):
         """Raises ValueError for a damaged folder of a model, naming the file."""
+        self._digests: dict[tuple[str, str, int], str] = {}
         self.settings = [VERSION, asdict(config) | {"batch_size": None}]
         fingerprint = model.fingerprint() if hasattr(model, "fingerprint") else ""
         found = _answers(model, config)
@@ -314,13 +263,22 @@ class Store:
         with atomic_write(self.folder / "model.safetensors") as file:
             file.write(content)
 
-    def path(self, chunk: Chunk, number: int, absent: Sequence[str], sounds: Sequence[str | None]) -> Path:
-        """Where the rows of a chunk are kept. `sounds`: digests of its sound and of its stranger's."""
+    def path(self, chunk: Chunk, number: int, absent: Sequence[str]) -> Path:
+        """Where the rows of a chunk are kept."""
         track = chunk.track
+        sounds = [self._digest(chunk), chunk.stranger and self._digest(chunk.stranger)]
         facts = [printable(track.dataset), printable(track.name), absent]
         facts += [number, chunk.start, chunk.n_samples, sounds]
         digest = hashlib.sha256(json.dumps([self.settings, facts]).encode()).hexdigest()
         return self.folder / f"{_slug(track.name)}-{number}-{digest[:16]}.csv"
+
+    def _digest(self, chunk: Chunk) -> str:
+        """A sha256 of the sound of a chunk and of what its stems are called, computed once."""
+        key = (chunk.track.dataset, chunk.track.name, chunk.start)
+        if key not in self._digests:
+            names = json.dumps(chunk.track.stem_names).encode()
+            self._digests[key] = hashlib.sha256(names + chunk.stems.numpy().tobytes()).hexdigest()
+        return self._digests[key]
 
 
 def _answers(model: AutoencoderLike, config: EvaluationConfig) -> dict[str, Tensor]:
@@ -349,37 +307,6 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
         return False
     pairs = zip(ours.tensor_split(N_SEGMENTS, -1), theirs.tensor_split(N_SEGMENTS, -1), strict=True)
     return all((a - b).norm() <= TOLERANCE * b.norm() for a, b in pairs)
-
-
-class _Kept:
-    """The rows of a chunk, in a file where `path` is given."""
-
-    def __init__(self, path: Path | None = None):
-        self.path = path
-        self.table = read_frame(path) if path and path.is_file() else _frame([])
-        self.n_written = len(self.table)
-
-    def missing(self, protocols: Sequence[str]) -> list[str]:
-        """Those of the protocols that have no rows yet."""
-        done = {name.split("_")[-1] for name in self.table.protocol}
-        return [protocol for protocol in KNOWN if protocol in protocols and protocol not in done]
-
-    def hold(self, rows: list[dict]) -> None:
-        """Add rows."""
-        new = _frame(rows)
-        self.table = pd.concat([self.table, new], ignore_index=True) if len(self.table) else new
-
-    def write(self) -> None:
-        """Replace the file, if there are new rows."""
-        if self.path and len(self.table) > self.n_written:
-            with atomic_write(self.path) as file:
-                self.table.to_csv(file, index=False)
-
-    def rows(self, protocols: Sequence[str]) -> pd.DataFrame:
-        """Rows of some protocols in one order, whatever was computed first."""
-        order = {protocol: place for place, protocol in enumerate(KNOWN) if protocol in protocols}
-        rank = self.table.protocol.str.split("_").str[-1].map(order).dropna()
-        return self.table.loc[rank.sort_values(kind="stable").index]
 
 
 def _frame(rows: Sequence[dict]) -> pd.DataFrame:

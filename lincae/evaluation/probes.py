@@ -1,14 +1,10 @@
 """What a linearity report asks beyond the paper's protocols: time shifts, and the best linear map.
 
-Both are protocols as those of `protocols.py`, on the loudest window of a chunk, with `rel_l2` as their
-metric (an error e is -20 log10(e) dB).
-
-Axis legend: `T` samples, `W` windows of a chunk, `K` sounds that are mixed, `M` mixtures, `C` latent
-channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames.
+Both are protocols as those of `protocols.py`, on the loudest window of a chunk, with `rel_l2` as their metric
+(an error e is -20 log10(e) dB).
 """
 
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lincae.evaluation.protocols import MIXTURE, Chunk
-from lincae.machine import generator
 
 SHIFTS = (0.25, 0.5, 1.0, 4.0)
 """Shifts in time, in latent frames."""
@@ -36,23 +31,24 @@ def equivariance(chunk: Chunk) -> Iterator[dict]:
     """
     model = chunk.model
     hop = model.sample_rate / model.latent_rate
-    audio, number = _loudest(chunk)
+    number = _loudest(chunk)
+    audio = chunk.windows(MIXTURE)[number]
     length = chunk.window - round(SHIFTS[-1] * hop)
     margin = chunk.window // 8
     edge = math.ceil(margin / hop)
     if length - round(SHIFTS[-1] * hop) - 2 * margin < hop:
         for protocol in ("encoder_equivariance", "decoder_equivariance"):
-            yield _row(chunk, protocol, "linearity", (audio, audio), "", status="window too short")
+            yield chunk.row(protocol, "linearity", MIXTURE, (audio, audio), status="window too short")
         return
 
     def cropped(shift: float) -> tuple[Tensor, Tensor, int]:
         d = round(shift * hop)
         z = model.encode(audio[None, d : d + length])
-        return z, _decode(chunk, z, length), d
+        return z, chunk.decode_windows(z, length), d
 
     z0, own, _ = cropped(0)
     wrong = chunk.swapped(MIXTURE)[number : number + 1, :, : z0.shape[-1]]
-    foreign = _decode(chunk, wrong, length)
+    foreign = chunk.decode_windows(wrong, length)
     for shift in SHIFTS:
         z, decoded, d = cropped(shift)
         condition = f"{shift:g} frames"
@@ -62,13 +58,13 @@ def equivariance(chunk: Chunk) -> Iterator[dict]:
                 later = latents[..., round(shift) + edge : latents.shape[-1] - edge]
                 pair = z[..., edge : edge + later.shape[-1]], later
                 if frames > 2 * edge:
-                    yield _row(chunk, "encoder_equivariance", comparison, pair, condition)
+                    yield chunk.row("encoder_equivariance", comparison, MIXTURE, pair, condition=condition)
         for comparison, sound in {"linearity": own, "swap": foreign}.items():
             pair = decoded[:, margin : length - d - margin], sound[:, margin + d : length - margin]
-            yield _row(chunk, "decoder_equivariance", comparison, pair, condition)
-    again = _decode(chunk, z0, length, reseeded=True)
+            yield chunk.row("decoder_equivariance", comparison, MIXTURE, pair, condition=condition)
+    again = chunk.decode_windows(z0, length, reseeded=True)
     pair = again[:, margin : length - margin], own[:, margin : length - margin]
-    yield _row(chunk, "decoder_equivariance", "floor", pair, "0 frames")
+    yield chunk.row("decoder_equivariance", "floor", MIXTURE, pair, condition="0 frames")
 
 
 def fit(chunk: Chunk) -> Iterator[dict]:
@@ -87,15 +83,13 @@ def fit(chunk: Chunk) -> Iterator[dict]:
     time or new sounds replace what was there.
     """
     parts = _parts(chunk)
-    rng = generator(
-        chunk.config.seed, zlib.crc32(chunk.track.name.encode("utf-8", "surrogateescape")), chunk.start
-    )
+    rng = chunk.generator(chunk.start)
     halves = []
     for _ in range(2):
         n = 2 * len(parts)
         weights = torch.linalg.qr(torch.randn(n, len(parts), generator=rng))[0] * n**0.5
         mixed = (weights.to(parts) @ parts).split(chunk.config.batch_size)
-        decoded = [_decode(chunk, chunk.model.encode(audio), chunk.window) for audio in mixed]
+        decoded = [chunk.decode_windows(chunk.model.encode(audio), chunk.window) for audio in mixed]
         halves.append((weights.double(), torch.cat(decoded).double().cpu()))
     yield _explained(chunk, "any map", *_crossed(halves, lambda w, y: torch.linalg.pinv(w) @ y))
     x, y = _spectra(chunk)
@@ -138,43 +132,20 @@ def _spectra(chunk: Chunk) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _windows(chunk: Chunk, name: str) -> Tensor:
-    """Windows (W, T) of a signal; silence follows a signal that is shorter than one."""
-    audio = pad(chunk.signal(name), (0, max(0, chunk.window - chunk.n_samples)))
-    return torch.stack([audio[start : start + chunk.window] for start in chunk.starts])
-
-
-def _loudest(chunk: Chunk) -> tuple[Tensor, int]:
-    """The window (T,) of the mixture that has the most energy, and its number."""
-    windows = _windows(chunk, MIXTURE)
-    number = int(windows.square().sum(1).argmax())
-    return windows[number], number
+def _loudest(chunk: Chunk) -> int:
+    """The number of the window of the mixture that has the most energy."""
+    return int(chunk.windows(MIXTURE).square().sum(1).argmax())
 
 
 def _parts(chunk: Chunk) -> Tensor:
     """Sounds (K, T) to mix: the stems in the loudest window, or the loudest windows of the mixture."""
     if len(chunk.names) > 1:
-        _, number = _loudest(chunk)
-        return torch.stack([_windows(chunk, name)[number] for name in chunk.names])
-    windows = _windows(chunk, MIXTURE)
+        number = _loudest(chunk)
+        return torch.stack([chunk.windows(name)[number] for name in chunk.names])
+    windows = chunk.windows(MIXTURE)
     return windows[windows.square().sum(1).argsort(descending=True)[:N_WINDOWS]]
 
 
-def _decode(chunk: Chunk, z: Tensor, length: int, reseeded: bool = False) -> Tensor:
-    audio = chunk.model.decode(z, length=length, seed=chunk.config.seed + reseeded)
-    if audio.shape != (len(z), length):
-        asked = f"length={length} of {len(z)} latents"
-        raise ValueError(f"{chunk.model.name}: decode returned {tuple(audio.shape)} for {asked}")
-    return audio
-
-
-def _row(chunk: Chunk, protocol: str, comparison: str, pair: tuple[Tensor, Tensor], condition: str, **labels):
-    """A row with `rel_l2` of tensors of one shape."""
-    pair = pair[0][None], pair[1][None]  # never a mere (T,): spectral metrics would say nothing here
-    row = chunk.row(protocol, comparison, MIXTURE, pair, condition=condition)
-    return row if "status" not in labels else {k: v for k, v in row.items() if k != "rel_l2"} | labels
-
-
 def _explained(chunk: Chunk, condition: str, prediction: Tensor, reference: Tensor) -> dict:
-    row = _row(chunk, "linear_fit", "linearity", (prediction, reference), condition)
+    row = chunk.row("linear_fit", "linearity", MIXTURE, (prediction, reference), condition=condition)
     return row | ({"value": 1 - row["rel_l2"] ** 2} if "rel_l2" in row else {})

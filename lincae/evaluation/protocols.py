@@ -1,18 +1,8 @@
 """The paper's protocols (sections 4.2 to 4.5) on one chunk of a track, for any `AutoencoderLike`.
 
 Windows of the chunk go through encoder and decoder one by one and are overlap-added; metrics are taken of the
-whole chunk. Every signal is encoded once, and its latents serve all protocols. Every linearity number comes
-with its controls, the column `comparison`:
-
-- "linearity": the latent operation against the same operation on decoded sound (the paper's number)
-- "truth": the latent operation against the same operation on the true waveforms
-- "codec": plain reconstruction, Dec(Enc(x)) against x
-- "floor": one latent decoded with two noises; no operation can agree better
-- "swap": the latent operation against the decode of another track's latent: a decoder that ignores its latent
-  scores there as well as anywhere
-- "input": in separation, the decoded mixture in place of the estimate
-
-Axis legend: `S` source (stem), `T` samples, `W` windows of a chunk, `C` latent channels, `L` latent frames.
+whole chunk. Every signal is encoded once, and its latents serve all protocols. Shapes (W, ...) are those of
+W windows of a chunk.
 """
 
 import functools
@@ -111,7 +101,7 @@ class Chunk:
         start: int,
         n_samples: int,
         config: EvaluationConfig,
-        latents: dict[str, Tensor] | None = None,
+        latents: dict[tuple[str, float], Tensor] | None = None,
     ):
         """`start`, `n_samples`: at the model's rate. `latents`: known ones, and where new ones go."""
         self.model = model
@@ -159,33 +149,41 @@ class Chunk:
 
     def encode(self, name: str, gain: float = 1.0) -> Tensor:
         """Latents (W, C, L) of the windows of `gain` times a signal."""
-        if gain == 1 and name in self.latents:
-            return self.latents[name]
-        if (name, gain) in self._scaled:
-            return self._scaled[name, gain]
+        cache = self.latents if gain == 1 else self._scaled
+        if (name, gain) not in cache:
+            windows = self.windows(name, gain)
+            z = torch.cat([self.model.encode(part) for part in windows.split(self.config.batch_size)])
+            if z.ndim != 3 or len(z) != len(windows):
+                got = f"{tuple(z.shape)} for audio {tuple(windows.shape)}"
+                raise ValueError(f"{self.model.name}: encode returned {got}, expected (B, C, L)")
+            cache[name, gain] = z
+        return cache[name, gain]
+
+    def windows(self, name: str, gain: float = 1.0) -> Tensor:
+        """Windows (W, T) of `gain` times a signal; silence follows a signal that is shorter than one."""
         audio = pad(gain * self.signal(name), (0, max(0, self.window - self.n_samples)))
-        windows = torch.stack([audio[start : start + self.window] for start in self.starts])
-        z = torch.cat([self.model.encode(part) for part in windows.split(self.config.batch_size)])
-        if z.ndim != 3 or len(z) != len(windows):
-            got = f"{tuple(z.shape)} for audio {tuple(windows.shape)}"
-            raise ValueError(f"{self.model.name}: encode returned {got}, expected (B, C, L)")
-        if gain == 1:
-            self.latents[name] = z
-        else:
-            self._scaled[name, gain] = z
-        return z
+        return torch.stack([audio[start : start + self.window] for start in self.starts])
 
     def decode(self, latents: Tensor, reseeded: bool = False) -> Tensor:
         """Latents (W, C, L) to (T,), overlap-added. `reseeded`: with another noise."""
         parts = []
         for z in latents.split(self.config.batch_size):
-            part = self.model.decode(z, length=self.window, seed=self.config.seed + reseeded)
-            if part.shape != (len(z), self.window):
-                asked = f"length={self.window} of {len(z)} latents"
-                raise ValueError(f"{self.model.name}: decode returned {tuple(part.shape)} for {asked}")
-            parts += part
+            parts += self.decode_windows(z, self.window, reseeded)
         audio = overlap_add(parts, self.starts, self.starts[-1] + self.window, self.overlap)
         return audio[: self.n_samples]
+
+    def decode_windows(self, z: Tensor, length: int, reseeded: bool = False) -> Tensor:
+        """Latents (B, C, L) to (B, T), T = `length`; ValueError where the model returns another shape."""
+        audio = self.model.decode(z, length=length, seed=self.config.seed + reseeded)
+        if audio.shape != (len(z), length):
+            asked = f"length={length} of {len(z)} latents"
+            raise ValueError(f"{self.model.name}: decode returned {tuple(audio.shape)} for {asked}")
+        return audio
+
+    def generator(self, *labels: int) -> torch.Generator:
+        """Random numbers of this track; `labels` tell apart what they are for."""
+        name = self.track.name.encode("utf-8", "surrogateescape")
+        return generator(self.config.seed, zlib.crc32(name), *labels)
 
     def once(self, name: str, latents: Callable[[], Tensor], reseeded: bool = False) -> Tensor:
         """Decode (T,) of `latents`, which are asked for and decoded at the first call with this name."""
@@ -304,8 +302,7 @@ def homogeneity(chunk: Chunk) -> Iterator[dict]:
     Floor and codec rows do not depend on the gain and stand at gain 1.
     """
     low, high = chunk.config.gain_range
-    rng = generator(chunk.config.seed, zlib.crc32(chunk.track.name.encode("utf-8", "surrogateescape")))
-    drawn = low + (high - low) * torch.rand(1, generator=rng).item()
+    drawn = low + (high - low) * torch.rand(1, generator=chunk.generator()).item()
     for gain in chunk.config.gains:
         yield from _scaled(chunk, gain, "grid")
     yield from _scaled(chunk, drawn, "random")

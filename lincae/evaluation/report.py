@@ -23,7 +23,7 @@ Axis legend: as in `lincae.evaluation`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from lincae.evaluation import tables
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.probes import SHIFTS
 from lincae.evaluation.protocols import EvaluationConfig, Stems
+from lincae.evaluation.tables import Column
 from lincae.interface import AutoencoderLike
 
 if TYPE_CHECKING:
@@ -52,79 +53,64 @@ METRICS = {
 }
 """What a protocol is measured by; the others by `rel_l2`."""
 
-
-@dataclass(frozen=True)
-class Property:
-    """A row of the report: which rows of a frame it averages."""
-
-    title: str
-    equation: str
-    protocol: str
-    rows: Mapping[str, Any] = field(default_factory=dict)
-    comparison: str = "linearity"
-    metric: str = ""
-    """What the rows are measured by; empty: see METRICS."""
-
-    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Rows of a frame that this is about, with their controls."""
-        return tables.select(frame, protocol=self.protocol, **self.rows)
-
-
+DB = {"metric": "db", "decided_by": "db"}
+SHAPE = {"metric": "shape_db", "decided_by": "db"}
+FIT = {"protocol": "linear_fit", "metric": "db"}
+"""The share that is explained needs no control: of a decoder that ignores its latent it is 0."""
+CODEC = {"protocol": "reconstruction", "metric": "db"}
 WHOLE = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s == round(s))}
 PARTS = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s != round(s))}
 MINUS = {"condition": "grid", "gain": -1.0}
 LATER = "Dec(Enc(later x)) = later Dec(Enc(x))"
 SUMMARY = {
-    "enc_homogeneity": Property(
-        "homogeneity, encoder", "Enc(a x) = a Enc(x)", "encoder_homogeneity", tables.RANDOM
+    "enc_homogeneity": Column(("homogeneity, encoder", "Enc(a x) = a Enc(x)"), **tables.ENCODED_SCALED, **DB),
+    "dec_homogeneity": Column(("homogeneity, decoder", "Dec(a z) = a Dec(z)"), **tables.SCALED, **DB),
+    "enc_additivity": Column(
+        ("additivity, encoder", "Enc(x1 + x2 + ...) = Enc(x1) + ..."), **tables.ENCODED_SUM, **DB
     ),
-    "dec_homogeneity": Property(
-        "homogeneity, decoder", "Dec(a z) = a Dec(z)", "decoder_homogeneity", tables.RANDOM
+    "dec_additivity": Column(
+        ("additivity, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1 + ...))"), **tables.SUM, **DB
     ),
-    "enc_additivity": Property(
-        "additivity, encoder", "Enc(x1 + x2 + ...) = Enc(x1) + ...", "encoder_additivity", tables.ALL
-    ),
-    "dec_additivity": Property(
-        "additivity, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1 + ...))", "decoder_additivity", tables.ALL
-    ),
-    "separation": Property("separation", "Dec(Enc(mix) - Enc(mix - x)) = Dec(Enc(x))", "separation"),
+    "separation": Column(("separation", "Dec(Enc(mix) - Enc(mix - x)) = Dec(Enc(x))"), "separation", **DB),
 }
 PROPERTIES = SUMMARY | {
-    "superposition": Property(
-        "superposition, decoder",
-        "Dec(Enc(x1) + ...) = Dec(Enc(x1)) + ...",
-        "decoder_superposition",
-        tables.ALL,
+    "superposition": Column(
+        ("superposition, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1)) + ..."), **tables.BOTH, **DB
     ),
-    "dec_shape": Property(
-        "superposition, decoder: shape alone",
-        "Dec(Enc(x1) + ...) = a (Dec(Enc(x1)) + ...) + constant",
-        "decoder_superposition",
-        tables.ALL,
-        metric="shape_rel_l2",
+    "dec_shape": Column(
+        ("superposition, decoder: shape alone", "Dec(Enc(x1) + ...) = a (Dec(Enc(x1)) + ...) + constant"),
+        **tables.BOTH,
+        **SHAPE,
     ),
-    "sum_truth": Property(
-        "sum, true", "Dec(Enc(x1) + ...) = x1 + ...", "decoder_additivity", tables.ALL, "truth"
+    "sum_truth": Column(("sum, true", "Dec(Enc(x1) + ...) = x1 + ..."), **tables.SUM, **DB, **tables.TRUTH),
+    "separation_truth": Column(
+        ("separation, true", "Dec(Enc(mix) - Enc(mix - x)) = x"), "separation", **DB, **tables.TRUTH
     ),
-    "separation_truth": Property(
-        "separation, true", "Dec(Enc(mix) - Enc(mix - x)) = x", "separation", {}, "truth"
+    "enc_polarity": Column(
+        ("polarity, encoder", "Enc(-x) = -Enc(x)"), "encoder_homogeneity", **DB, rows=MINUS
     ),
-    "enc_polarity": Property("polarity, encoder", "Enc(-x) = -Enc(x)", "encoder_homogeneity", MINUS),
-    "dec_polarity": Property("polarity, decoder", "Dec(-z) = -Dec(z)", "decoder_homogeneity", MINUS),
-    "enc_shift": Property(
-        "shift by whole frames, encoder", "Enc(later x) = later Enc(x)", "encoder_equivariance", WHOLE
+    "dec_polarity": Column(
+        ("polarity, decoder", "Dec(-z) = -Dec(z)"), "decoder_homogeneity", **DB, rows=MINUS
     ),
-    "dec_shift": Property("shift by whole frames, both", LATER, "decoder_equivariance", WHOLE),
-    "dec_part_shift": Property("shift by parts of a frame, both", LATER, "decoder_equivariance", PARTS),
-    "any_map": Property(
-        "best linear map", "Dec(Enc(.)) = A, any matrix", "linear_fit", {"condition": "any map"}
+    "enc_shift": Column(
+        ("shift by whole frames, encoder", "Enc(later x) = later Enc(x)"),
+        "encoder_equivariance",
+        **DB,
+        rows=WHOLE,
     ),
-    "one_filter": Property(
-        "best linear filter", "Dec(Enc(x)) = h * x", "linear_fit", {"condition": "one filter"}
+    "dec_shift": Column(("shift by whole frames, both", LATER), "decoder_equivariance", **DB, rows=WHOLE),
+    "dec_part_shift": Column(
+        ("shift by parts of a frame, both", LATER), "decoder_equivariance", **DB, rows=PARTS
     ),
-    "codec": Property("codec: reconstruction", "Dec(Enc(x)) = x", "reconstruction", {}, "codec"),
-    "floor": Property("floor: two noises", "Dec(z) = Dec(z)", "reconstruction", {}, "floor"),
-    "swap": Property("swap: another latent", "Dec(another z) = x", "reconstruction", {}, "swap"),
+    "any_map": Column(
+        ("best linear map", "Dec(Enc(.)) = A, any matrix"), **FIT, rows={"condition": "any map"}
+    ),
+    "one_filter": Column(
+        ("best linear filter", "Dec(Enc(x)) = h * x"), **FIT, rows={"condition": "one filter"}
+    ),
+    "codec": Column(("codec: reconstruction", "Dec(Enc(x)) = x"), **CODEC, comparison="codec"),
+    "floor": Column(("floor: two noises", "Dec(z) = Dec(z)"), **CODEC, comparison="floor"),
+    "swap": Column(("swap: another latent", "Dec(another z) = x"), **CODEC, comparison="swap"),
 }
 
 
@@ -150,17 +136,15 @@ def linearity_report(
     return Report(evaluate(model, tracks, PROTOCOLS, config, store, progress), config)
 
 
-def decibels(frame: pd.DataFrame, metric: str = "") -> pd.DataFrame:
-    """A frame with the column `db`: signal over error of each row, within CAP_DB.
-
-    `metric`: a relative error to take for all rows, instead of what METRICS says.
-    """
+def decibels(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame with the column `db`, signal over error of each row within CAP_DB, and `shape_db`, the same of
+    the shape of the error alone."""
     exact = 10 ** (-2 * CAP_DB / 20)
-    db = -20 * np.log10(frame[metric or "rel_l2"].clip(lower=exact))
+    db = -20 * np.log10(frame.rel_l2.clip(lower=exact))
     for protocol, measured in METRICS.items():
-        if not metric:
-            db = db.where(frame.protocol != protocol, frame[measured])
-    return frame.assign(db=db.clip(-CAP_DB, CAP_DB))
+        db = db.where(frame.protocol != protocol, frame[measured])
+    shape_db = -20 * np.log10(frame.shape_rel_l2.clip(lower=exact))
+    return frame.assign(db=db.clip(-CAP_DB, CAP_DB), shape_db=shape_db.clip(-CAP_DB, CAP_DB))
 
 
 ROW = ("model", "name", "property", "equation", "value", "low", "high", "error", "swap", "counts")
@@ -197,38 +181,28 @@ class Report:
     def table(self) -> pd.DataFrame:
         """A row for each model and property: `value` in dB and its interval `low`, `high` over tracks;
         `error` = 10^(-dB / 20); `swap`, the same with a wrong latent; `counts`, as in `tables.py`."""
-        good = tables.reconstructs(self.frame)
-        found = []
-        for name, prop in PROPERTIES.items():
-            rows = decibels(prop.of(self.frame))
-            rows = rows.assign(decided=rows.db, db=decibels(rows, prop.metric).db)
-            if prop.protocol in ("linear_fit", "reconstruction"):
-                # the share that is explained needs no control: of a decoder that ignores its latent it is 0
-                part = tables.unjudged(tables.select(rows, comparison=prop.comparison), "db", good)
-            else:
-                part = tables.judged(rows, ["model"], "db", "decided", good, prop.comparison)
-            part["error"] = 10 ** (-part["mean"] / 20)
-            found.append(part.assign(name=name, property=prop.title, equation=prop.equation))
-        return tables.stacked(found, self.models, ROW)
+        table = tables.cells(decibels(self.frame), tuple(PROPERTIES), PROPERTIES)
+        titles = [PROPERTIES[name].title for name in table.column]
+        table[["property", "equation"]] = titles
+        table["error"] = 10 ** (-table.value / 20)
+        return table.rename(columns={"column": "name"})[list(ROW)]
 
     def styled(self) -> "Styler":
         """`table` as properties down and models across, as HTML; what does not count is grey."""
         table = self.table()
         table["title"] = table.property + "<br><code>" + table.equation + "</code>"
         css = table.counts.map({True: "", False: f"color: {tables.GREY}"})
-        text = tables.spread(table, ["title"], "model", [_cell(row) for row in table.itertuples()])
-        css = tables.spread(table, ["title"], "model", css)
-        for grid in (text, css):
-            grid.index.name = grid.columns.name = None
-        return tables.marked(text, css)
+        text = tables.spread(table, "title", "model", [_cell(row) for row in table.itertuples()])
+        css = tables.spread(table, "title", "model", css)
+        return tables.marked(text.rename_axis(None), css.rename_axis(None), text.columns.rename(None))
 
     def per_track(self) -> pd.DataFrame:
         """`linearity_db` and its parts for every (model, dataset, track); NaN where a part is missing."""
         key = ["model", "dataset", "track"]
         found = {}
-        for name, prop in SUMMARY.items():
-            rows = tables.select(decibels(prop.of(self.frame)), comparison=prop.comparison)
-            found[name] = tables.per_track(rows, ["model"], "db").set_index(key).db
+        frame = decibels(self.frame)
+        for name, column in SUMMARY.items():
+            found[name] = tables.per_track(column.averaged(frame), ["model"], "db").set_index(key).db
         table = pd.DataFrame(found, index=self.frame.drop_duplicates(key).set_index(key).index)
         return table.assign(linearity_db=table.mean(axis=1, skipna=False)).reset_index()
 
@@ -272,81 +246,62 @@ class Report:
 
 def _cell(row: Any) -> str:
     """Value, and below it the interval and the swap row, as HTML; empty for a value that is missing."""
-    if pd.isna(row.value):
-        return ""
-    text = tables.decibel(row.value)
-    if not pd.isna(row.low):
-        text += f"<br><small>{tables.decibel(row.low)} to {tables.decibel(row.high)}</small>"
-    if not pd.isna(row.swap):
+    text = tables.with_interval(row, tables.decibel)
+    if text and not pd.isna(row.swap):
         text += f"<br><small>wrong latent {tables.decibel(row.swap)}</small>"
     return text
 
 
 # ---------------------------------------------------------------- one model against another
 
-
-def _times_lower(linear: Any, plain: Any) -> Any:
-    return plain / linear
-
-
-def _higher(linear: Any, plain: Any) -> Any:
-    return linear - plain
-
-
-def _share(linear: Any, plain: Any) -> Any:
-    return linear / plain
-
-
-ADVANTAGES = {
-    "encoder additivity error, times lower": ("add_enc", _times_lower),
-    "encoder homogeneity error, times lower": ("hom_enc", _times_lower),
-    "decoder additivity MSS, times lower": ("add_dec_mss", _times_lower),
-    "decoder homogeneity SNR, dB higher": ("hom_dec_snr", _higher),
-    "decoder superposition SNR, dB higher": ("property2_snr", _higher),
-    "separation SI-SDR, dB higher": ("separation_si_sdr", _higher),
-    "separation SI-SDR against truth, dB higher": ("separation_truth_si_sdr", _higher),
-    **{f"{stem} SI-SDR, dB higher": (f"{stem}_si_sdr", _higher) for stem in tables.STEMS},
-    "reconstruction MSS, ratio at most": ("rec_mss", _share),
-    "reconstruction SNR, dB higher": ("rec_snr", _higher),
+COMPARED: dict[str, Callable[[Any, Any], Any]] = {
+    "times lower": lambda linear, plain: plain / linear,
+    "dB higher": lambda linear, plain: linear - plain,
+    "ratio at most": lambda linear, plain: linear / plain,
 }
-"""What is compared of two models: a column of the tables, and how (of the values linear, plain)."""
-GOALS = {
-    "encoder additivity error, times lower": 3.0,
-    "encoder homogeneity error, times lower": 3.0,
-    "separation SI-SDR, dB higher": 5.0,
-    "reconstruction MSS, ratio at most": 1.05,
+"""How two models are compared, by the end of a claim."""
+CLAIMED = {
+    "encoder additivity error": "add_enc",
+    "encoder homogeneity error": "hom_enc",
+    "decoder additivity MSS": "add_dec_mss",
+    "decoder homogeneity SNR": "hom_dec_snr",
+    "decoder superposition SNR": "property2_snr",
+    "separation SI-SDR": "separation_si_sdr",
+    "separation SI-SDR against truth": "separation_truth_si_sdr",
+    **{f"{stem} SI-SDR": f"{stem}_si_sdr" for stem in tables.STEMS},
+    "reconstruction MSS": "rec_mss",
+    "reconstruction SNR": "rec_snr",
 }
+"""What claims are about: columns of the tables."""
 
 
 def advantage(
-    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float] | None = None, seed: int = 0
+    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float], seed: int = 0
 ) -> pd.DataFrame:
     """What one model gains over another on the same tracks, as claims: `claim`, `goal`, `value`, `low`,
     `high`, `met`.
 
+    `goals`: for claims such as "reconstruction MSS, ratio at most": one of CLAIMED and one of COMPARED.
     `value` compares means over tracks; its interval (95 %) is from a bootstrap that draws the same tracks for
-    both. Errors are those of the paper's tables. `goals`: for some of ADVANTAGES; default: GOALS. `met` is
-    said of the value, beside which the interval stands. Where no track has a value for both (silence) a claim
-    is NaN, and not met. Raises ValueError for a model without rows.
+    both. `met` is said of the value, beside which the interval stands. Where no track has a value for both
+    (silence) a claim is NaN, and not met. Raises ValueError for a model without rows.
     """
     if absent := {linear, plain} - set(frame.model):
         raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
     rows = []
-    for claim, goal in (GOALS if goals is None else goals).items():
-        name, compare = ADVANTAGES[claim]
-        column = tables.COLUMNS[name]
-        part = tables.select(column.of(frame), comparison=column.comparison)
-        means = tables.per_track(part, ["model"], column.metric)
+    for claim, goal in goals.items():
+        about, how = claim.split(", ")
+        column = tables.COLUMNS[CLAIMED[about]]
+        means = tables.per_track(column.averaged(frame), ["model"], column.metric)
         means = means.pivot_table(
             index=["dataset", "track"], columns="model", values=column.metric, sort=False
         )
         both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
 
-        def compared(draws: np.ndarray, compare: Callable = compare) -> np.ndarray:
+        def compared(draws: np.ndarray, compare: Callable = COMPARED[how]) -> np.ndarray:
             return compare(*draws.mean(1).T)
 
         value, low, high = tables.interval(both, seed, compared)
-        met = bool(value <= goal if claim.endswith("at most") else value >= goal)
-        row = {"claim": f"{claim}: {linear}, {plain}", "goal": goal, "value": value}
-        rows.append(row | {"low": low, "high": high, "met": met})
-    return pd.DataFrame(rows)
+        met = bool(value <= goal if how == "ratio at most" else value >= goal)
+        rows.append([f"{claim}: {linear}, {plain}", goal, value, low, high, met])
+    return pd.DataFrame(rows, columns=["claim", "goal", "value", "low", "high", "met"])

@@ -11,6 +11,7 @@ another track's latent by RECONSTRUCTION_MARGIN_DB, and the number must be far f
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,15 @@ def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: the rows that it averages, and what decides whether the mean counts."""
+    """A column of a table or a row of a report: what it averages, and what decides whether that counts."""
 
-    table: int
-    """Its number in the paper; 3: our own."""
     title: tuple[str, str]
-    metric: str
     protocol: str
-    rows: Mapping[str, Any] = field(default_factory=dict)
+    metric: str
     decided_by: str = ""
-    """The metric whose distance from the swap row is looked at; empty for reconstruction, which has none."""
+    """The metric whose distance from the swap row is looked at; empty where there is no such row."""
+    rows: Mapping[str, Any] = field(default_factory=dict)
+    """Which rows of the protocol."""
     comparison: str = "linearity"
 
     @property
@@ -59,6 +59,10 @@ class Column:
         """The rows of `frame` that this column is about, with all their controls."""
         return select(frame, protocol=self.protocol, **self.rows)
 
+    def averaged(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of `frame` whose mean this column is."""
+        return select(self.of(frame), comparison=self.comparison)
+
 
 ALL = {"condition": "all"}
 RANDOM = {"condition": "random"}
@@ -68,56 +72,55 @@ SI_SDR = {"metric": "si_sdr_db", "decided_by": "si_sdr_db"}
 ERROR = {"metric": "rel_l2", "decided_by": "rel_l2"}
 HEARD = {"metric": "mss", "decided_by": "snr_db"}
 SUM = {"protocol": "decoder_additivity", "rows": ALL}
+ENCODED_SUM = {"protocol": "encoder_additivity", "rows": ALL}
 SCALED = {"protocol": "decoder_homogeneity", "rows": RANDOM}
-CODEC = {"protocol": "reconstruction", "comparison": "codec"}
-
-
-def _stem_columns() -> dict[str, Column]:
-    columns = {}
-    for stem in STEMS:
-        rows = {"protocol": "separation", "rows": {"stem": stem}}
-        columns[f"{stem}_mss"] = Column(
-            1, (stem.capitalize(), "MSS"), **rows, metric="mss", decided_by="si_sdr_db"
-        )
-        columns[f"{stem}_si_sdr"] = Column(1, (stem.capitalize(), "SI-SDR"), **rows, **SI_SDR)
-    return columns
-
-
-PAPER_COLUMNS = {
-    "add_dec_mss": Column(1, ("Add. Dec", "MSS"), **SUM, **HEARD),
-    "add_dec_snr": Column(1, ("Add. Dec", "SNR"), **SUM, **SNR),
-    "add_enc": Column(1, ("Add. Enc", "error"), protocol="encoder_additivity", rows=ALL, **ERROR),
-    "mix_mss": Column(1, ("Mix", "MSS"), "mss", **CODEC),
-    "mix_snr": Column(1, ("Mix", "SNR"), "snr_db", **CODEC),
-    **_stem_columns(),
-    "rec_mss": Column(2, ("Reconstruction", "MSS"), "mss", **CODEC),
-    "rec_snr": Column(2, ("Reconstruction", "SNR"), "snr_db", **CODEC),
-    "hom_dec_mss": Column(2, ("Dec-Hom.", "MSS"), **SCALED, **HEARD),
-    "hom_dec_snr": Column(2, ("Dec-Hom.", "SNR"), **SCALED, **SNR),
-    "hom_enc": Column(2, ("Enc-Hom.", "error"), protocol="encoder_homogeneity", rows=RANDOM, **ERROR),
-    "kad": Column(2, ("KAD", "x 100"), "value", "kad", comparison="codec"),
-}
+ENCODED_SCALED = {"protocol": "encoder_homogeneity", "rows": RANDOM}
 SEPARATED = {"protocol": "separation"}
 BOTH = {"protocol": "decoder_superposition", "rows": ALL}
+CODEC = {"protocol": "reconstruction", "comparison": "codec"}
 TRUTH = {"comparison": "truth"}
+
+TABLE_1 = {
+    "add_dec_mss": Column(("Add. Dec", "MSS"), **SUM, **HEARD),
+    "add_dec_snr": Column(("Add. Dec", "SNR"), **SUM, **SNR),
+    "add_enc": Column(("Add. Enc", "error"), **ENCODED_SUM, **ERROR),
+    "mix_mss": Column(("Mix", "MSS"), metric="mss", **CODEC),
+    "mix_snr": Column(("Mix", "SNR"), metric="snr_db", **CODEC),
+}
+for _stem in STEMS:
+    _rows = {**SEPARATED, "rows": {"stem": _stem}}
+    _heard = {"metric": "mss", "decided_by": "si_sdr_db"}
+    TABLE_1[f"{_stem}_mss"] = Column((_stem.capitalize(), "MSS"), **_rows, **_heard)
+    TABLE_1[f"{_stem}_si_sdr"] = Column((_stem.capitalize(), "SI-SDR"), **_rows, **SI_SDR)
+TABLE_2 = {
+    "rec_mss": Column(("Reconstruction", "MSS"), metric="mss", **CODEC),
+    "rec_snr": Column(("Reconstruction", "SNR"), metric="snr_db", **CODEC),
+    "hom_dec_mss": Column(("Dec-Hom.", "MSS"), **SCALED, **HEARD),
+    "hom_dec_snr": Column(("Dec-Hom.", "SNR"), **SCALED, **SNR),
+    "hom_enc": Column(("Enc-Hom.", "error"), **ENCODED_SCALED, **ERROR),
+    "kad": Column(("KAD", "x 100"), "kad", "value", comparison="codec"),
+}
+PAPER_COLUMNS = TABLE_1 | TABLE_2
 OWN_COLUMNS = {
-    "property2_snr": Column(3, ("Property 2", "SNR"), **BOTH, **SNR),
-    "property2_si_sdr": Column(3, ("Property 2", "SI-SDR"), **BOTH, **SI_SDR),
-    "add_dec_si_sdr": Column(3, ("Add. Dec", "SI-SDR"), **SUM, **SI_SDR),
-    "hom_dec_si_sdr": Column(3, ("Dec-Hom.", "SI-SDR"), **SCALED, **SI_SDR),
-    "separation_si_sdr": Column(3, ("Separation", "SI-SDR"), **SEPARATED, **SI_SDR),
-    "sum_truth_snr": Column(3, ("Sum, true", "SNR"), **SUM, **SNR, **TRUTH),
-    "sum_truth_si_sdr": Column(3, ("Sum, true", "SI-SDR"), **SUM, **SI_SDR, **TRUTH),
-    "separation_truth_snr": Column(3, ("Separation, true", "SNR"), **SEPARATED, **SNR, **TRUTH),
-    "separation_truth_si_sdr": Column(3, ("Separation, true", "SI-SDR"), **SEPARATED, **SI_SDR, **TRUTH),
+    "property2_snr": Column(("Property 2", "SNR"), **BOTH, **SNR),
+    "property2_si_sdr": Column(("Property 2", "SI-SDR"), **BOTH, **SI_SDR),
+    "add_dec_si_sdr": Column(("Add. Dec", "SI-SDR"), **SUM, **SI_SDR),
+    "hom_dec_si_sdr": Column(("Dec-Hom.", "SI-SDR"), **SCALED, **SI_SDR),
+    "separation_si_sdr": Column(("Separation", "SI-SDR"), **SEPARATED, **SI_SDR),
+    "sum_truth_snr": Column(("Sum, true", "SNR"), **SUM, **SNR, **TRUTH),
+    "sum_truth_si_sdr": Column(("Sum, true", "SI-SDR"), **SUM, **SI_SDR, **TRUTH),
+    "separation_truth_snr": Column(("Separation, true", "SNR"), **SEPARATED, **SNR, **TRUTH),
+    "separation_truth_si_sdr": Column(("Separation, true", "SI-SDR"), **SEPARATED, **SI_SDR, **TRUTH),
 }
 """Columns beside the paper's: Property 2 as it stands, SI-SDR beside SNR, and sums and separated stems
 against the true sounds."""
 COLUMNS = PAPER_COLUMNS | OWN_COLUMNS
 
 
-def _mean(draws: np.ndarray) -> np.ndarray:
-    return draws.mean(1)
+# ---------------------------------------------------------------- means and intervals
+
+
+_mean = partial(np.mean, axis=1)
 
 
 def interval(
@@ -156,12 +159,12 @@ def summary(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) 
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         values = per_track(group, [], metric)[metric]
-        mean, low, high = interval(values, seed)
         n_chunks = int(group[metric].notna().sum())
-        row = {"mean": mean, "low": low, "high": high, "n_tracks": len(values), "n_chunks": n_chunks}
-        row["n_left_out"] = len(group) - n_chunks
-        rows.append(dict(zip(by, key, strict=True)) | row)
+        rows.append([*key, *interval(values, seed), len(values), n_chunks, len(group) - n_chunks])
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n_tracks", "n_chunks", "n_left_out"])
+
+
+# ---------------------------------------------------------------- what counts
 
 
 def reconstructs(frame: pd.DataFrame) -> dict[str, bool]:
@@ -175,11 +178,11 @@ def reconstructs(frame: pd.DataFrame) -> dict[str, bool]:
     return good
 
 
-def far_from_swap(value: float, swap: float, metric: str) -> bool:
-    """Whether a mean is better than its swap row by SWAP_MARGIN_DB. False for NaN."""
+def far_from_swap(value: Any, swap: Any, metric: str) -> Any:
+    """Whether means are better than those of their swap rows by SWAP_MARGIN_DB. False for NaN."""
     if metric == "rel_l2":
-        return bool(value * 10 ** (SWAP_MARGIN_DB / 20) <= swap)
-    return bool(value - swap >= SWAP_MARGIN_DB)
+        return value * 10 ** (SWAP_MARGIN_DB / 20) <= swap
+    return value - swap >= SWAP_MARGIN_DB
 
 
 def judged(
@@ -192,43 +195,32 @@ def judged(
 ) -> pd.DataFrame:
     """`summary` of one comparison among `rows`, with `swap` and `counts`; `by` contains "model".
 
-    `decided_by`: the metric whose distance from the swap row decides, and whose mean is `swap`; `good`: what
-    `reconstructs` says of the models.
+    `good`: what `reconstructs` says of the models. `decided_by`: the metric whose distance from the swap row
+    decides too, and whose mean is `swap`; where it is empty, `swap` is NaN.
     """
-    linear = select(rows, comparison=comparison)
-    table = summary(linear, by, metric)
-    groups = pd.MultiIndex.from_frame(table[list(by)])
+    compared = select(rows, comparison=comparison)
+    table = summary(compared, by, metric)
+    table = table.assign(swap=np.nan, counts=table.model.map(good).astype(bool))
+    if decided_by:
+        groups = pd.MultiIndex.from_frame(table[list(by)])
 
-    def means(part: pd.DataFrame) -> np.ndarray:
-        return summary(part, by, decided_by).set_index(list(by))["mean"].reindex(groups).to_numpy()
+        def means(part: pd.DataFrame) -> np.ndarray:
+            return summary(part, by, decided_by).set_index(list(by))["mean"].reindex(groups).to_numpy()
 
-    decided = means(linear)
-    swap = means(select(rows, comparison="swap"))
-    counts = []
-    for model, value, control in zip(table.model, decided, swap, strict=True):
-        counts.append(good[model] and far_from_swap(value, control, decided_by))
-    return table.assign(swap=swap, counts=counts)
-
-
-def unjudged(rows: pd.DataFrame, metric: str, good: Mapping[str, bool]) -> pd.DataFrame:
-    """`summary` of each model's `rows` that have no swap row: they count where the model is `good`."""
-    table = summary(rows, ["model"], metric)
-    return table.assign(swap=np.nan, counts=[good[model] for model in table.model])
+        table["swap"] = means(select(rows, comparison="swap"))
+        table["counts"] &= far_from_swap(means(compared), table.swap, decided_by)
+    return table
 
 
 CELL = ("model", "column", "value", "low", "high", "n_tracks", "n_chunks", "n_left_out", "swap", "counts")
 
 
-def stacked(tables: Sequence[pd.DataFrame], models: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Tables of `summary` under each other, in the order of `models`; their `mean` becomes `value`."""
-    table = pd.concat(tables, ignore_index=True).rename(columns={"mean": "value"})
-    rank = {model: place for place, model in enumerate(models)}
-    table = table.sort_values("model", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
-    return table[list(columns)].astype({"counts": bool})
-
-
-def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) -> pd.DataFrame:
-    """Cells of COLUMNS, by default the paper's, as a table of CELL.
+def cells(
+    frame: pd.DataFrame,
+    columns: Sequence[str] = tuple(PAPER_COLUMNS),
+    known: Mapping[str, Column] = COLUMNS,
+) -> pd.DataFrame:
+    """Cells of some `known` columns, by default the paper's, as a table of CELL.
 
     There is a row for each model and column that `frame` has rows for. `swap` is the mean of the control, in
     the metric that decides whether the cell counts.
@@ -236,15 +228,16 @@ def cells(frame: pd.DataFrame, columns: Sequence[str] = tuple(PAPER_COLUMNS)) ->
     good = reconstructs(frame)
     found = []
     for name in columns:
-        column = COLUMNS[name]
-        rows = column.of(frame)
-        if column.decided_by:
-            decided = {"decided_by": column.decided_by, "good": good, "comparison": column.comparison}
-            table = judged(rows, ["model"], column.metric, **decided)
-        else:
-            table = unjudged(select(rows, comparison=column.comparison), column.metric, good)
-        found.append(table.assign(column=name))
-    return stacked(found, frame.model.unique(), CELL)
+        column = known[name]
+        how = (column.metric, column.decided_by, good, column.comparison)
+        found.append(judged(column.of(frame), ["model"], *how).assign(column=name))
+    table = pd.concat(found, ignore_index=True).rename(columns={"mean": "value"})
+    rank = {model: place for place, model in enumerate(frame.model.unique())}
+    table = table.sort_values("model", key=lambda names: names.map(rank), kind="stable", ignore_index=True)
+    return table[list(CELL)]
+
+
+# ---------------------------------------------------------------- as the paper prints them
 
 
 def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:
@@ -261,22 +254,6 @@ def ranks(table: pd.DataFrame, references: Sequence[str] = ()) -> pd.Series:
 MARKS = {0: "", 1: "font-weight: bold", 2: "text-decoration: underline"}
 
 
-def spread(table: pd.DataFrame, rows: Sequence[str], column: str, values: Sequence[str]) -> pd.DataFrame:
-    """`values` of a long `table`, one for each of its rows, as a grid in the order of `table`; "" where none.
-
-    `rows`: the columns of `table` that name a row of the grid; `column`: the one that names its columns.
-    """
-    wide = table.assign(_cell=list(values)).pivot(index=list(rows), columns=column, values="_cell")
-    order = table.drop_duplicates(list(rows)).set_index(list(rows)).index
-    return wide.reindex(order)[list(dict.fromkeys(table[column]))].fillna("")
-
-
-def marked(text: pd.DataFrame, css: pd.DataFrame) -> Styler:
-    """A grid of `text` (HTML) with the CSS of the grid `css`, a cell on one line."""
-    styler = text.replace("", "–").style.apply(lambda _: css, axis=None)
-    return styler.set_properties(**{"white-space": "nowrap"})
-
-
 def styled(
     table: pd.DataFrame, columns: Sequence[str] = tuple(COLUMNS), references: Sequence[str] = ()
 ) -> Styler:
@@ -286,23 +263,40 @@ def styled(
     """
     css = ranks(table, references).map(MARKS).where(table.counts, f"color: {GREY}")
     names = [name for name in columns if (table.column == name).any()]
-    text = spread(table, ["model"], "column", [_value_and_span(cell) for cell in table.itertuples()])[names]
-    css = spread(table, ["model"], "column", css)[names]
+    text = spread(table, "model", "column", [with_interval(cell, _short) for cell in table.itertuples()])
     titles = []
     for name in names:
         group, title = COLUMNS[name].title
         arrow = "↓" if COLUMNS[name].lower_is_better else "↑"
         titles.append((group, f"{title} {arrow}"))
-    text.columns = css.columns = pd.MultiIndex.from_tuples(titles)
-    return marked(text, css)
+    return marked(
+        text[names], spread(table, "model", "column", css)[names], pd.MultiIndex.from_tuples(titles)
+    )
 
 
-def _value_and_span(cell: Any) -> str:
+def spread(table: pd.DataFrame, row: str, column: str, values: Sequence[str]) -> pd.DataFrame:
+    """`values` of a long `table`, one for each of its rows, as a grid in the order of `table`; "" where none.
+
+    `row`, `column`: the columns of `table` that name the rows and columns of the grid.
+    """
+    wide = table.assign(_cell=list(values)).pivot(index=row, columns=column, values="_cell")
+    return wide.reindex(table[row].unique())[list(table[column].unique())].fillna("")
+
+
+def marked(text: pd.DataFrame, css: pd.DataFrame, titles: pd.Index) -> Styler:
+    """A grid of `text` (HTML) with the CSS of the grid `css` under `titles`, a cell on one line."""
+    text = text.replace("", "–").set_axis(titles, axis=1)
+    styler = text.style.apply(lambda _: css.set_axis(titles, axis=1), axis=None)
+    return styler.set_properties(**{"white-space": "nowrap"})
+
+
+def with_interval(cell: Any, text: Callable[[float], str]) -> str:
+    """Value, and below it the interval, as HTML; empty for a value that is missing."""
     if pd.isna(cell.value):
         return ""
     if pd.isna(cell.low):
-        return _short(cell.value)
-    return f"{_short(cell.value)}<br><small>{_short(cell.low)} to {_short(cell.high)}</small>"
+        return text(cell.value)
+    return f"{text(cell.value)}<br><small>{text(cell.low)} to {text(cell.high)}</small>"
 
 
 def _short(value: float) -> str:
