@@ -1,16 +1,12 @@
-"""CLAP embeddings of audio, for the Kernel Audio Distance (`lincae.metrics.kad`).
+"""CLAP embeddings of audio, for the Kernel Audio Distance.
 
-    embedder = ClapEmbedder.load("music_audioset_epoch_15_esc_90.14.pt")  # which kadtk takes for music
-    distance = kad(embedder.embed(originals, 44100), embedder.embed(reconstructions, 44100))
-
-Axis legend: `B` batch, `T` samples, `F` mel bins, `N` spectrogram frames, `D` embedding dimensions.
-
-transformers (extra `clap`) and torchaudio are imported where they are used.
+embedder = ClapEmbedder.load("music_audioset_epoch_15_esc_90.14.pt")  # which kadtk takes for music
+distance = kad(embedder.embed(originals, 44100), embedder.embed(reconstructions, 44100))
 """
 
 import math
 import re
-from itertools import count
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -31,7 +27,8 @@ N_MELS = 64
 class ClapEmbedder:
     """The audio tower of a CLAP without feature fusion, and its front end.
 
-    `model`: a transformers `ClapAudioModelWithProjection`; `name`: where it came from; `dimensions`: D.
+    `model`: a `ClapAudioModelWithProjection` of transformers (extra `clap`); `name`: where it came from;
+    `dimensions`: D, those of an embedding.
     """
 
     def __init__(self, model: torch.nn.Module, name: str = "clap", device: str | torch.device = "auto"):
@@ -88,7 +85,7 @@ class ClapEmbedder:
         return torch.cat(embeddings)
 
     def _log_mel(self, windows: Tensor) -> Tensor:
-        """Windows (B, T) at 48 kHz to mel power in dB (B, 1, N, F), the tower's input."""
+        """Windows (B, T) at 48 kHz to mel power in dB, the tower's input (B, 1, N, mel bins)."""
         return (10 * self._mel(windows).clamp(min=1e-10).log10()).transpose(1, 2)[:, None]
 
 
@@ -195,18 +192,13 @@ def _from_laion(path: Path) -> torch.nn.Module:
 def _laion_config(state: dict[str, Tensor]):
     """The ClapAudioConfig of a renamed audio tower: tiny, base, or another of its kind."""
     tower = "audio_model.audio_encoder."
-    depths = []
-    heads = []
-    for stage in count():
-        first = f"{tower}layers.{stage}.blocks"
-        if f"{first}.0.layernorm_before.weight" not in state:
-            break
-        depths.append(next(k for k in count() if f"{first}.{k}.layernorm_before.weight" not in state))
-        heads.append(state[f"{first}.0.attention.self.relative_position_bias_table"].shape[1])
+    bias = "attention.self.relative_position_bias_table"
+    blocks = re.findall(rf"layers\.(\d+)\.blocks\.\d+\.{bias}", "\n".join(state))
+    depths = Counter(sorted(map(int, blocks)))
     return _transformers().ClapAudioConfig(
         patch_embeds_hidden_size=state[f"{tower}patch_embed.proj.weight"].shape[0],
-        depths=depths,
-        num_attention_heads=heads,
+        depths=list(depths.values()),
+        num_attention_heads=[state[f"{tower}layers.{k}.blocks.0.{bias}"].shape[1] for k in depths],
         hidden_size=state[f"{tower}norm.weight"].shape[0],
         num_mel_bins=state[f"{tower}batch_norm.weight"].shape[0],
         projection_dim=state["audio_projection.linear1.weight"].shape[0],

@@ -42,7 +42,7 @@ def figure(rows: pd.DataFrame, per_track: pd.DataFrame, good: Mapping[str, bool]
         numbers = numbers.replace({"part": SHORT}).assign(counts=numbers.model.map(good))
         title = "the number (mean) and its parts [dB]"
         plots.dots(axes[1, 2], numbers, "part", "db", title=title, ylabel="")
-        styles = {"decoder": "-", "encoder": "--"}
+        styles = {"decoder": "-", "encoder": "--"} | plots.HOLLOW
         place = {"loc": "outside lower center", "ncols": len(models) + len(styles)}
         plots.model_legend(drawn, models, styles, **place)
     return drawn

@@ -3,8 +3,6 @@
 Distributions, points with intervals and lines with bands are seaborn's, drawn from long frames with a value
 for each track; their intervals are those of the tables. Every figure is saved beside a CSV of the numbers in
 it (`save`).
-
-Axis legend: `T` samples, `S` source (stem).
 """
 
 import io
@@ -42,10 +40,14 @@ MODEL_COLOURS = {
     "stft": COLOURS[6],
 }
 """One colour for each kind of model, in every figure; others take the next free one (`model_colours`)."""
-STEM_COLOURS = {"drums": COLOURS[4], "bass": COLOURS[0], "other": COLOURS[2], "vocals": COLOURS[3]}
 ERROR_PARTS = {"level_rel_l2": "level", "constant_rel_l2": "constant", "shape_rel_l2": "shape"}
 PART_COLOURS = {"level": COLOURS[5], "constant": COLOURS[4], "shape": COLOURS[6]}
 """Parts of an error, as columns of frames and in figures."""
+HOLLOW = {"does not count": {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}}
+"""For the legend of `lines` where something does not count."""
+POINTS = "means, 95 % intervals"
+DOTS = f"dots: values; bars: {POINTS}"
+"""What the marks of `dots` are, and those of means alone, as titles of legends."""
 # Spectrograms: range below the maximum of the figure, lowest frequency, and height of the image.
 FLOOR_DB = -90.0
 LOWEST_HZ = 50.0
@@ -274,12 +276,16 @@ def error_parts(axis: Axes, table: pd.DataFrame, legend: bool = False, **labels:
 
 
 def model_legend(
-    target: Axes | Figure, models: Sequence[str], styles: Mapping[str, str] | None = None, **options: Any
+    target: Axes | Figure, models: Sequence[str], styles: Mapping[str, Any] | None = None, **options: Any
 ) -> None:
-    """A legend of models, and of line styles (label -> style), on an axis or a figure."""
+    """A legend of models, and of marks in black, on an axis or a figure.
+
+    `styles`: what is said of a mark -> its line style, or other properties of its `Line2D`.
+    """
     handles = [plt.Line2D([], [], color=c, label=name) for name, c in model_colours(models).items()]
     for label, style in (styles or {}).items():
-        handles.append(plt.Line2D([], [], color="black", linestyle=style, label=label))
+        look = style if isinstance(style, Mapping) else {"linestyle": style}
+        handles.append(plt.Line2D([], [], **{"color": "black", "label": label} | look))
     target.legend(handles=handles, **options)
 
 
