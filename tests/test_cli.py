@@ -89,15 +89,10 @@ def test_commands_of_the_documentation_are_taken(page):
 
 
 def test_names_are_completed_without_importing_commands():
-    environment = os.environ | {
-        "_LINCAE_COMPLETE": "bash_complete",
-        "COMP_WORDS": "lincae re",
-        "COMP_CWORD": "1",
-    }
+    words = {"_LINCAE_COMPLETE": "bash_complete", "COMP_WORDS": "lincae re", "COMP_CWORD": "1"}
     code = "import sys; from lincae.cli import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["plain,reencoder", "plain,report"], done.stderr
 
 
@@ -127,25 +122,17 @@ def test_words_that_are_not_known(words, told, capsys):
     assert told in error
 
 
-def test_errors_are_one_sentence_with_notes(monkeypatch):
+def test_errors_are_one_sentence_with_notes_and_bugs_keep_their_traceback(monkeypatch):
     from lincae.commands import models as command
 
-    def fails():
-        error = OSError("the disk is full")
-        error.add_note("training stopped at step 3")
+    def fails(error):
         raise error
 
-    monkeypatch.setattr(command.known, "names", fails)
+    full = OSError("the disk is full")
+    full.add_note("training stopped at step 3")
+    monkeypatch.setattr(command.known, "names", lambda: fails(full))
     assert run("models") == "error: the disk is full\ntraining stopped at step 3"
-
-
-def test_what_is_no_known_error_keeps_its_traceback(monkeypatch):
-    from lincae.commands import models as command
-
-    def fails():
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(command.known, "names", fails)
+    monkeypatch.setattr(command.known, "names", lambda: fails(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         run("models")
 
@@ -169,9 +156,8 @@ def test_gains_that_begin_with_a_dash(tmp_path, silence):
     for seed, name in enumerate("ab"):
         noise = 0.1 * torch.randn(8000, generator=torch.Generator().manual_seed(seed))
         soundfile.write(tmp_path / f"{name}.wav", noise, 16000)
-        assert (
-            run("encode", tmp_path / f"{name}.wav", tmp_path / f"{name}.safetensors", "--model", "stft") == 0
-        )
+        files = (tmp_path / f"{name}.wav", tmp_path / f"{name}.safetensors")
+        assert run("encode", *files, "--model", "stft") == 0
     files = [tmp_path / f"{name}.safetensors" for name in ("a", "b", "mix")]
     for order in (["--gains-db", "0", silence, *files], [*files, "--gains-db", "0", silence]):
         assert run("mix", *order, "--overwrite") == 0
@@ -202,10 +188,8 @@ def test_evaluate_writes_what_it_measures(songs, tmp_path, capsys):
 
 
 def test_report_writes_a_page(songs, tmp_path, capsys):
-    assert (
-        run("report", "stft", "--data", songs, "--n-tracks", 1, "--out", tmp_path / "new", "--seconds", 2)
-        == 0
-    )
+    words = ["--n-tracks", 1, "--out", tmp_path / "new", "--seconds", 2]
+    assert run("report", "stft", "--data", songs, *words) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "new" / "report.html")
     assert "stft" in (tmp_path / "new" / "report.html").read_text()
     assert set(pd.read_csv(tmp_path / "new" / "report.csv").model) == {"stft"}
@@ -213,9 +197,8 @@ def test_report_writes_a_page(songs, tmp_path, capsys):
 
 
 def test_demo_writes_a_page(songs, tmp_path):
-    assert (
-        run("demo", "stft", "--data", songs, "--n-tracks", 1, "--seconds", 1, "--out", tmp_path / "page") == 0
-    )
+    words = ["--n-tracks", 1, "--seconds", 1, "--out", tmp_path / "page"]
+    assert run("demo", "stft", "--data", songs, *words) == 0
     assert (tmp_path / "page" / "index.html").stat().st_size > 50_000
     assert "cannot be part of a published page" in run("demo", "stft", "--data", "clip", "--out", tmp_path)
 

@@ -21,13 +21,8 @@ def clone(tmp_path):
     programs = folder / ".venv" / "bin"
     programs.mkdir(parents=True)
     shutil.copy(ROOT / "Makefile", folder)
-    for name in (
-        "pyproject.toml",
-        ".venv/ready",
-        "notebooks/03_a.ipynb",
-        "lincae/a.py",
-        "tools/notebooks.py",
-    ):
+    names = "pyproject.toml .venv/ready notebooks/03_a.ipynb lincae/a.py tools/notebooks.py"
+    for name in names.split():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     (programs / "python").write_text(PYTHON)

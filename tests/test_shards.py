@@ -84,10 +84,10 @@ def test_shards_are_resampled(tmp_path):
     (tmp_path / "in").mkdir()
     time = np.arange(62 * 22050) / 22050
     soundfile.write(tmp_path / "in" / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * time), 22050, subtype="FLOAT")
-    written = Shards(write_shards(Corpora({tmp_path / "in": 1}, RATE), tmp_path / "out"), RATE)
-    whole = written.crops([0], 62 * RATE, 0)[0]
+    whole = Shards(write_shards(Corpora({tmp_path / "in": 1}, RATE), tmp_path / "out"), RATE)
+    crop = whole.crops([0], 62 * RATE, 0)[0]
     expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(62 * RATE, dtype=torch.float64) / RATE)
-    assert (whole - expected)[100:-100].abs().max() < 1e-3
+    assert (crop - expected)[100:-100].abs().max() < 1e-3
 
 
 def test_an_interrupted_writing_is_continued(corpora, tmp_path, monkeypatch):
@@ -158,16 +158,15 @@ def test_other_folders_are_refused(corpora, folders, tmp_path):
     with pytest.raises(ValueError, match="shards of version 99"):
         Shards(out, RATE)
 
-
-def test_files_that_were_replaced_are_not_taken_for_the_old_ones(tmp_path):
+    # A file that has taken the place of another of equal length is not taken for it.
     path = tmp_path / "in" / "a.wav"
     path.parent.mkdir()
     soundfile.write(path, noise(RATE, 0.5, 0), RATE)
-    out = write_shards(Corpora({path.parent: 1}, RATE), tmp_path / "out")
+    write_shards(Corpora({path.parent: 1}, RATE), tmp_path / "replaced")
     soundfile.write(path, noise(RATE, 0.5, 1), RATE)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(ValueError, match=r"out has shards of files 1 files as they were"):
-        write_shards(Corpora({path.parent: 1}, RATE), out)
+    with pytest.raises(ValueError, match=r"replaced has shards of files 1 files as they were"):
+        write_shards(Corpora({path.parent: 1}, RATE), tmp_path / "replaced")
 
 
 def test_command_line(folders, tmp_path, capsys):
