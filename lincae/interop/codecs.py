@@ -61,6 +61,10 @@ class HubCodec(Checked):
         on_device = padded.to(self.network.device, self.network.dtype)
         return on_device[:, None].expand(-1, self.n_channels, -1)
 
+    @torch.no_grad()
+    def _audio_of(self, z: Tensor, seed: int) -> Tensor:
+        return self.network.decoder(z.to(self.network.device, self.network.dtype)).float().mean(1)
+
 
 class Codec(HubCodec):
     """An EnCodec or DAC model of transformers between its encoder and its quantiser.
@@ -85,10 +89,6 @@ class Codec(HubCodec):
     def _latents_of(self, audio: Tensor) -> Tensor:
         return self.network.encoder(self._heard(audio, self._lacking)).float()
 
-    @torch.no_grad()
-    def _audio_of(self, z: Tensor, seed: int) -> Tensor:
-        return self.network.decoder(z.to(self.network.device, self.network.dtype)).float().mean(1)
-
     def fingerprint(self) -> str:
         """A sha256 (hex) of the encoder's and decoder's weights and of the settings they were built with."""
         # What differs from the defaults of transformers: new settings of later versions change nothing.
@@ -112,10 +112,6 @@ class Oobleck(HubCodec):
     @torch.no_grad()
     def _latents_of(self, audio: Tensor) -> Tensor:
         return self.network.encode(self._heard(audio)).latent_dist.mode().float()
-
-    @torch.no_grad()
-    def _audio_of(self, z: Tensor, seed: int) -> Tensor:
-        return self.network.decode(z.to(self.network.device, self.network.dtype)).sample.float().mean(1)
 
     def fingerprint(self) -> str:
         settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate, "hop": self.hop}
