@@ -20,23 +20,17 @@ def check_parameters(history: Sequence[str] | None = None) -> None:
         history = get_ipython().user_ns["In"]
     cells = [source for source in history if source.strip()]
     for parameters, added in itertools.pairwise(cells):
-        if added.startswith(INJECTED):
-            known = assigned(parameters)
-            unknown = [name for name in assigned(added) if name not in known]
-            if unknown:
-                raise ValueError("; ".join(_complaint(name, known) for name in unknown))
+        if not added.startswith(INJECTED):
+            continue
+        known = _assigned(parameters)
+        for name in _assigned(added):
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known)}"
+                raise ValueError(f"this notebook has no parameter {name!r}: {hint}")
 
 
-def assigned(source: str) -> list[str]:
+def _assigned(source: str) -> list[str]:
     """The names that a cell of plain assignments gives values to."""
-    names = []
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign):
-            names += [target.id for target in statement.targets if isinstance(target, ast.Name)]
-    return names
-
-
-def _complaint(name: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(known)}"
-    return f"this notebook has no parameter {name!r}: {hint}"
+    assignments = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [name.id for node in assignments for name in node.targets if isinstance(name, ast.Name)]

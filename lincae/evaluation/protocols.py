@@ -9,7 +9,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -87,36 +87,30 @@ class EvaluationConfig:
                 raise ValueError(f"evaluation needs {allowed}, got {self}")
 
 
+@dataclass(eq=False)
 class Chunk:
     """A chunk of a track: its signals, their latents and decodes, each computed once, when asked for.
 
     Signals are named: "mixture", a stem, or "without " and a stem (the accompaniment). All windows have one
-    length: a shorter track is padded with silence, which is cut off again.
+    length: a shorter track is padded with silence, which is cut off again. `start` and `n_samples` are at the
+    model's rate.
     """
 
-    def __init__(
-        self,
-        model: AutoencoderLike,
-        track: Stems,
-        start: int,
-        n_samples: int,
-        config: EvaluationConfig,
-        latents: dict[tuple[str, float], Tensor] | None = None,
-    ):
-        """`start`, `n_samples`: at the model's rate. `latents`: known ones, and where new ones go."""
-        self.model = model
-        self.track = track
-        self.config = config
-        self.start = start
-        self.n_samples = n_samples
-        self.latents = {} if latents is None else latents
-        self.names = tuple(name for name in track.stem_names if name != MIXTURE)
-        self.stranger: Chunk | None = None
-        """A chunk of another track. None: there is none, and this one at another time stands in."""
-        self.window = round(config.window_s * model.sample_rate)
-        self.overlap = round(config.overlap_s * model.sample_rate)
-        self.starts = window_starts(max(n_samples, self.window), self.window, self.overlap)
-        self._signals: dict[str, Tensor] = {}
+    model: AutoencoderLike
+    track: Stems
+    start: int
+    n_samples: int
+    config: EvaluationConfig
+    latents: dict[tuple[str, float], Tensor] = field(default_factory=dict)
+    """Known latents (W, C, L) of signals at gain 1, and where new ones go."""
+    stranger: "Chunk | None" = None
+    """A chunk of another track. None: there is none, and this one at another time stands in."""
+
+    def __post_init__(self):
+        self.names = tuple(name for name in self.track.stem_names if name != MIXTURE)
+        self.window = round(self.config.window_s * self.model.sample_rate)
+        self.overlap = round(self.config.overlap_s * self.model.sample_rate)
+        self.starts = window_starts(max(self.n_samples, self.window), self.window, self.overlap)
         self._scaled: dict[tuple[str, float], Tensor] = {}
         self._decodes: dict[tuple[str, bool], Tensor] = {}
 
@@ -135,16 +129,19 @@ class Chunk:
             raise ValueError(f"{stated}, and its sound ends at {ends_s:.3f} s")
         return pad(stems, (0, max(0, lacking)))[:, : self.n_samples]
 
+    @functools.cached_property
+    def _signals(self) -> dict[str, Tensor]:
+        mixture = self.stems.sum(0)
+        signals = {MIXTURE: mixture}
+        for stem, audio in zip(self.names, self.stems, strict=False):
+            signals[stem] = audio
+            signals[f"without {stem}"] = mixture - audio
+        for n in range(3, len(self.names) - 1):
+            signals[f"first {n}"] = self.stems[:n].sum(0)
+        return signals
+
     def signal(self, name: str) -> Tensor:
         """(T,) at the model's sample rate. The mixture is the sum of the stems."""
-        if not self._signals:
-            mixture = self.stems.sum(0)
-            self._signals[MIXTURE] = mixture
-            for stem, audio in zip(self.names, self.stems, strict=False):
-                self._signals[stem] = audio
-                self._signals[f"without {stem}"] = mixture - audio
-            for n in range(3, len(self.names) - 1):
-                self._signals[f"first {n}"] = self.stems[:n].sum(0)
         return self._signals[name]
 
     def encode(self, name: str, gain: float = 1.0) -> Tensor:
@@ -245,6 +242,11 @@ class Chunk:
             scores |= {"mss": convergence + log_mel, "mss_log": log_mel}
         return row | {name: score.item() for name, score in scores.items()}
 
+    def controls(self, name: str) -> dict[str, Pair]:
+        """Pairs of the comparisons "codec" and "floor" of a signal."""
+        own = self.decoded(name)
+        return {"codec": (own, self.signal(name)), "floor": (self.decoded(name, reseeded=True), own)}
+
     def rows(
         self, protocol: str, signal: str, pairs: dict[str, Pair], turned: Pair | None = None, **labels
     ) -> Iterator[dict]:
@@ -286,13 +288,7 @@ def _along(signal: Tensor, direction: Tensor) -> Tensor:
 
 def reconstruction(chunk: Chunk) -> Iterator[dict]:
     """Dec(Enc(x)) against x (paper 4.2)."""
-    own = chunk.decoded(MIXTURE)
-    truth = chunk.signal(MIXTURE)
-    pairs = {
-        "codec": (own, truth),
-        "floor": (chunk.decoded(MIXTURE, reseeded=True), own),
-        "swap": (chunk.swap(MIXTURE), truth),
-    }
+    pairs = chunk.controls(MIXTURE) | {"swap": (chunk.swap(MIXTURE), chunk.signal(MIXTURE))}
     yield from chunk.rows("reconstruction", MIXTURE, pairs)
 
 
@@ -306,11 +302,7 @@ def homogeneity(chunk: Chunk) -> Iterator[dict]:
     for gain in chunk.config.gains:
         yield from _scaled(chunk, gain, "grid")
     yield from _scaled(chunk, drawn, "random")
-    own = chunk.decoded(MIXTURE)
-    pairs = {
-        "codec": (own, chunk.signal(MIXTURE)),
-        "floor": (chunk.decoded(MIXTURE, reseeded=True), own),
-    }
+    pairs = chunk.controls(MIXTURE)
     yield from chunk.rows("decoder_homogeneity", MIXTURE, pairs, condition="unit", gain=1.0)
 
 
@@ -374,13 +366,10 @@ def additivity(chunk: Chunk) -> Iterator[dict]:
         yield from chunk.rows("encoder_additivity", whole, pairs, turned, **labels)
 
         added = _added(chunk, parts)
-        own = chunk.decoded(whole)
-        truth = chunk.signal(whole)
         pairs = {
             "linearity": (added, chunk.reference(whole)),
-            "truth": (added, truth),
-            "codec": (own, truth),
-            "floor": (chunk.decoded(whole, reseeded=True), own),
+            "truth": (added, chunk.signal(whole)),
+            **chunk.controls(whole),
             "swap": (added, chunk.swap(MIXTURE)),
         }
         turned = (_added(chunk, parts, -1), chunk.turned(whole)) if condition == "all" else None
@@ -419,14 +408,11 @@ def separation(chunk: Chunk) -> Iterator[dict]:
     for stem in chunk.names if len(chunk.names) > 1 else ():
         z = chunk.encode(MIXTURE) - chunk.encode(f"without {stem}")
         estimate = chunk.decode(z)
-        own = chunk.decoded(stem)
-        truth = chunk.signal(stem)
         pairs = {
             "linearity": (estimate, chunk.reference(stem)),
             "input": (chunk.decoded(MIXTURE), chunk.reference(stem)),
-            "truth": (estimate, truth),
-            "codec": (own, truth),
-            "floor": (chunk.decoded(stem, reseeded=True), own),
+            "truth": (estimate, chunk.signal(stem)),
+            **chunk.controls(stem),
             "swap": (estimate, chunk.swap(stem)),
         }
         turned = chunk.decode(-z), chunk.turned(stem)

@@ -1,25 +1,8 @@
 """How linear is an autoencoder? One report for anything that has `encode` and `decode`.
 
-    report = linearity_report(model, tracks("embedded", n_tracks=6))
-    report.linearity()                  # one number, with its interval
-    report.table()                      # every property, with its control
-    report.html("runs/my-model.html")   # one page that needs nothing else
-
-All is said in decibels of signal over error, 20 log10(1 / error) for relative errors. 0 dB: the error is as
-large as what was expected; 20 dB: a tenth of it. CAP_DB is perfect: from there on rounding decides.
-
-**The number.** `linearity_db` is the mean of five properties (SUMMARY), those of the paper's Tables 1 and 2:
-homogeneity of encoder and decoder, additivity of encoder and decoder, and separation, each within CAP_DB.
-
-- A mean of decibels is a geometric mean of errors: a halved error counts the same in all five, and no single
-  heavy-tailed column decides (the encoder's homogeneity errors in Table 2 are 12.13 to 0.69).
-- Spectral distances (MSS) are left out: they are no ratios of energies. What the paper does not publish
-  (shifts, best linear map) stands in the report, and outside of the number.
-- It compares models on one set of tracks and one configuration: the encoder's homogeneity depends on the
-  smallest gain that is drawn.
-- It counts only for a model that reconstructs: one that ignores its latent is perfectly linear.
-
-Axis legend: as in `lincae.evaluation`.
+All is said in decibels of signal over error, 20 log10(1 / error) for relative errors: at 0 dB the error is as
+large as what was expected. CAP_DB is perfect: from there on rounding decides. The number, `linearity_db`, is
+defined and defended in docs/evaluation.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
