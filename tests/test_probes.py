@@ -7,7 +7,7 @@ from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, Reworked, 
 
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.probes import SHIFTS, fit
-from lincae.evaluation.protocols import PROTOCOLS, Chunk, EvaluationConfig
+from lincae.evaluation.protocols import Chunk, EvaluationConfig
 from lincae.interop.references import TanhToy
 
 CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=4.0)
@@ -152,16 +152,3 @@ def test_a_window_that_is_too_short_is_said():
     rows = run(model, protocols=["equivariance"])
     assert set(rows.status) == {"window too short"}
     assert rows.rel_l2.isna().all()
-
-
-def test_probes_join_a_finished_store(tmp_path):
-    """What an earlier evaluation kept is not computed again."""
-    tracks, config, model = [FakeTrack(seconds=4.0)], CONFIG, Linear()
-    evaluate(model, tracks, tuple(PROTOCOLS), config, tmp_path, progress=False)
-    before = model.encoded
-    frame = evaluate(model, tracks, (*PROTOCOLS, "fit"), config, tmp_path, progress=False)
-    assert "linear_fit" in set(frame.protocol)
-    assert model.encoded - before < 40
-    again = model.encoded
-    evaluate(model, tracks, (*PROTOCOLS, "fit"), config, tmp_path, progress=False)
-    assert model.encoded - again == 1  # the fingerprint
