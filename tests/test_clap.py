@@ -90,7 +90,7 @@ def test_folder_of_an_audio_tower(tower, audio, expected, tmp_path):
     tower.save_pretrained(tmp_path)
     embedder = ClapEmbedder.load(str(tmp_path), "cpu")
     torch.testing.assert_close(embedder.embed(audio, RATE, hop_s=10), expected)
-    assert (embedder.dimensions, embedder.name) == (16, str(tmp_path))
+    assert embedder.name == str(tmp_path)
 
 
 def features(clip):

@@ -27,14 +27,12 @@ N_MELS = 64
 class ClapEmbedder:
     """The audio tower of a CLAP without feature fusion, and its front end.
 
-    `model`: a `ClapAudioModelWithProjection` of transformers (extra `clap`); `name`: where it came from;
-    `dimensions`: D, those of an embedding.
+    `model`: a `ClapAudioModelWithProjection` of transformers (extra `clap`); `name`: where it came from.
     """
 
     def __init__(self, model: torch.nn.Module, name: str = "clap", device: str | torch.device = "auto"):
         _check_config(model.config, name)
         self.name = name
-        self.dimensions = model.config.projection_dim
         self.device = resolve_device(device)
         self.model = model.eval().to(self.device)
         self._mel = _mel_spectrogram().to(self.device)

@@ -54,6 +54,7 @@ COLUMNS = (*LABELS, *NUMBERS, *METRICS)
 - `level_rel_l2`, `constant_rel_l2`, `shape_rel_l2`: what `rel_l2` of a "linearity" row consists of
   (`lincae.evaluation.protocols.error_parts`); NaN in sums of less than all stems
 """
+KINDS = dict.fromkeys(LABELS, "str") | dict.fromkeys((*NUMBERS, *METRICS), "float64") | {"chunk": "int64"}
 SHORTEST_S = 0.1
 """Least length of a track: mel spectrograms need 50 ms."""
 KNOWN = PROTOCOLS | PROBES
@@ -311,20 +312,14 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
 
 def _frame(rows: Sequence[dict]) -> pd.DataFrame:
     """Rows as a frame of COLUMNS, numbers as numbers where all are missing too."""
-    kinds = dict.fromkeys(LABELS, "str") | dict.fromkeys((*NUMBERS, *METRICS), "float64") | {"chunk": "int64"}
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(kinds)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(KINDS)
 
 
 def read_frame(path: str | Path) -> pd.DataFrame:
     """A frame of `COLUMNS` as it was written; labels stay text (a track may be named "NA"). Metrics that it
     was written without are NaN."""
-    numbers = [*NUMBERS, *METRICS]
-    frame = pd.read_csv(
-        path,
-        dtype=dict.fromkeys(LABELS, str) | dict.fromkeys(numbers, float) | {"chunk": int},
-        keep_default_na=False,
-        na_values=dict.fromkeys(numbers, ""),
-    )
+    missing = dict.fromkeys((*NUMBERS, *METRICS), "")
+    frame = pd.read_csv(path, dtype=KINDS, keep_default_na=False, na_values=missing)
     return frame.reindex(columns=list(COLUMNS))
 
 

@@ -8,21 +8,19 @@ defined and defended in docs/evaluation.md.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
-from lincae.evaluation import tables
+from lincae.evaluation import page, tables
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.probes import SHIFTS
 from lincae.evaluation.protocols import EvaluationConfig, Stems
 from lincae.evaluation.tables import Column
 from lincae.interface import AutoencoderLike
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from pandas.io.formats.style import Styler
 
 CAP_DB = 60.0
 PROTOCOLS = ("reconstruction", "homogeneity", "additivity", "superposition", "separation")
@@ -170,7 +168,7 @@ class Report:
         table["error"] = 10 ** (-table.value / 20)
         return table.rename(columns={"column": "name"})[list(ROW)]
 
-    def styled(self) -> "Styler":
+    def styled(self) -> Styler:
         """`table` as properties down and models across, as HTML; what does not count is grey."""
         table = self.table()
         table["title"] = table.property + "<br><code>" + table.equation + "</code>"
@@ -196,17 +194,13 @@ class Report:
         table = table.rename(columns={"mean": "linearity_db"})
         return table.assign(counts=[good[model] for model in table.model])
 
-    def figure(self) -> "Figure":
+    def figure(self) -> Figure:
         """Six panels: gains, sums, stems, shifts, best linear map, and the number with its parts."""
-        from lincae.evaluation.page import figure
-
-        return figure(decibels(self.frame), self.per_track(), tables.reconstructs(self.frame))
+        return page.figure(decibels(self.frame), self.per_track(), tables.reconstructs(self.frame))
 
     def html(self, path: str | Path) -> Path:
         """Write one page that holds everything, and needs nothing beside it; returns its path."""
-        from lincae.evaluation.page import write_page
-
-        return write_page(path, self.linearity(), self.styled(), self.figure(), self._facts())
+        return page.write_page(path, self.linearity(), self.styled(), self.figure(), self._facts())
 
     def _facts(self) -> dict[str, str]:
         """What was measured on, for the page."""

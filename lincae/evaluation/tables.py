@@ -1,12 +1,8 @@
 """From frames to the paper's Tables 1 and 2: means over tracks, bootstrap intervals, and what counts.
 
-The value of a cell is the mean over tracks of each track's mean over its chunks: a track counts once. Chunks
-whose metric is NaN (silent, missing) are left out, and counted in `n_left_out`.
-
-A number counts only where it says something about linearity. A decoder that ignores its latent is perfectly
-linear, and decodes another track's latent as well as any: so the model must reconstruct, better than from
-another track's latent by RECONSTRUCTION_MARGIN_DB, and the number must be far from its swap row
-(SWAP_MARGIN_DB).
+A cell is the mean over tracks of each track's mean over its chunks. It counts where it says something about
+linearity: a decoder that ignores its latent is perfectly linear, so the model must reconstruct
+(RECONSTRUCTION_MARGIN_DB), and the number be far from that of another track's latent (SWAP_MARGIN_DB).
 """
 
 from collections.abc import Callable, Mapping, Sequence
