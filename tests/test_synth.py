@@ -37,11 +37,8 @@ def frame_rms(audio, frame):
     return np.sqrt(np.square(audio[: len(audio) // frame * frame].reshape(-1, frame)).mean(axis=1))
 
 
-def test_is_deterministic_bit_for_bit():
+def test_a_song_is_a_function_of_its_seed():
     assert np.array_equal(render_song(3, 4.0, RATE), render_song(3, 4.0, RATE))
-
-
-def test_seeds_differ():
     assert abs(np.corrcoef(song(0).sum(axis=0), song(1).sum(axis=0))[0, 1]) < 0.1
 
 
@@ -84,14 +81,11 @@ def test_tones_do_not_alias():
     assert power[int(0.35 * RATE) :].sum() > 0.1 * power.sum()
 
 
-def test_mixture_peak_is_bounded_and_varies():
+def test_levels_are_bounded_and_vary_and_have_no_offset():
     peaks = np.array([np.abs(song(seed).sum(axis=0)).max() for seed in SEEDS])
     assert peaks.min() > 0.299
     assert peaks.max() < 0.951
     assert np.ptp(peaks) > 0.2
-
-
-def test_no_offset():
     for seed in SEEDS:
         for audio in song(seed):
             assert abs(audio.mean()) <= 1e-3 * max(audio.std(), 1e-9)

@@ -83,7 +83,7 @@ def test_interrupted_rendering_is_continued_and_whole_songs_are_kept(synthetic, 
 
 
 def test_other_songs_and_other_folders_are_refused(synthetic, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"'seed': 3.*'seed': 4.*delete it, or use another root"):
+    with pytest.raises(ValueError, match="songs of seed 3, not 4"):
         write_synthetic(synthetic, **{**SMALL, "seed": 4})
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(ValueError, match=r"not empty and has no synthetic\.json"):
@@ -96,7 +96,7 @@ def test_other_songs_and_other_folders_are_refused(synthetic, tmp_path, monkeypa
     del manifest["version"]  # as the first manifests
     (tmp_path / "synthetic.json").write_text(json.dumps(manifest))
     for root in (synthetic, tmp_path):
-        with pytest.raises(ValueError, match=r"'version': 1.*'version': 2.*delete it, or use another root"):
+        with pytest.raises(ValueError, match=r"songs of version (1|None), not 2"):
             tracks("synthetic", root=root)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lincae.data.containers import AudioFileError, Decoder, decoded_frames, states_its_length
+from lincae.data.containers import AudioFileError, Decoder, decoded_frames, stamp_of, states_its_length
 from lincae.files import atomic_write
 from lincae.interface import check_audio
 
@@ -128,7 +128,7 @@ class AudioFile:
         """The number of frames, counted by decoding where the header does not state it."""
         if self._stated:
             return self._sound.frames
-        counted = decoded_frames(self.path, self._sound.format, self.sample_rate)
+        counted = decoded_frames(self.path, self._sound.format, self.sample_rate, stamp_of(self.path))
         if counted == 0:
             raise AudioFileError(f"{self.path}: holds no samples")
         return counted

@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,19 +30,10 @@ class AudioFileError(ValueError):
     """An audio file that cannot be used; the message names the file."""
 
 
-def of_each_state(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(path, kind, ...)`, computed once for a size and time of modification of the file."""
-
-    @functools.lru_cache(maxsize=2**16)
-    def known(stamp: tuple[int, int], *arguments: Any) -> Any:
-        return function(*arguments)
-
-    @functools.wraps(function)
-    def current(path: Path, *arguments: Any) -> Any:
-        stat = path.stat()
-        return known((stat.st_size, stat.st_mtime_ns), path, *arguments)
-
-    return current
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of modification (ns) of a file: what is known of one holds as long as they stay."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def states_its_length(path: Path, sound: Any) -> bool:
@@ -59,18 +50,18 @@ def states_its_length(path: Path, sound: Any) -> bool:
         if stated > present and not unknown:
             missing = f"{stated - present} bytes fewer than its header states"
             raise AudioFileError(f"{path}: truncated, {missing}")
-    return _is_whole(path, sound.format)
+    return _is_whole(path, sound.format, stamp_of(path))
 
 
-@of_each_state
-def _is_whole(path: Path, kind: str) -> bool:
+@functools.lru_cache(maxsize=2**16)
+def _is_whole(path: Path, kind: str, stamp: tuple[int, int]) -> bool:
     checks = {"WAV": _wav_is_whole, "WAVEX": _wav_is_whole, "FLAC": _flac_is_whole}
     checks |= {"MP3": _mp3_is_whole, "OGG": _ogg_is_whole}
     if kind not in checks:
         return True
     with path.open("rb") as file:
         try:
-            return checks[kind](file, path.stat().st_size)
+            return checks[kind](file, stamp[0])
         except struct.error:
             # The header is not laid out as expected: RIFX, for one, which libsndfile knows.
             return kind in ("WAV", "WAVEX")
@@ -236,7 +227,7 @@ def _frames(container: Any) -> Iterator[Any]:
     yield None
 
 
-@of_each_state
-def decoded_frames(path: Path, kind: str, sample_rate: int) -> int:
-    """The number of frames that a file really holds. Raises as `Decoder.blocks`."""
+@functools.lru_cache(maxsize=2**16)
+def decoded_frames(path: Path, kind: str, sample_rate: int, stamp: tuple[int, int]) -> int:
+    """The number of frames that a file, as its `stamp_of` is, really holds. Raises as `Decoder.blocks`."""
     return sum(len(block) for block in Decoder(path, kind, sample_rate).blocks())

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header
+from lincae.data.containers import stamp_of
 from lincae.files import atomic_write, json_object, write_json
 from lincae.training.environment import user_cache
 
@@ -101,8 +102,7 @@ def file_index(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
 
     def entry(name: str) -> list[int] | str:
         try:
-            stat = (folder / name).stat()
-            stamp = [stat.st_size, stat.st_mtime_ns]
+            stamp = [*stamp_of(folder / name)]
             if known.get(name, [])[:2] == stamp:
                 return known[name]
             return [*stamp, *audio_header(folder / name)]

@@ -134,10 +134,10 @@ def write_shards(corpora: Corpora, folder: str | Path, workers: int | None = Non
     """Write all files of some corpora, with their weights and at their rate, into a folder of shards.
 
     A later call continues an interrupted one. Files that fail are left out, logged, and listed in the
-    manifest. `workers`: threads (None: one a core), each with 0.5 GB, or a file of hours. Raises
-    ValueError where `folder` holds something else, or shards of files that have changed since, and for a test
-    recording of free-music;
-    FileNotFoundError for a file that has vanished.
+    manifest. `workers`: threads (None: one a core), each with 0.5 GB, or a file of hours.
+
+    Raises ValueError where `folder` holds something else, or shards of files that have changed since, and for
+    a test recording of free-music; FileNotFoundError for a file that has vanished.
     """
     folder = Path(folder)
     rate = corpora.sample_rate

@@ -374,19 +374,13 @@ def write_synthetic(
     root = Path(root)
     wanted = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "sample_rate": sample_rate}
     wanted |= {"seed": seed, "version": SYNTH_VERSION}
-    manifest = root / MANIFEST
-    if manifest.is_file():
-        # The first manifests state no version.
-        found = {"version": 1, **json_object(manifest.read_bytes(), manifest)}
-        if found != wanted:
-            raise ValueError(f"{root} has songs of {found}, not {wanted}: delete it, or use another root")
-    claim(manifest, "songs", {}, wanted)
-    jobs = [
-        (root / split / f"{split}_{index:03d}", song_seed(split, index, seed), seconds, sample_rate)
-        for split, n_songs in (("train", n_train), ("test", n_test))
-        if split in splits
-        for index in range(n_songs)
-    ]
+    # The first manifests state no version.
+    claim(root / MANIFEST, "songs", wanted, later=("version",) if SYNTH_VERSION == 1 else ())
+    jobs = []
+    for split, n_songs in (("train", n_train), ("test", n_test)):
+        for index in range(n_songs if split in splits else 0):
+            song = root / split / f"{split}_{index:03d}"
+            jobs.append((song, song_seed(split, index, seed), seconds, sample_rate))
     # Notebooks side by side, or the processes of one training: the first renders, the others wait for it.
     with locked(root / ".lock"):
         list(parallel(_write_song, [job for job in jobs if not job[0].is_dir()], workers))
