@@ -204,18 +204,19 @@ def test_costs_of_an_autoencoder_and_its_modules():
 # ---------------------------------------------------------------- bad input
 
 
-def test_modules_of_another_autoencoder_or_task():
+@pytest.mark.parametrize(
+    ("frame", "module", "channels", "options", "error", "words"),
+    [
+        ("bandwidth", ("toy", "bandwidth"), 1, {}, LatentFileError, "another model"),
+        ("bandwidth", ("own", "stereo"), 1, {}, ValueError, "up is a module of stereo, not of bandwidth"),
+        ("stereo", None, 1, {}, ValueError, r"left and right, got \(1, 8000\)"),
+        ("stereo", None, 2, {"lambdas": ()}, ValueError, "an empty list"),
+    ],
+)
+def test_what_cannot_be_evaluated(frame, module, channels, options, error, words):
     model = Counting()
-    foreign = module_for(TanhToy(RATE, hop=66))
-    with pytest.raises(LatentFileError, match="another model"):
-        evaluation.bandwidth_frame(model, {"foreign": foreign}, sources(1))
-    with pytest.raises(ValueError, match="up is a module of stereo, not of bandwidth"):
-        evaluation.bandwidth_frame(model, {"up": module_for(model, "stereo")}, sources(1))
-
-
-def test_mono_sources_and_empty_conditions():
-    model = Counting()
-    with pytest.raises(ValueError, match=r"stereo targets are \(2, T\)|left and right, got \(1, 8000\)"):
-        evaluation.stereo_frame(model, {}, sources(1))
-    with pytest.raises(ValueError, match="an empty list is no condition"):
-        evaluation.stereo_frame(model, {}, sources(2), lambdas=())
+    owners = {"own": model, "toy": TanhToy(RATE, hop=66)}
+    modules = {"up": module_for(owners[module[0]], module[1])} if module else {}
+    evaluate = {"bandwidth": evaluation.bandwidth_frame, "stereo": evaluation.stereo_frame}[frame]
+    with pytest.raises(error, match=words):
+        evaluate(model, modules, sources(channels), **options)

@@ -1,17 +1,8 @@
 """Mixing on latents: what a mixing desk does to waveforms, done to the latents of a linear autoencoder.
 
-    rate = model.latent_rate
-    z, placed_s = mix([vocals, fade(band, rate, in_s=2.0)], rate, offsets_s=[0.0, 1.5])
-    stereo = model.decode(pan(z, -0.3))  # (2, T)
-
 Each function names the waveform operation that it stands for. For an exactly linear autoencoder both agree,
-for others up to their linearity error. A decoder blends neighbouring frames, so a gain that changes is
-smoothed: what sounds at a time t has a weighted mean of the gains of the frames whose windows hold t. Where
-those frames lie within r seconds of t and the gain changes by s per second at most, it is off by r * s at
-most. For the linear reference, and for one STFT frame a latent frame, r is 3 frames.
-
-Frame i stands at the time i / latent_rate. Silence is the latent 0.
-Axis legend: `B` batch, `C` latent channels, `L` latent frames, `T` samples. Latents are (B, C, L).
+for others up to their linearity error. Frame i stands at the time i / latent_rate; silence is the latent 0.
+The axis legend is that of `lincae.interface`.
 """
 
 import math
@@ -45,6 +36,9 @@ def gain(z: Tensor, amplitude: float | Tensor) -> Tensor:
 def automation(points: Sequence[tuple[float, float]], n_frames: int, latent_rate: float) -> Tensor:
     """Breakpoints (seconds, dB) as amplitudes (n_frames,), for `gain`: linear in dB between them, constant
     before the first and after the last.
+
+    A decoder blends neighbouring frames: where those that sound at a time lie within r seconds of it, and the
+    gain changes by s per second at most, it is off by r * s at most.
 
     Raises ValueError for no points, times that do not increase, and values that are not finite (-inf dB has
     no slope: `fade` reaches silence).

@@ -124,14 +124,14 @@ class Entry:
         for name in ("n_samples", "channels", "latent_channels", "edition"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.parts:
-            raise ValueError("parts must be one or more, got none")
         frame = 0
         for first, n_frames in self.parts:
             if first != frame or n_frames < 1:
                 wanted = f"[{frame}, a number of frames]"
                 raise ValueError(f"the next of parts must be {wanted}, got [{first}, {n_frames}]")
             frame += n_frames
+        if frame == 0:
+            raise ValueError("parts must be one or more, got none")
 
     @property
     def n_frames(self) -> int:
@@ -568,16 +568,18 @@ class LatentDataset(Dataset):
     def entry(self, file: str) -> Entry:
         """Length, channels and frames of a file. Raises LatentFileError, naming what there is."""
         if file not in self._entries:
-            known = ", ".join(self.files[:3])
-            raise LatentFileError(f"{self.source} has {len(self._entries)} files ({known}, ...), no {file!r}")
+            raise LatentFileError(f"{self._holds}, no {file!r}")
         return self._entries[file][2]
 
     def only_file(self) -> str:
         """The one file that there is. Raises LatentFileError for several, naming the first."""
-        if len(self._entries) > 1:
-            some = ", ".join(self.files[:3])
-            raise LatentFileError(f"{self.source} has {len(self._entries)} files, name one: {some}, ...")
+        if len(self.files) > 1:
+            raise LatentFileError(f"{self._holds}: name one")
         return self.files[0]
+
+    @property
+    def _holds(self) -> str:
+        return f"{self.source} has {len(self.files)} files ({', '.join(self.files[:3])}, ...)"
 
     def check_model(self, model: AutoencoderLike) -> None:
         """Raises LatentFileError, naming both, unless `model` made these latents."""

@@ -87,6 +87,7 @@ DESK_CHANGES = {
     "l1+mel": {"steps": 60, "batch_size": 4},
     "l1+gan": {"steps": 200, "batch_size": 8},
 }
+DESK_STEREO = {"chunk_s": 1.0, "batch_size": 32, "steps": 500, "learning_rate": 2e-3}  # many images a step
 
 
 def recipe(
@@ -96,10 +97,7 @@ def recipe(
     objective: str = "l1",
     layout: str = "left_right",
 ) -> ReEncoderTraining:
-    """The configuration of a run; `size` is one of SIZES, by default the preset's M.
-
-    Raises ValueError naming the allowed values.
-    """
+    """The configuration of a run; `size` is one of SIZES, by default the preset's M. Raises ValueError."""
     size = size or ("m" if preset == "full" else "desk-m")
     for kind, name, allowed in (("preset", preset, PRESETS), ("size", size, SIZES), ("task", task, TASKS)):
         if name not in allowed:
@@ -107,7 +105,5 @@ def recipe(
     module = ReEncoderConfig(task, latent_channels=1, layout=layout, **SIZES[size])
     changes = DESK_CHANGES.get(objective, {}) if preset == "desk" else {}
     if task == "stereo":
-        # many images a step rather than long ones
-        short = {"chunk_s": 1.0, "batch_size": 32, "steps": 500, "learning_rate": 2e-3}
-        changes = short if preset == "desk" else {"chunk_s": 4.0}
+        changes = DESK_STEREO if preset == "desk" else {"chunk_s": 4.0}
     return replace(PRESETS[preset], module=module, objective=objective, **changes)

@@ -1,12 +1,8 @@
 """Evaluation of Re-Encoders as in Tables 1 and 2 and Figures 2 and 3 of the paper, as long-format frames.
 
 Every system is decoded once, from latents: no module sees a waveform. One row per (model, track, system, band
-or channel). `stft_d` and `mel_d` are auraloss's `MultiResolutionSTFTLoss` and `MelSTFTLoss` with their
-defaults, item by item; lower is better, NaN where the reference is silent.
-
-Where the paper is silent: bands are cut by a brick-wall filter on the Fourier transform of the whole signal,
-so that low and high add up to what they were cut from; random conditions are drawn from the prior by
-(seed, index of the track).
+or channel). `stft_d` and `mel_d` are auraloss's `MultiResolutionSTFTLoss` and `MelSTFTLoss`, item by item;
+lower is better, NaN where the reference is silent.
 """
 
 import functools
@@ -65,7 +61,8 @@ def _losses(sample_rate: int) -> dict[str, torch.nn.Module]:
 
 
 def band(audio: Tensor, sample_rate: int, low_hz: float = 0.0, high_hz: float = math.inf) -> Tensor:
-    """What audio (..., T) holds from `low_hz` up to below `high_hz`."""
+    """What audio (..., T) holds from `low_hz` up to below `high_hz`: a brick wall on the Fourier transform of
+    the whole, so that low and high add up to what they were cut from."""
     spectrum = torch.fft.rfft(audio)
     bins = torch.fft.rfftfreq(audio.shape[-1], 1 / sample_rate, device=audio.device)
     return torch.fft.irfft(spectrum * ((bins >= low_hz) & (bins < high_hz)), audio.shape[-1])
@@ -103,8 +100,7 @@ def bandwidth_frame(
         z_in = model.encode(narrow)
         latents = {AUTOENCODER: model.encode(target), CODED_INPUT: z_in}
         latents |= {name: module.process(z_in) for name, module in modules.items()}
-        outputs = {INPUT: narrow, **_decoded(model, latents, target.shape[-1], seed)}
-        labels = {"model": model.name, "dataset": source.dataset, "track": source.name}
+        outputs, labels = _heard(model, source, narrow, latents, seed)
         for system, audio in outputs.items():
             for name, edges_hz in bands.items():
                 found = distances(band(audio[0], rate, *edges_hz), band(target[0], rate, *edges_hz), rate)
@@ -112,10 +108,14 @@ def bandwidth_frame(
     return pd.DataFrame(rows)
 
 
-def _decoded(
-    model: AutoencoderLike, latents: Mapping[str, Tensor], length: int, seed: int
-) -> dict[str, Tensor]:
-    return {name: model.decode(z, length=length, seed=seed).cpu() for name, z in latents.items()}
+def _heard(
+    model: AutoencoderLike, source: Source, unprocessed: Tensor, latents: Mapping[str, Tensor], seed: int
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The audio of all systems, each decoded once, and the columns that all rows of a source share."""
+    outputs = {INPUT: unprocessed}
+    for name, z in latents.items():
+        outputs[name] = model.decode(z, length=unprocessed.shape[-1], seed=seed).cpu()
+    return outputs, {"model": model.name, "dataset": source.dataset, "track": source.name}
 
 
 def _check(model: AutoencoderLike, modules: Mapping[str, ReEncoder], task: str) -> None:
@@ -139,9 +139,9 @@ def stereo_frame(
     for each track, module and lambda how much louder left is than right, in dB, in truth and output.
 
     Systems: "autoencoder" (left and right through it), "input" (mono copied to both, never encoded),
-    "autoencoder(input)", "latent mid + side" (the true mid and side, encoded, and combined as latents: no
-    module, it tells what mid/side arithmetic costs), and "NAME, lambda = 0" and so on: the condition is
-    lambda c_oracle + (1 - lambda) c_random, so 1 is the oracle and 0 the prior.
+    "autoencoder(input)", "latent mid + side" (true mid and side, encoded and combined as latents: the cost of
+    mid/side arithmetic), and "NAME, lambda = 0" and so on: the condition is lambda c_oracle +
+    (1 - lambda) c_random, the latter drawn from the prior by (seed, index of the track).
 
     Raises as `bandwidth_frame`; ValueError for a source that is not stereo and for no lambdas.
     """
@@ -167,8 +167,7 @@ def stereo_frame(
                 mixed[system] = (name, weight)
                 latents[system] = module.process(z_mono, weight * oracle + (1 - weight) * random)[0]
 
-        outputs = {INPUT: mono, **_decoded(model, latents, target.shape[-1], seed)}
-        labels = {"model": model.name, "dataset": source.dataset, "track": source.name}
+        outputs, labels = _heard(model, source, mono, latents, seed)
         for system, audio in outputs.items():
             sides = audio.expand(2, -1)  # mono is heard from both
             pairs = zip((*sides, *_mid_side(sides)), (*target, *_mid_side(target)), strict=True)
@@ -216,17 +215,16 @@ def costs(model: AutoencoderLike, modules: Mapping[str, ReEncoder], seconds: flo
     n_samples = round(seconds * model.sample_rate)
     audio = 0.1 * torch.randn(1, n_samples, generator=generator(0))
     z = model.encode(audio)
-    runs = {"encode": lambda: model.encode(audio), "decode": lambda: model.decode(z, length=n_samples)}
-    lengths_s = dict.fromkeys(runs, seconds)
     part = z[..., : round(seconds * model.latent_rate)]
+    runs = {"encode": lambda: model.encode(audio), "decode": lambda: model.decode(z, length=n_samples)}
     for name, module in modules.items():
         runs[name] = functools.partial(module.process, part)
-        lengths_s[name] = part.shape[-1] / model.latent_rate
 
     rows = {}
     for name, run in runs.items():
+        length_s = part.shape[-1] / model.latent_rate if name in modules else seconds
         least_s = min(_timed(run) for _ in range(3))
-        rows[name] = {"gflops": gflops(run, lengths_s[name]), "seconds": least_s / lengths_s[name]}
+        rows[name] = {"gflops": gflops(run, length_s), "seconds": least_s / length_s}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -1,23 +1,10 @@
 """The Re-Encoder (Bralios, Smaragdis and Casebeer, WASPAA 2025): audio processing on latents alone.
 
     module = ReEncoder.load("data/checkpoints/reencoder/lin-cae/bandwidth-m-gan.safetensors")
-    module.check_model(model)
     wide = model.decode(module.process(model.encode(narrow)), length=narrow.shape[-1])
 
-A module maps latents of one frozen autoencoder to latents of the same: of a band-limited signal to those of
-the full band, of a mono signal to those of left and right. Its network (section 3.1.2): a 1x1 convolution,
-ConvNeXt-V2 blocks, a 1x1 convolution; mono-to-stereo has AdaLN in every block and a condition of H numbers.
-Beside that network mono-to-stereo has gains of the input's channels in either output, an affine function of
-the condition: a place in the room is above all a pair of gains, which in a linear latent space are gains of
-the latent, and AdaLN, whose norm divides levels out, is slow to approximate a product.
-
-Where the paper is silent: the blocks' expansion is 2, which gives its parameter counts; the first convolution
-starts with orthonormal columns, the last as its transpose and the blocks at zero, so that a new module is the
-identity (of mono-to-stereo: copies the input to both channels); latents are divided by one standard deviation
-of the training targets, so that loss weights mean the same for every autoencoder; the gains, which the paper
-does not have, start at zero; the oracle condition is the mean of the posterior.
-
-Beside the axes of `lincae.interface`, `H` are the numbers of a condition.
+What is not in the paper: docs/reencoder.md. Beside the axes of `lincae.interface`, `H` are the numbers of a
+condition.
 """
 
 import dataclasses
@@ -108,7 +95,7 @@ SIZES = {
 }
 
 
-def lively(block: ConvNeXtBlock) -> None:
+def unit_variance(block: ConvNeXtBlock) -> None:
     """Weights that keep unit variance. ConvNeXt's 0.02 does so at widths of a thousand; a narrow block would
     be almost linear with it, and slow to leave its start."""
     for layer in (block.depthwise, block.expand, block.contract):
@@ -144,7 +131,7 @@ class Trunk(nn.Module):
             self.enter.bias.copy_(bias - columns @ (columns.T @ bias))
         nn.init.zeros_(self.leave.bias)
         for block in self.blocks:
-            lively(block)
+            unit_variance(block)
             nn.init.zeros_(block.contract.weight)
             if isinstance(block.norm, AdaptiveLayerNorm):  # from zero, neither it nor `contract` would move
                 nn.init.normal_(block.norm.project.weight, std=START_GAIN)
@@ -169,7 +156,7 @@ class ConditionEncoder(nn.Module):
         self.trunk = Trunk(2 * config.latent_channels, 2 * config.condition, config, config.condition_blocks)
         leave = self.trunk.leave
         for block in self.trunk.blocks:
-            lively(block)
+            unit_variance(block)
         with torch.no_grad():
             leave.weight[: config.condition].normal_(std=4 * config.hidden**-0.5)
             leave.weight[config.condition :].zero_()
@@ -182,10 +169,12 @@ class ConditionEncoder(nn.Module):
 
 
 class ReEncoder(nn.Module):
-    """Latents in, latents out; see the module docstring.
+    """Latents of one frozen autoencoder to latents of the same: of a band-limited signal to those of the full
+    band, of a mono signal to those of left and right.
 
-    `autoencoder` describes the autoencoder whose latents these are (`store.describe`), `latent_std` is the
-    standard deviation of the training targets, `metadata` a JSON-able dict that travels in the file.
+    The network of section 3.1.2, and for mono-to-stereo `gains` of the input's channels in either output.
+    `autoencoder` says whose latents these are (`store.describe`), `latent_std` is the standard deviation of
+    the training targets, `metadata` a JSON-able dict that travels in the file.
     """
 
     def __init__(
@@ -208,9 +197,11 @@ class ReEncoder(nn.Module):
         condition = config.condition if stereo else None
         self.trunk = Trunk(config.latent_channels, outputs, config, config.blocks, condition)
         self.trunk.start_as_copies(copies)
-        self.condition_encoder = ConditionEncoder(config) if stereo else None
-        self.gains = nn.Linear(config.condition, outputs) if stereo else None
-        if self.gains is not None:
+        self.condition_encoder = None
+        self.gains = None
+        if stereo:
+            self.condition_encoder = ConditionEncoder(config)
+            self.gains = nn.Linear(config.condition, outputs)
             nn.init.zeros_(self.gains.weight)
             nn.init.zeros_(self.gains.bias)
 
@@ -231,11 +222,7 @@ class ReEncoder(nn.Module):
         config = self.config
         if z.ndim != 3 or z.shape[1] != config.latent_channels or len(z) == 0:
             raise ValueError(f"latents must be (B, {config.latent_channels}, L), got {tuple(z.shape)}")
-        if z.shape[-1] < config.kernel:
-            raise ValueError(
-                f"{z.shape[-1]} latent frames are fewer than the kernel of the blocks, {config.kernel}: "
-                f"give {config.kernel / self.autoencoder['latent_rate']:.3f} s or more"
-            )
+        self._check_frames(z)
         if not self.stereo:
             if condition is not None:
                 raise ValueError("bandwidth extension takes no condition")
@@ -250,32 +237,34 @@ class ReEncoder(nn.Module):
             return torch.stack([z + out[:, 0], z - out[:, 0]], 1)
         return out
 
+    def _check_frames(self, z: Tensor) -> None:
+        kernel = self.config.kernel
+        if z.shape[-1] < kernel:
+            fix = f"give {kernel / self.autoencoder['latent_rate']:.3f} s or more"
+            raise ValueError(f"{z.shape[-1]} latent frames are fewer than the kernel, {kernel}: {fix}")
+
     def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance `(B, H)` of the condition of stereo latents `(B, 2, C, L)`.
 
         Raises ValueError for another shape (such as mono latents), fewer frames than the kernel, and for a
         module of bandwidth extension.
         """
-        channels = self.config.latent_channels
         if self.condition_encoder is None:
             raise ValueError("bandwidth extension has no condition")
+        channels = self.config.latent_channels
         if z.ndim != 4 or tuple(z.shape[1:3]) != (2, channels) or len(z) == 0:
-            raise ValueError(
-                f"a condition is of stereo latents (B, 2, {channels}, L), got {tuple(z.shape)}: "
-                "mono has no left and right"
-            )
-        if z.shape[-1] < self.config.kernel:
-            raise ValueError(f"{z.shape[-1]} latent frames are fewer than the kernel, {self.config.kernel}")
+            wanted = f"stereo latents (B, 2, {channels}, L)"
+            raise ValueError(f"a condition is of {wanted}, got {tuple(z.shape)}: mono has no left and right")
+        self._check_frames(z)
         return self.condition_encoder(z / self.latent_std)
 
     # -------- inference
 
     def prior(self, items: int, seed: int = 0) -> Tensor:
         """Conditions `(items, H)` from the prior N(0, I): item i is a pure function of (seed, i)."""
-        drawn = torch.empty(items, self.config.condition, dtype=torch.float32)
-        for i in range(items):
-            drawn[i].normal_(generator=generator(seed, i))
-        return drawn.to(self.device)
+        size = self.config.condition
+        drawn = [torch.randn(size, generator=generator(seed, i), dtype=torch.float32) for i in range(items)]
+        return torch.stack(drawn).to(self.device)
 
     @torch.no_grad()
     def oracle(self, z: Tensor) -> Tensor:
@@ -357,13 +346,7 @@ def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str,
 
     Raises ValueError for an unknown task; FileNotFoundError where there are none, naming the folder.
     """
-    paths = module_files(folder, task)
+    paths = sorted(Path(folder).glob(f"{check_task(task)}-*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no {task}-*.safetensors: `make reencoder` trains them")
-    return {name: ReEncoder.load(path, device) for name, path in paths.items()}
-
-
-def module_files(folder: str | Path, task: str) -> dict[str, Path]:
-    """The files of `modules_in`, none where there are none. Raises ValueError for an unknown task."""
-    paths = sorted(Path(folder).glob(f"{check_task(task)}-*.safetensors"))
-    return {path.stem.removeprefix(f"{task}-"): path for path in paths}
+    return {path.stem.removeprefix(f"{task}-"): ReEncoder.load(path, device) for path in paths}

@@ -1,17 +1,11 @@
 """Losses in the latent space (Re-Encoder, section 2), and the latent discriminator.
 
 Equations 2 and 4 are the least-squares losses of `lincae.vae.discriminator`, equation 5 and the KL divergence
-stand in `lincae.vae.model`.
-
-Where the paper is silent: |.|_1 of equation 1 is the mean over all numbers; those of equation 3 are sums over
-a map, whose ratio is taken for every item, and N counts the hidden layers, the last map being the score. The
-discriminator's kernels span 3 channels and 7 frames, its convolutions are weight-normalised and its leaky
-ReLU has slope 0.1, as in the waveform discriminators that it mimics (DAC).
-
-The axis legend is that of `lincae.interface`.
+stand in `lincae.vae.model`. What the paper leaves open: docs/reencoder.md.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +34,13 @@ def feature_matching(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -
     return torch.stack(terms).sum(0).mean()
 
 
-def decoded_mel_loss(model, prediction: Tensor, target: Tensor, seed: int = 0) -> Tensor:
+def decoded_mel_loss(model: Any, prediction: Tensor, target: Tensor, seed: int = 0) -> Tensor:
     """Table 1, row 7: the multi-scale mel distance of decoded latents `(B, C, L)`, through the decoder.
 
     The reference is the decode of the target latents with the same noise: the best that latents can give,
     and no waveform is needed. Items whose reference is silent do not count. `model`: an autoencoder with
-    `decode_with_gradient`, its parameters frozen. Raises ValueError for others.
+    `decode_with_gradient`, its parameters frozen.
     """
-    if not hasattr(model, "decode_with_gradient"):
-        raise ValueError(f"{model.name} has no decode_with_gradient: a mel loss cannot reach the latents")
     with torch.no_grad():
         reference = model.decode_with_gradient(target, seed)
     distances = mss(model.decode_with_gradient(prediction, seed), reference, model.sample_rate)
@@ -77,10 +69,8 @@ class LatentDiscriminator(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Latents `(B, C, L)`. Raises ValueError for another shape and for fewer than 21 frames."""
         if z.ndim != 3 or z.shape[-1] < self.FEWEST_FRAMES:
-            raise ValueError(
-                f"the discriminator needs latents (B, C, L) of {self.FEWEST_FRAMES} frames or more, got "
-                f"{tuple(z.shape)}: longer chunks, or a module without it"
-            )
+            needs = f"latents (B, C, L) of {self.FEWEST_FRAMES} frames or more"
+            raise ValueError(f"the discriminator needs {needs}, got {tuple(z.shape)}")
         x = z[:, None]
         maps = []
         for layer in self.layers[:-1]:

@@ -1,11 +1,7 @@
 """Pairs of latents to train a Re-Encoder on: inputs and targets, encoded once and read at random.
 
-    lincae reencoder pairs stereo data/musdb18hq/train runs/pairs --model desk/lin-cae
-
-The target of bandwidth extension is a signal, its input the same signal resampled to half the rate and back
-with a sinc kernel; the target of mono-to-stereo is left and right, its input their mean. A folder has
-`pairs.json` (written first: task, model, factor) and shards of `lincae.latents.store` in `input/` and
-`target/`, where items of one name belong together.
+A folder has `pairs.json` (written first: task, model, factor) and shards of `lincae.latents.store` in
+`input/` and `target/`, where items of one name belong together.
 """
 
 import hashlib
@@ -60,6 +56,15 @@ class Source:
     version: str = ""
 
 
+def sources_of(
+    task: str, audio: Sequence[str], split: str = "train", n_songs: int | None = None
+) -> list[Source]:
+    """What a command line names: "synthetic" (`n_songs`, None: all), or folders."""
+    if list(audio) == ["synthetic"]:
+        return synthetic_sources(task, split, n_songs)
+    return folder_sources(task, audio)
+
+
 def synthetic_sources(
     task: str, split: str = "train", n_songs: int | None = None, seed: int = 0
 ) -> list[Source]:
@@ -106,12 +111,11 @@ def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
     file's channels. Raises FileNotFoundError and ValueError as `named_files`; ValueError, when read, for a
     file that is not stereo where that is asked for.
     """
-    check_task(task)
+    channels = "all" if check_task(task) == "stereo" else "mean"
 
     def read(path: Path, start_s: float, sample_rate: int) -> Tensor:
-        if task == "stereo":
-            return check_stereo(read_audio(path, sample_rate, start_s, SEGMENT_S, "all")[0], str(path))
-        return read_audio(path, sample_rate, start_s, SEGMENT_S, "mean")[0][None]
+        audio, _ = read_audio(path, sample_rate, start_s, SEGMENT_S, channels)
+        return check_stereo(audio, str(path)) if task == "stereo" else audio[None]
 
     found = []
     for name, path in named_files(folders).items():
@@ -145,8 +149,7 @@ def band_limited(audio: Tensor, sample_rate: int, factor: int = 2) -> Tensor:
 
 
 def task_input(target: Tensor, task: str, sample_rate: int, factor: int = 2) -> Tensor:
-    """What a module of `task` is given for a target: band-limited, (B, T) for (B, T); or for left and right
-    (2, T) their mean (1, T)."""
+    """What a module is given for a target (B, T): it band-limited, or the mean (1, T) of left and right."""
     if check_task(task) == "stereo":
         return check_stereo(target, "target").mean(0, keepdim=True)
     return band_limited(target, sample_rate, factor)
@@ -161,15 +164,13 @@ def high_share_db(audio: Tensor, sample_rate: int, from_hz: float) -> float:
     return 10 * torch.log10(share).item()
 
 
-def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: str = "input") -> bool:
-    """Whether audio (B, T) already has more than FULL_BAND_DB above the band; then a warning says so."""
-    # a tenth above, where the resampler's slope has ended
-    from_hz = 1.1 * sample_rate / (2 * factor)
+def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: str = "input") -> None:
+    """Warn of audio (B, T) that already has more than FULL_BAND_DB above the band."""
+    from_hz = 1.1 * sample_rate / (2 * factor)  # a tenth above, where the resampler's slope has ended
     share_db = high_share_db(audio, sample_rate, from_hz)
     if share_db > FULL_BAND_DB:
         has = f"{share_db:.1f} dB of its energy lie above {from_hz:.0f} Hz"
         log.warning("%s is already full-band: %s, where bandwidth extension expects nothing", name, has)
-    return share_db > FULL_BAND_DB
 
 
 # ---------------------------------------------------------------- writing and reading
@@ -229,9 +230,9 @@ class LatentPairs:
     def __init__(self, folder: str | Path):
         """Raises FileNotFoundError where there are none, LatentFileError for damaged or unequal halves."""
         self.folder = Path(folder)
-        if not (self.folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"{folder} holds no pairs (`lincae reencoder pairs` writes them)")
         path = self.folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no pairs (`lincae reencoder pairs` writes them)")
         manifest = json_object(path.read_bytes(), path, LatentFileError)
         check_description(manifest.get("model"), path)
         self.model = manifest["model"]
@@ -239,9 +240,8 @@ class LatentPairs:
         self.factor = manifest.get("factor")
         self.sources = str(manifest.get("sources", ""))
         if self.task not in TASKS or type(self.factor) is not int:
-            raise LatentFileError(
-                f"{path}: no pairs are of task {self.task!r:.80}, factor {self.factor!r:.80}"
-            )
+            stated = f"task {self.task!r:.80}, factor {self.factor!r:.80}"
+            raise LatentFileError(f"{path}: no pairs are of {stated}")
         self.inputs, self.targets = (LatentDataset(self.folder / half) for half in HALVES)
         for half in (self.inputs, self.targets):
             check_same_model(half.model, self.model, half.source)
@@ -277,13 +277,13 @@ class LatentPairs:
         Shorter pairs are left out. Raises ValueError where all are.
         """
         if n_frames not in self._long:
-            self._long[n_frames] = [n for n in self.names if self.inputs.entry(n).n_frames >= n_frames]
+            lengths = {name: self.inputs.entry(name).n_frames for name in self.names}
+            longest = max(lengths.values())
+            if longest < n_frames:
+                has = f"no pair has {n_frames} latent frames, the longest has {longest}"
+                raise ValueError(f"{self.folder}: {has}")
+            self._long[n_frames] = [name for name, length in lengths.items() if length >= n_frames]
         long = self._long[n_frames]
-        if not long:
-            longest = max(self.inputs.entry(name).n_frames for name in self.names)
-            has = f"no pair has {n_frames} latent frames, the longest has {longest}"
-            raise ValueError(f"{self.folder}: {has}")
-
         pairs = [self._crop(long, n_frames, generator(seed, i)) for i in indices]
         inputs, targets = (torch.stack(half) for half in zip(*pairs, strict=True))
         return inputs.squeeze(1), targets if self.task == "stereo" else targets.squeeze(1)
@@ -299,12 +299,3 @@ class LatentPairs:
     def latent_std(self, n_frames: int, seed: int, items: int = 64) -> float:
         """Standard deviation of the targets, over some crops."""
         return max(self.crops(range(items), n_frames, seed)[1].std().item(), 1e-8)
-
-
-def sources_of(
-    task: str, audio: Sequence[str], split: str = "train", n_songs: int | None = None
-) -> list[Source]:
-    """What a command line names: "synthetic" (`n_songs`, None: all), or folders."""
-    if list(audio) == ["synthetic"]:
-        return synthetic_sources(task, split, n_songs)
-    return folder_sources(task, audio)

@@ -1,13 +1,7 @@
 """What a Re-Encoder is trained for (section 3.2): an objective of the common loop, over pairs of latents.
 
-    lincae reencoder train bandwidth --preset desk --model desk/lin-cae
-    lincae reencoder train bandwidth --preset full --size m --objective l1+gan \
-        --model lin-cae --data FOLDER ...
-
 No waveform is decoded, but for the mel loss of Table 1's row 7. A run folder holds what that of every run
 does (`lincae.training.loop`), and `module.safetensors`, which `ReEncoder.load` reads.
-
-Axis legend: `B` batch, `C` latent channels, `L` latent frames, `H` numbers of a condition.
 """
 
 import math
@@ -67,16 +61,15 @@ class ReEncoderObjective(TrainingObjective):
     ) -> Self:
         """The objective around a new module for the pairs, whose weights are a function of `config.seed`.
 
-        `autoencoder`: needed for the mel loss alone; its parameters are frozen. `start`: a module to start
-        from instead of the identity. `config.module.latent_channels` is taken from the pairs.
+        `autoencoder`: needed for the mel loss, which freezes its parameters. `start`: a module to start from
+        instead of the identity. `config.module.latent_channels` is taken from the pairs.
 
         Raises ValueError for pairs of another task, for chunks that a loss cannot take and for a `start` that
         does not fit; LatentFileError for a `start` or an `autoencoder` of other latents.
         """
         if pairs.task != config.module.task:
-            raise ValueError(
-                f"{pairs.folder} has pairs of {pairs.task}, the module is one of {config.module.task}"
-            )
+            wanted = f"the module is one of {config.module.task}"
+            raise ValueError(f"{pairs.folder} has pairs of {pairs.task}, {wanted}")
         config = replace(config, module=replace(config.module, latent_channels=pairs.channels))
         check_chunks(config, pairs.model["latent_rate"])
         if autoencoder is not None:
@@ -85,6 +78,8 @@ class ReEncoderObjective(TrainingObjective):
             check_decoder(autoencoder, config)
             if isinstance(autoencoder, nn.Module):
                 autoencoder.requires_grad_(False)
+        else:
+            autoencoder = None
         torch.manual_seed(config.seed)
         metadata = {"factor": pairs.factor, "pairs": len(pairs.names)}
         latent_std = pairs.latent_std(pairs.frames(config.chunk_s), config.seed + 1)
@@ -104,20 +99,15 @@ class ReEncoderObjective(TrainingObjective):
     def crop_length(self, data: LatentPairs) -> int:
         return data.frames(self.config.chunk_s)
 
-    def trained(self) -> list[nn.Parameter]:
-        own = [] if self.discriminator is None else list(self.discriminator.parameters())
-        return [*self.model.parameters(), *own]
-
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        config = self.config
-        named = {"optimizer": (self.model, config.learning_rate)}
+        def adamw(network: nn.Module, rate: float) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(network.parameters(), rate, weight_decay=self.config.weight_decay)
+
+        found = {"optimizer": adamw(self.model, self.config.learning_rate)}
         if self.discriminator is not None:
-            rate = config.discriminator_learning_rate
-            named["discriminator_optimizer"] = (self.discriminator, rate)
-        return {
-            name: torch.optim.AdamW(network.parameters(), rate, weight_decay=config.weight_decay)
-            for name, (network, rate) in named.items()
-        }
+            rate = self.config.discriminator_learning_rate
+            found["discriminator_optimizer"] = adamw(self.discriminator, rate)
+        return found
 
     def learning_rate(self, optimiser: str, step: int) -> float:
         if optimiser == "optimizer":
@@ -184,13 +174,12 @@ class ReEncoderObjective(TrainingObjective):
         n_frames = held_out.frames(self.config.chunk_s)
         crops = held_out.crops(range(VALIDATION_PAIRS), n_frames, self.config.seed + 2)
         z_in, z_target = (z.to(module.device) for z in crops)
-        left_as_it_is = z_in[:, None].expand_as(z_target) if module.stereo else z_in
-        predictions = {"input_l1": left_as_it_is}
         if module.stereo:
-            predictions["prior_l1"] = module.process(z_in)
-            predictions["oracle_l1"] = module.process(z_in, module.oracle(z_target))
+            oracle = module.oracle(z_target)
+            predictions = {"input_l1": z_in[:, None].expand_as(z_target), "prior_l1": module.process(z_in)}
+            predictions["oracle_l1"] = module.process(z_in, oracle)
         else:
-            predictions["l1"] = module.process(z_in)
+            predictions = {"input_l1": z_in, "l1": module.process(z_in)}
         return {
             name: (latent_l1(prediction, z_target) / module.latent_std).item()
             for name, prediction in predictions.items()
@@ -207,34 +196,32 @@ class ReEncoderObjective(TrainingObjective):
 # ---------------------------------------------------------------- what a recipe needs
 
 
-def fewest_frames(config: ReEncoderTraining) -> dict[str, int]:
-    """The latent frames that the parts of a training need, by part."""
-    fewest = {"the kernel of the blocks": config.module.kernel}
+def fewest_frames(config: ReEncoderTraining) -> tuple[int, str]:
+    """The latent frames that a training needs in a chunk, and for which of its parts."""
+    needed = [(config.module.kernel, "the kernel of the blocks")]
     if config.objective == "l1+gan":
-        fewest["the discriminator"] = LatentDiscriminator.FEWEST_FRAMES
-    return fewest
+        needed.append((LatentDiscriminator.FEWEST_FRAMES, "the discriminator"))
+    return max(needed)
 
 
-def shortest_chunk_s(n_frames: int, latent_rate: float) -> float:
+def shortest_chunk_s(config: ReEncoderTraining, latent_rate: float) -> float:
     """Seconds, in hundredths, that hold so many latent frames."""
-    return math.ceil(100 * n_frames / latent_rate) / 100
+    return math.ceil(100 * fewest_frames(config)[0] / latent_rate) / 100
 
 
 def fitted(config: ReEncoderTraining, latent_rate: float) -> ReEncoderTraining:
     """The configuration with chunks as long as all parts need at a latent rate, or as it is."""
-    needed_s = shortest_chunk_s(max(fewest_frames(config).values()), latent_rate)
-    return replace(config, chunk_s=max(config.chunk_s, needed_s))
+    return replace(config, chunk_s=max(config.chunk_s, shortest_chunk_s(config, latent_rate)))
 
 
 def check_chunks(config: ReEncoderTraining, latent_rate: float) -> None:
     """Raises ValueError for chunks that are too short for a part of the training."""
     n_frames = round(config.chunk_s * latent_rate)
-    for part, frames in fewest_frames(config).items():
-        if n_frames < frames:
-            raise ValueError(
-                f"chunk_s {config.chunk_s:g} are {n_frames} latent frames at {latent_rate:g} Hz, {part} "
-                f"needs {frames}: chunk_s={shortest_chunk_s(frames, latent_rate):g}"
-            )
+    fewest, part = fewest_frames(config)
+    if n_frames < fewest:
+        has = f"chunk_s {config.chunk_s:g} are {n_frames} latent frames at {latent_rate:g} Hz"
+        fix = f"chunk_s={shortest_chunk_s(config, latent_rate):g}"
+        raise ValueError(f"{has}, {part} needs {fewest}: {fix}")
 
 
 def check_decoder(autoencoder: AutoencoderLike | None, config: ReEncoderTraining) -> None:
@@ -242,15 +229,13 @@ def check_decoder(autoencoder: AutoencoderLike | None, config: ReEncoderTraining
     if autoencoder is None:
         raise ValueError("the mel loss goes through the decoder: give the autoencoder")
     if not hasattr(autoencoder, "decode_with_gradient"):
-        name = autoencoder.name
-        raise ValueError(f"{name} has no decode_with_gradient: a mel loss cannot reach the latents")
+        lacks = f"{autoencoder.name} has no decode_with_gradient"
+        raise ValueError(f"{lacks}: a mel loss cannot reach the latents")
     longest = getattr(getattr(autoencoder, "config", None), "window_frames", math.inf)
     n_frames = round(config.chunk_s * autoencoder.latent_rate)
     if n_frames > longest:
-        raise ValueError(
-            f"chunk_s {config.chunk_s:g} are {n_frames} latent frames, a gradient reaches {longest}: "
-            f"chunk_s={longest / autoencoder.latent_rate:.2f}"
-        )
+        has = f"chunk_s {config.chunk_s:g} are {n_frames} latent frames, a gradient reaches {longest}"
+        raise ValueError(f"{has}: chunk_s={longest / autoencoder.latent_rate:.2f}")
 
 
 def _started(start: str | Path, fresh: ReEncoder) -> ReEncoder:
@@ -271,8 +256,7 @@ def folders(
     factor: int = 2,
     data: list[str] | None = None,
 ) -> tuple[Path, dict[str, Path]]:
-    """Run folder and folders of pairs. Their names hold the model's hash: another model of the same name
-    gets folders of its own."""
+    """Run folder and folders of pairs, with the model's hash in their names."""
     module = config.module
     owner = f"{model.name.replace('/', '-')}-{describe(model)['fingerprint'][:8]}"
     kind = f"bandwidth-{factor}" if module.task == "bandwidth" else "stereo"
