@@ -26,6 +26,7 @@ from lincae.evaluation.report import (
     advantage,
     linearity_report,
 )
+from lincae.evaluation.tables import GREY
 from lincae.interop.references import TanhToy
 
 ROOT = Path(__file__).parent.parent
@@ -226,6 +227,7 @@ def test_figure_shows_every_model(joined):
     assert len(figure.axes) == 6
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["stft", "tanh", "deaf", "noisy", "decoder", "encoder", "does not count"]
+    assert figure.legends[0].get_lines()[2].get_color() == GREY  # as its marks are
     assert all(axis.lines or axis.collections for axis in figure.axes)
 
 

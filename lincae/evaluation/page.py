@@ -28,7 +28,8 @@ SHORT = {
 def figure(rows: pd.DataFrame, per_track: pd.DataFrame, good: Mapping[str, bool]) -> Figure:
     """Six panels of rows with the column `db`; models that are not `good` are grey."""
     parts = rows.assign(part=rows.protocol.str.split("_").str[0], counts=rows.model.map(good))
-    models = list(dict.fromkeys(rows.model))
+    colours = plots.model_colours(list(good))
+    colours = {model: colour if good[model] else tables.GREY for model, colour in colours.items()}
     with plt.rc_context(plots.STYLE):
         drawn, axes = plt.subplots(2, 3, figsize=(10, 6))
         _gains(axes[0, 0], parts, good)
@@ -43,8 +44,8 @@ def figure(rows: pd.DataFrame, per_track: pd.DataFrame, good: Mapping[str, bool]
         title = "the number (mean) and its parts [dB]"
         plots.dots(axes[1, 2], numbers, "part", "db", title=title, ylabel="")
         styles = {"decoder": "-", "encoder": "--"} | plots.HOLLOW
-        place = {"loc": "outside lower center", "ncols": len(models) + len(styles)}
-        plots.model_legend(drawn, models, styles, **place)
+        place = {"loc": "outside lower center", "ncols": len(colours) + len(styles)}
+        plots.model_legend(drawn, colours, styles, **place)
     return drawn
 
 

@@ -276,13 +276,18 @@ def error_parts(axis: Axes, table: pd.DataFrame, legend: bool = False, **labels:
 
 
 def model_legend(
-    target: Axes | Figure, models: Sequence[str], styles: Mapping[str, Any] | None = None, **options: Any
+    target: Axes | Figure,
+    models: Sequence[str] | Mapping[str, str],
+    styles: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> None:
     """A legend of models, and of marks in black, on an axis or a figure.
 
-    `styles`: what is said of a mark -> its line style, or other properties of its `Line2D`.
+    `models`: names, or their colours where those are not `model_colours`. `styles`: what is said of a mark ->
+    its line style, or other properties of its `Line2D`.
     """
-    handles = [plt.Line2D([], [], color=c, label=name) for name, c in model_colours(models).items()]
+    colours = models if isinstance(models, Mapping) else model_colours(models)
+    handles = [plt.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     for label, style in (styles or {}).items():
         look = style if isinstance(style, Mapping) else {"linestyle": style}
         handles.append(plt.Line2D([], [], **{"color": "black", "label": label} | look))
