@@ -214,8 +214,6 @@ def test_mel_loss_takes_part(tmp_path):
     run(config, made, tmp_path / "run", model=model.requires_grad_(False))
     log = pd.read_csv(tmp_path / "run" / "log.csv")
     assert (log.loss - 10 * log.l1 - log.mel).abs().max() < 1e-4
-    with pytest.raises(ValueError, match="give the autoencoder"):
-        run(config, made, tmp_path / "another")
 
 
 # ---------------------------------------------------------------- runs
@@ -226,6 +224,8 @@ def test_resumed_is_undisturbed_to_the_bit(pairs, tmp_path, task, objective):
     config = small(task, objective=objective, steps=20, log_every=8)
     whole = run(config, pairs[task], tmp_path / "whole")
     run(config, pairs[task], tmp_path / "parts", stop_at=10)
+    with pytest.raises(ValueError, match="batch_size: 2 -> 3"):
+        run(dataclasses.replace(config, batch_size=3), pairs[task], tmp_path / "parts")
     parts = run(config, pairs[task], tmp_path / "parts")
     for key, value in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[key], value), key
@@ -283,18 +283,28 @@ def test_loss_that_is_not_finite_stops(pairs, tmp_path, monkeypatch):
     assert torch.isfinite(ReEncoder.load(tmp_path / "module.safetensors", "cpu").trunk.enter.weight).all()
 
 
-def test_pairs_of_another_task_or_model(pairs, tmp_path):
-    with pytest.raises(ValueError, match=r"pairs of stereo, the module is one of bandwidth"):
-        run(small(), pairs["stereo"], tmp_path)
-    with pytest.raises(LatentFileError, match="another model"):
-        run(small(objective="l1+mel"), pairs["bandwidth"], tmp_path, model=TanhToy(RATE))
+@pytest.mark.parametrize(
+    ("changes", "task", "model", "error", "words"),
+    [
+        ({}, "stereo", None, ValueError, "pairs of stereo, .* bandwidth"),
+        ({"objective": "l1+mel"}, "bandwidth", TanhToy(RATE), LatentFileError, "another model"),
+        ({"objective": "l1+mel"}, "bandwidth", None, ValueError, "give the autoencoder"),
+        (
+            {"objective": "l1+gan", "chunk_s": 0.16},
+            "bandwidth",
+            None,
+            ValueError,
+            "are 20 .* needs 21: chunk_s=0.17",
+        ),
+        ({"chunk_s": 0.01}, "bandwidth", None, ValueError, "are 1 .*kernel .* needs 7: chunk_s=0.06"),
+    ],
+)
+def test_what_cannot_be_trained(pairs, tmp_path, changes, task, model, error, words):
+    with pytest.raises(error, match=words):
+        run(small(**changes), pairs[task], tmp_path, model=model)
 
 
-def test_chunks_too_short_for_the_discriminator(pairs, tmp_path):
-    with pytest.raises(ValueError, match=r"chunk_s 0.16 are 20 .*discriminator needs 21: chunk_s=0.17"):
-        run(small(objective="l1+gan", chunk_s=0.16), pairs["bandwidth"], tmp_path)
-    with pytest.raises(ValueError, match=r"chunk_s 0.01 are 1 .*kernel of the blocks needs 7: chunk_s=0.06"):
-        run(small(chunk_s=0.01), pairs["bandwidth"], tmp_path)
+def test_chunks_are_made_to_fit(pairs, tmp_path):
     fitting = fitted(small(objective="l1+gan", chunk_s=0.16), pairs["bandwidth"].model["latent_rate"])
     assert fitting.chunk_s == 0.17
     run(fitting, pairs["bandwidth"], tmp_path, stop_at=1)
@@ -319,12 +329,6 @@ def test_the_command_checks_a_recipe_before_it_encodes(monkeypatch):
         main([*words, "l1+gan", "--set", "chunk_s=0.1"])
     with pytest.raises(SystemExit, match="levels has no decode_with_gradient"):
         main([*words, "l1+mel"])
-
-
-def test_run_folder_of_another_configuration(pairs, tmp_path):
-    run(small(steps=10), pairs["bandwidth"], tmp_path)
-    with pytest.raises(ValueError, match="batch_size: 2 -> 3"):
-        run(small(steps=10, batch_size=3), pairs["bandwidth"], tmp_path)
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):

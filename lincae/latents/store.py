@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError, audio_header
+from lincae.data.containers import stamp_of
 from lincae.data.folders import audio_files, claim, read_skipped, write_skipped
 from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
 from lincae.files import atomic_write, json_object, locked, sha256_of
@@ -422,8 +423,8 @@ def changed_source(path: Path, known: Entry | None, sample_rate: int) -> tuple[i
     """
     source = known.source if known else None
     try:
-        stat = path.stat()
-        if source and source[:2] == (stat.st_size, stat.st_mtime_ns):
+        stamp = stamp_of(path)
+        if source and source[:2] == stamp:
             return None
         if known and not source:
             rate, n_frames = audio_header(path)
@@ -434,7 +435,7 @@ def changed_source(path: Path, known: Entry | None, sample_rate: int) -> tuple[i
         raise AudioFileError(f"{path}: {error}") from error
     if source and sha256 == source[2]:
         return None
-    return stat.st_size, stat.st_mtime_ns, sha256
+    return *stamp, sha256
 
 
 def encode_corpus(
@@ -449,9 +450,9 @@ def encode_corpus(
 ) -> Summary:
     """Encode the audio files of some folders into a folder of shards; a later call continues a killed one.
 
-    Of `world` processes this one, `rank`, takes every world-th file. A file that is encoded already is not
-    encoded again, whoever did it, unless it has changed; one that failed before is tried again. `channels`:
-    "mean" encodes the mean of a file's channels, "all" each of them, as items of a batch.
+    Of `world` processes this one, `rank`, takes every world-th file. A file is encoded again only where it
+    has changed, or failed before. `channels`: "mean" encodes the mean of a file's channels, "all" each of
+    them, as items of a batch.
 
     Raises ValueError for an `out` that holds something else, or latents of another model (naming both),
     dtype, precision or choice of channels, and where another process works as the same rank; LatentFileError

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lincae.data.audio import audio_header, read_audio, resample
+from lincae.data.containers import stamp_of
 from lincae.data.stereo import upmix
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, song_seed
@@ -119,8 +120,8 @@ def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
 
     found = []
     for name, path in named_files(folders).items():
-        stat = path.stat()
-        version = f"{stat.st_size} bytes, modified at {stat.st_mtime_ns} ns"
+        n_bytes, modified_ns = stamp_of(path)
+        version = f"{n_bytes} bytes, modified at {modified_ns} ns"
         rate, n_samples = audio_header(path)
         for part in range(max(1, round(n_samples / rate / SEGMENT_S))):
             found.append(Source(f"{name}@{part}", partial(read, path, part * SEGMENT_S), version=version))
