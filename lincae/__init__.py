@@ -30,7 +30,7 @@ _HOMES = {
     "TrainingConfig": "lincae.training.config",
     "VARIANTS": "lincae.linearity",
     "VaeTrainingConfig": "lincae.vae.config",
-    "load": "lincae.interop.models",
+    "load": "lincae.reencoder.linear",
     "recipe": "lincae.interop.recipes",
 }
 __all__ = sorted(_HOMES)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import torch
 
+from lincae.checkpoints import kind_of
 from lincae.commands.options import Command, choice, device, model, option, several
 from lincae.data.audio import write_blocks
 from lincae.data.folders import read_skipped
@@ -14,9 +15,12 @@ from lincae.data.streams import encode_file
 from lincae.interop.models import load
 from lincae.latents import algebra, store
 from lincae.machine import keep_freed_memory, resolve_device
-from lincae.reencoder.module import ReEncoder
+from lincae.reencoder.linear import KIND as LINEAR
+from lincae.reencoder.linear import LinearPair
+from lincae.reencoder.module import KIND, ReEncoder
 
 SOME_SKIPPED = 3
+KINDS = (KIND, LINEAR)
 
 precision = choice("--precision", ("fp32", "bf16"), default="fp32", help="bf16 is faster.")
 dtype = choice("--dtype", store.DTYPES, default="float32", help="What latents are stored as.")
@@ -146,18 +150,28 @@ def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
 @click.command(cls=Command)
 @click.argument("latents")
 @click.argument("out")
-@option("--module", required=True, help="A .safetensors file of `lincae reencoder train`.")
+@option("--module", required=True, help="A .safetensors file of `lincae reencoder train` or `linear`.")
+@option("--inverse", is_flag=True, help="Linear latents: back to those of the autoencoder.")
 @option("--like", help="Mono to stereo: stereo latents, whose image to take.")
 @option("--seed", default=0, help="Mono to stereo: seed of an image from the prior.")
 @dtype
 @device
-def process(latents, out, module, like, seed, dtype, device) -> None:
-    """Send LATENTS, the .safetensors of one file, through a Re-Encoder into OUT.
+def process(latents, out, module, inverse, like, seed, dtype, device) -> None:
+    """Send LATENTS, the .safetensors of one file, through a Re-Encoder into OUT, or into a linear space.
 
     \b
         lincae process mono.safetensors stereo.safetensors --module stereo-left_right.safetensors
+        lincae process song.safetensors linear.safetensors --module m2l-linear.safetensors
+        lincae process linear.safetensors song.safetensors --module m2l-linear.safetensors --inverse
     """
     target = store.check_suffix(out)
+    if kind_of(Path(module), KINDS) == LINEAR:
+        if like is not None:
+            raise ValueError(f"{module} makes latents linear: --like is for mono to stereo")
+        convert(latents, target, LinearPair.load(module, device), inverse, dtype)
+        return
+    if inverse:
+        raise ValueError(f"{module} is a Re-Encoder, which has no inverse: --inverse is for linear pairs")
     reencoder = ReEncoder.load(module, device)
 
     def opened(path: str) -> tuple[torch.Tensor, int]:
@@ -174,6 +188,18 @@ def process(latents, out, module, like, seed, dtype, device) -> None:
     if reencoder.stereo:
         processed = processed[0]
     store.write_latents(target, reencoder.autoencoder, target.stem, [processed], n_samples, dtype)
+
+
+def convert(latents: str, target: Path, pair: LinearPair, inverse: bool, dtype: str) -> None:
+    """Latents on disk into the linear space of a pair, or back."""
+    owners = [pair.autoencoder, pair.linear_description()]
+    if inverse:
+        owners.reverse()
+    dataset = store.LatentDataset(latents)
+    store.check_same_model(dataset.model, owners[0], latents)
+    file = dataset.only_file()
+    converted = pair.process(dataset.frames(file), inverse)
+    store.write_latents(target, owners[1], target.stem, [converted], dataset.entry(file).n_samples, dtype)
 
 
 @click.command(cls=Command)

@@ -1,13 +1,20 @@
 """`lincae reencoder`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import click
 import torch
 
 from lincae.commands.latents import loaded
 from lincae.commands.options import Command, changes, choice, device, model, option, run_folder, several
+from lincae.data.crops import training_data
 from lincae.data.tracks import SPLITS
-from lincae.reencoder import training
+from lincae.latents.store import check_suffix, describe
+from lincae.reencoder import linear_training, training
 from lincae.reencoder.config import FACTORS, OBJECTIVES, PRESETS, recipe
+from lincae.reencoder.linear import DESIGNS
 from lincae.reencoder.module import SIZES, TASKS
 from lincae.reencoder.pairs import LatentPairs, sources_of, write_pairs
 from lincae.training import loop
@@ -97,3 +104,51 @@ def pairs(task, audio, out, model, factor, split, songs, rank, world, device) ->
     write_pairs(loaded(model, device), sources, out, task, factor, "float32", rank, world)
     if world == 1:
         click.echo(f"{out}: {len(LatentPairs(out).names)} pairs")
+
+
+@reencoder.command(cls=Command)
+@model
+@several("--data", "sources", required=True, help="FOLDER ..., FOLDER=WEIGHT, shards:FOLDER or synthetic.")
+@several("--validation", metavar="FOLDER", help="Held-out audio, likewise; default: other draws of --data.")
+@choice("--design", DESIGNS, default="coupling")
+@option("--odd", is_flag=True, help="Maps that are exactly odd: phi(-z) = -phi(z).")
+@run_folder
+@option("--out", required=True, help="Write the trained pair here, in half precision.")
+@device
+@changes
+def linear(model, sources, validation, design, odd, run, out, device, changes) -> None:
+    """Train two small maps that make the latents of a frozen autoencoder linear.
+
+    \b
+        lincae reencoder linear --model desk/m2l --data music --out m2l-linear.safetensors
+        lincae process song.safetensors linear.safetensors --module m2l-linear.safetensors
+    """
+    config = linear_training.LinearTraining(pair=linear_training.LinearConfig(design, odd))
+    for name, value in map(assignment, changes):
+        config = changed(config, name.split("."), value)
+    autoencoder = loaded(model, device)
+    linear_training.check_encoder(autoencoder)
+    target = check_suffix(out)
+    owner = f"{autoencoder.name.replace('/', '-')}-{describe(autoencoder)['fingerprint'][:8]}"
+    folder = Path(run or f"runs/linear/{owner}-{design}{'-odd' if odd else ''}")
+
+    data = training_data(folders_with_weights(sources), autoencoder.sample_rate)
+    held_out = data
+    if validation:
+        held_out = training_data(folders_with_weights(validation), autoencoder.sample_rate)
+    other_draws = replace(config, seed=config.seed + 1)
+    held_out = linear_training.encode_batches(
+        autoencoder, held_out, other_draws, folder / "validation", linear_training.VALIDATION_BATCHES
+    )
+    if config.encoded_batches:
+        data = linear_training.encode_batches(
+            autoencoder, data, config, folder / "batches", config.encoded_batches
+        )
+    goal = linear_training.LinearObjective.build(config, autoencoder, data)
+    pair = loop.train(goal, data, folder, validation=held_out, device=device)
+    click.echo(pair.save(target, torch.float16))
+
+
+def folders_with_weights(sources: Sequence[str]) -> list[str]:
+    """Names for `training_data`, where a folder without a weight counts as one with weight 1."""
+    return [f"{name}=1" if Path(name).is_dir() else name for name in sources]
