@@ -214,28 +214,33 @@ def test_mixed_does_to_latents_what_augment_does_to_sound():
 @pytest.mark.parametrize("design", ["coupling", "residual"])
 def test_on_the_linear_reference_a_pair_stays_the_identity(design, tmp_path):
     model = StftAutoencoder(RATE, hop=4)
-    config = settings(steps=60, crop_s=0.05)
-    pair = run(
-        dataclasses.replace(config, pair=dataclasses.replace(config.pair, design=design)), model, tmp_path
-    )
+    pair = run(settings(design, steps=100, crop_s=0.05), model, tmp_path)
     z = model.encode(Noise().crops(range(1), 400, 9))
-    assert relative_l2(pair.process(z), z) < 0.02
+    w = pair.process(z)
+    assert relative_l2(w, z) < 0.05
+    assert unexplained(w, z) < 1e-3
 
 
 @pytest.mark.slow
 def test_on_the_tanh_toy_phi_is_atanh_and_psi_tanh(tmp_path):
-    """Up to one factor, which no arithmetic tells: from the identity, at least ten times closer."""
+    """Up to a linear map, which no arithmetic tells: at least ten times closer than the identity."""
     model = TanhToy(RATE, hop=4)
-    config = settings(steps=400, batch_size=8, learning_rate=0.01, layers=1)
-    pair = run(config, model, tmp_path)
-    audio = Noise().crops(range(4), 800, 9)
-    z = model.encode(audio)
-    w = pair.process(z)
+    pair = run(settings(steps=150, batch_size=8, layers=1), model, tmp_path)
+    z = model.encode(Noise().crops(range(4), 800, 9))
     x = torch.atanh(z)
-    scale = (w * x).sum() / x.square().sum()
-    before = relative_l2(z, x * (z * x).sum() / x.square().sum()).mean()
-    assert relative_l2(w, scale * x).mean() < 0.1 * before
-    assert relative_l2(pair.process(scale * x, inverse=True), z).mean() < 0.1 * before
+    assert unexplained(z, x) > 0.05
+    assert unexplained(pair.process(z), x) < 0.005
+    made = pair.process(pair.process(z) * 2, inverse=True)
+    assert relative_l2(made, torch.tanh(2 * x)).max() < 0.02
+    # Each channel's curve bends as the tanh does: k / latent_std is 1.
+    assert pair.phi.curve.squared.sqrt().div(pair.phi.latent_std).sub(1).abs().max() < 0.02
+
+
+def unexplained(w, x):
+    """Share of w `(B, C, L)` that is no linear map of x, as an amplitude."""
+    flat = [values.transpose(0, 1).flatten(1).T.double() for values in (x, w)]
+    fitted = flat[0] @ torch.linalg.lstsq(*flat).solution
+    return relative_l2(fitted[None], flat[1][None]).item()
 
 
 def test_the_autoencoder_is_neither_decoded_nor_changed(tmp_path):

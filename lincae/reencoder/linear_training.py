@@ -42,6 +42,7 @@ from lincae.training.objective import TrainingData, TrainingObjective
 MODULE = "module.safetensors"
 MANIFEST = "batches.json"
 FLOOR = 0.05
+TOLERATED = 0.01
 VALIDATION_BATCHES = 4
 ARITHMETIC = LinearityConfig(
     gain_min=-3.0,
@@ -308,7 +309,8 @@ class LinearObjective(TrainingObjective):
 
 
 def distance(prediction: Tensor, reference: Tensor, level: Tensor) -> Tensor:
-    """d of the module docstring, for items `(n, C, L)`; `level` is s."""
+    """d of the module docstring, for items `(n, C, L)`; `level` is s. Errors far below TOLERATED count as
+    their squares, so that a map that is right stays where it is."""
     error = (prediction - reference).flatten(1).square().mean(1)
-    energy = reference.flatten(1).square().mean(1)
-    return ((error + 1e-8 * level.square()) / (energy + (FLOOR * level).square())).sqrt().mean()
+    energy = reference.flatten(1).square().mean(1) + (FLOOR * level).square()
+    return ((error / energy + TOLERATED**2).sqrt() - TOLERATED).mean()
