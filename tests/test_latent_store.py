@@ -108,14 +108,25 @@ def test_latents_are_those_of_the_files(corpus, written):
 
 
 def test_random_access_by_time(corpus, written):
-    dataset, (audio, _) = LatentDataset(written), read_audio(corpus / "a.wav")
+    dataset = LatentDataset(written)
+    audio, _ = read_audio(corpus / "a.wav")
     z = dataset.frames("corpus/a.wav")
     assert torch.equal(dataset.seconds("corpus/a.wav", 1.0, 0.5), z[..., 125:188])  # 187.5
     assert torch.equal(dataset.seconds("corpus/a.wav", 2.0), z[..., 250:])
-    stretch = torch.cat(list(dataset.decode(Streams(), "corpus/a.wav", 1.0, 0.5)), 1)
+    asked = []
+
+    class Decoder(Streams):
+        def decode_stream(self, latents, length=None, seed=0, steps=1, first_frame=0):
+            asked.append((length, seed, steps, first_frame))
+            return super().decode_stream(latents, length)
+
+    stretch = torch.cat(list(dataset.decode(Decoder(), "corpus/a.wav", 1.0, 0.5)), 1)
     assert stretch.shape == (1, 60 * 128)  # three frames fewer, as this model decodes
     inside = stretch[0, 3 * 128 :]
     torch.testing.assert_close(inside, audio[128 * 128 :][: len(inside)], atol=1e-5, rtol=0)
+    to_the_end = dataset.decode(Decoder(), "corpus/a.wav", 1.0, seed=5, steps=2)
+    assert sum(block.shape[1] for block in to_the_end) == 2 * RATE
+    assert asked == [(None, 0, 1, 125), (2 * RATE, 5, 2, 125)]
 
 
 def test_items_are_channels_and_crops_a_function_of_seed_epoch_and_index(written):
@@ -159,19 +170,6 @@ def test_half_precision(corpus, tmp_path):
     torch.testing.assert_close(z, Linear().encode(audio[None]), atol=1e-3, rtol=1e-3)
     size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert size < 2.1 * sum(dataset.entry(file).n_values for file in dataset.files)
-
-
-def test_decoding_passes_on_seed_steps_and_place(written):
-    asked = []
-
-    class Decoder(Streams):
-        def decode_stream(self, latents, length=None, seed=0, steps=1, first_frame=0):
-            asked.append((length, seed, steps, first_frame))
-            return super().decode_stream(latents, length)
-
-    blocks = LatentDataset(written).decode(Decoder(), "corpus/a.wav", 1.0, seed=5, steps=2)
-    assert sum(block.shape[1] for block in blocks) == 2 * RATE
-    assert asked == [(2 * RATE, 5, 2, 125)]
 
 
 # ---------------------------------------------------------------- kills, processes, disks
@@ -465,17 +463,6 @@ def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_pa
     soundfile.write(tmp_path / "in" / "loud.wav", np.full(5000, 1000.0), RATE, "FLOAT")
     summary = encoded(tmp_path / "in", tmp_path / "out", dtype="float16")
     assert "in/loud.wav: latents from frame 0 on exceed float16: use float32" in str(summary.skipped)
-
-
-def test_names_that_are_not_utf8(tmp_path, capsys):
-    name = os.fsdecode(b"caf\xe9")
-    write(tmp_path / "in" / f"{name}.wav", 2000)
-    (tmp_path / "in" / f"{name}2.wav").touch()
-    encoded(tmp_path / "in", tmp_path / "out")
-    assert LatentDataset(tmp_path / "out").files == [f"in/{name}.wav"]
-    assert list(read_skipped(tmp_path / "out" / "skipped.csv")) == [f"in/{name}2.wav"]
-    main(["info", str(tmp_path / "out")])
-    assert r"in/caf\udce9.wav" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- folders and files that do not fit
