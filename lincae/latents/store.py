@@ -90,7 +90,7 @@ def check_description(model: Any, where: str | Path) -> None:
 def claim_for_model(
     path: Path, holds: str, facts: Mapping[str, Any], model: Mapping[str, Any], later: Collection[str]
 ) -> None:
-    """`manifests.claim` of a folder of latents, which are those of one model.
+    """`claim` of a folder of latents, which are those of one model.
 
     Raises ValueError as `claim`, LatentFileError for a folder of another model and a damaged description.
     """
