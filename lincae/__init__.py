@@ -6,8 +6,7 @@
     quieter = model.decode(0.5 * z)          # about 0.5 * audio
     vocals = model.decode(z_mix - z_accompaniment)
 
-Axis legend, used in every docstring: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L`
-latent frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)` mono, latents are `(B, C, L)`.
+Shapes in docstrings follow the axis legend of `lincae.interface`.
 """
 
 import importlib

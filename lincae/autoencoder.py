@@ -1,12 +1,7 @@
 """Autoencoders over spectrogram frames: their configuration, encode and decode, for signals of any length.
 
-`FramewiseAutoencoder` is what such autoencoders have in common. A subclass says what the latents of one
-window of a signal are (`_latents_of`) and how they become frames again (`_frames_of`). `Autoencoder` is the
-paper's.
-
-Axis legend: `B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N`
-spectrogram frames. Audio is `(B, T)` mono at `sample_rate`, latents are `(B, C, L)`; stereo is two items of a
-batch.
+`FramewiseAutoencoder` is what such autoencoders have in common, `Autoencoder` is the paper's. Axis legend:
+`B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames.
 """
 
 import contextlib
@@ -23,15 +18,7 @@ from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
 from lincae.machine import generator
 from lincae.network import Network, NetworkConfig
-from lincae.streaming import (
-    between_silence,
-    cut,
-    in_pieces,
-    joined,
-    one_batch,
-    overlap_added,
-    windowed,
-)
+from lincae.streaming import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 from lincae.transform import Transform, TransformConfig
 
 
@@ -39,14 +26,12 @@ from lincae.transform import Transform, TransformConfig
 class AutoencoderConfig:
     """All that defines a model but its weights.
 
-    `pad_edges`: the signal is surrounded with three hops of silence, so that its ends are covered by as many
-    windows as its middle and come back unattenuated. The released models were used without, and fade over
-    35 ms at both ends.
+    `pad_edges`: three hops of silence around the signal, so that its ends are covered by as many windows as
+    its middle. Without, as the released models were used, it fades over 35 ms at both ends.
     `latent_scale`: public latents are the network's times this, to have unit standard deviation on the data.
     `window_frames`, `context_frames`: longer signals go through the network in windows of so many latent
     frames, of which so many on each side are context and dropped.
-    `norm_frames`: signals of more latent frames are normalised by statistics over so many around each frame;
-    shorter ones over the whole, as in training and in the released models.
+    `norm_frames`: signals of more latent frames are normalised by statistics over so many around each frame.
     """
 
     sample_rate: int = 44100
@@ -78,10 +63,9 @@ PRECISIONS = ("fp32", "bf16")
 class FramewiseAutoencoder(Checkpointed):
     """Encode and decode signals of any length; an `AutoencoderLike`.
 
-    `transform` makes frames of audio as `config.transform` says, `network` is what is trained.
-
-    `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and decode. bf16 is
-    faster, and close to fp32 (benchmarks/inference.csv); weights and everything around stay fp32.
+    A subclass says what the latents of one window are (`_latents_of`) and how they become frames again
+    (`_frames_of`). `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and
+    decode. bf16 is faster, and close to fp32 (benchmarks/inference.csv); weights stay fp32.
     """
 
     precision = "fp32"
@@ -89,6 +73,11 @@ class FramewiseAutoencoder(Checkpointed):
     def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
         super().__init__(config, network, name, metadata)
         self.transform = Transform(config.transform)
+        self.sample_rate = config.sample_rate
+        self.latent_rate = config.sample_rate / config.hop
+        # Samples of silence around the signal, and samples that a latent frame shares with the next one.
+        self._edge = 3 * config.transform.hop if config.pad_edges else 0
+        self._overlap = config.transform.window - config.transform.hop
         self.float()  # whatever torch's default dtype is
 
     def _latents_of(self, audio: Tensor) -> Tensor:
@@ -104,30 +93,11 @@ class FramewiseAutoencoder(Checkpointed):
         return next(self.network.parameters()).device
 
     @property
-    def sample_rate(self) -> int:
-        return self.config.sample_rate
-
-    @property
-    def latent_rate(self) -> float:
-        """Latent frames per second."""
-        return self.config.sample_rate / self.config.hop
-
-    @property
     def compression(self) -> float:
         """Samples per latent number."""
         return self.config.hop / self.config.network.latent_channels
 
     # -------- lengths
-
-    @property
-    def _edge(self) -> int:
-        """Samples of silence around the signal."""
-        return 3 * self.config.transform.hop if self.config.pad_edges else 0
-
-    @property
-    def _overlap(self) -> int:
-        """Samples that a latent frame shares with the next one."""
-        return self.config.transform.window - self.config.transform.hop
 
     def latent_frames(self, n_samples: int) -> int:
         """Latent frames of a signal of `n_samples`: enough to decode every one of its samples."""
@@ -141,11 +111,8 @@ class FramewiseAutoencoder(Checkpointed):
     # -------- encode
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio `(B, T)`, T >= 1, to latents `(B, C, latent_frames(T))` on the model's device.
-
-        One continuous sequence whatever the length. Raises ValueError for another rank, empty or non-finite
-        audio (naming item and sample), TypeError for a dtype that is not floating.
-        """
+        """Audio `(B, T)` to latents `(B, C, latent_frames(T))`, one sequence whatever the length, on the
+        model's device. Raises as `lincae.interface.check_audio`."""
         audio = check_audio(audio)
         n_frames = self.latent_frames(audio.shape[1])
         shape = (audio.shape[0], self.config.network.latent_channels, n_frames)
@@ -154,10 +121,10 @@ class FramewiseAutoencoder(Checkpointed):
     def encode_stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Audio in blocks `(B, t_i)` of any lengths to latents `(B, C, l_i)`, as they become known.
 
-        Concatenated they are `encode` of the concatenated audio, bit for bit. Memory does not depend on the
-        length. Latency: a latent frame is yielded once the audio has gone `window_frames` latent frames and
-        three spectrogram hops beyond its start, at the latest, or when the stream ends. Raises as `encode`
-        does, naming the block, and ValueError where the batch size changes and for a stream without blocks.
+        Concatenated they are `encode` of the concatenated audio, bit for bit, in constant memory. A latent
+        frame is yielded once the audio has gone `window_frames` latent frames and three spectrogram hops
+        beyond its start, at the latest. Raises as `encode` does, naming the block, and ValueError where the
+        batch size changes and for a stream without blocks.
         """
         return self._encoded(one_batch(blocks, check_audio))
 
@@ -173,10 +140,8 @@ class FramewiseAutoencoder(Checkpointed):
         pieces = in_pieces(blocks, config.window_frames * config.hop)
         on_device = (piece.to(self.device, torch.float32) for piece in pieces)
         padded = between_silence(on_device, self._edge, silence_after)
-        windows = windowed(
-            padded, config.window_frames, config.context_frames, hop=config.hop, overlap=self._overlap
-        )
-        for window in windows:
+        hops = {"hop": config.hop, "overlap": self._overlap}
+        for window in windowed(padded, config.window_frames, config.context_frames, **hops):
             with torch.no_grad():
                 z = self._latents_of(window.data)[..., window.keep].float() * config.latent_scale
             yield z
@@ -195,25 +160,18 @@ class FramewiseAutoencoder(Checkpointed):
 
         Deterministic given `seed`: the noise of a latent frame depends on the seed and the frame's index
         alone, so items of one batch, and decodes that are compared, share it. `steps` > 1 refines the
-        first decode. Nothing is clamped or normalised.
-
-        `first_frame` is the index of the first frame, where the latents are an excerpt. The audio then is
-        that of the whole from sample `first_frame * hop` on: bit for bit within the windows of the whole that
-        the excerpt holds (they start at multiples of `window_frames - 2 context_frames`), beyond the first
-        and last `context_frames` up to what the network sees of the signal farther off
-        (benchmarks/windows.csv).
+        first decode. `first_frame` is the index of the first frame, where the latents are an excerpt. The
+        audio then is that of the whole from sample `first_frame * hop` on: bit for bit within the windows of
+        the whole that the excerpt holds, and close to it beyond `context_frames` (benchmarks/windows.csv).
 
         Raises ValueError for another shape, non-finite latents, a negative `first_frame`, or a length
         outside 1..decoded_samples(L); TypeError for what is no floating-point tensor.
         """
         n_items, _, n_frames = self._check_latents(latents).shape
         held = self.decoded_samples(n_frames)
-        if length is None:
-            length = held
+        length = held if length is None else length
         if not 1 <= length <= held:
-            raise ValueError(
-                f"length must lie in 1..{held}, what {n_frames} latent frames hold, got {length}"
-            )
+            raise ValueError(f"length must lie in 1..{held}, all of {n_frames} latent frames, got {length}")
         stream = self.decode_stream([latents], length, seed, steps, first_frame)
         return joined(stream, torch.empty(n_items, length, device=self.device, dtype=torch.float32))
 
@@ -227,10 +185,10 @@ class FramewiseAutoencoder(Checkpointed):
     ) -> Iterator[Tensor]:
         """Latents in blocks `(B, C, l_i)` of any lengths to audio `(B, t_i)`, as it becomes known.
 
-        Concatenated it is `decode` of the concatenated latents, with the same arguments, bit for bit. Memory
-        does not depend on the length. Latency: the audio of a latent frame is yielded once `window_frames`
-        more have come, at the latest, or when the stream ends; after `length` samples no more are read.
-        Raises as `decode` does, naming the block; a stream shorter than `length` is refused at its end.
+        Concatenated it is `decode` of the concatenated latents, with the same arguments, bit for bit, in
+        constant memory. The audio of a latent frame is yielded once `window_frames` more have come, at the
+        latest; after `length` samples no more are read. Raises as `decode` does, naming the block; a stream
+        shorter than `length` is refused at its end.
         """
         for name, value, least in (
             ("length", 1 if length is None else length, 1),
@@ -243,10 +201,8 @@ class FramewiseAutoencoder(Checkpointed):
         return cut(overlap_added(parts, self._overlap), self._edge, length)
 
     def decode_with_gradient(self, latents: Tensor, seed: int = 0) -> Tensor:
-        """As `decode`, of latents that fit one window, with a gradient to them: for losses on sound.
-
-        Raises as `decode`, and ValueError for more than `window_frames` latent frames.
-        """
+        """As `decode`, with a gradient to the latents, for losses on sound; raises as it, and ValueError
+        for more than `window_frames` latent frames."""
         n_frames = self._check_latents(latents).shape[-1]
         if n_frames > self.config.window_frames:
             raise ValueError(f"a gradient reaches {self.config.window_frames} latent frames, got {n_frames}")
@@ -263,9 +219,8 @@ class FramewiseAutoencoder(Checkpointed):
             with torch.no_grad():
                 z = window.data.to(self.device, torch.float32) / config.latent_scale
                 frames = self._frames_of(z, window.start, seed, steps)
-                audio = self.transform.inverse(
-                    frames[..., window.keep.start * factor : window.keep.stop * factor]
-                )
+                kept = slice(window.keep.start * factor, window.keep.stop * factor)
+                audio = self.transform.inverse(frames[..., kept])
             yield audio
 
     def _check_latents(self, latents: Tensor, name: str = "latents") -> Tensor:
@@ -273,24 +228,19 @@ class FramewiseAutoencoder(Checkpointed):
 
     @contextlib.contextmanager
     def _precise(self) -> Iterator[None]:
-        """The precision of the network. Raises ValueError for an unknown one, and for weights not in fp32."""
+        """Raises ValueError for an unknown precision, and for weights not in fp32."""
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         dtype = next(self.network.parameters()).dtype
         if dtype != torch.float32:
-            raise ValueError(
-                f"{self.name} has weights in {dtype}, lincae computes with float32: call model.float(), and "
-                'set model.precision = "bf16" for less precision'
-            )
+            fix = 'call model.float(), and set model.precision = "bf16" for less precision'
+            raise ValueError(f"{self.name} has weights in {dtype}, lincae computes with float32: {fix}")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             yield
 
 
 class Autoencoder(FramewiseAutoencoder):
-    """The paper's consistency autoencoder: `encode` audio to latents that add and scale like it, and back.
-
-    `metadata`: see `Checkpointed`. `precision`, lengths and errors: see `FramewiseAutoencoder`.
-    """
+    """The paper's consistency autoencoder: `encode` audio to latents that add and scale like it, and back."""
 
     kind = "consistency"
     config_class = AutoencoderConfig

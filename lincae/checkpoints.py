@@ -1,8 +1,7 @@
 """Checkpoints: saving, loading and publishing models, and what tells one model from another.
 
 A checkpoint is a folder with `model.safetensors`, `config.json` and a card, `README.md`. The weights file
-also carries the configuration in its header, and is all that is read: one file, replaced as a whole, cannot
-be half of one checkpoint and half of another.
+also carries the configuration in its header, and is all that is read: it is replaced as a whole.
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import hashlib
 import json
 import os
 import tempfile
-import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -25,27 +23,15 @@ from lincae.files import atomic_write, json_object
 from lincae.machine import resolve_device
 
 FORMAT_VERSION = 1
-FIRST_KIND = "consistency"
-"""The kind of model in files that do not say."""
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
-HASH_ROW = "sha256 of {}"
-"""A row of a card's table, with the name of the file."""
-
-PACKAGE = Path(__file__).resolve().parent
-REPOSITORY_DATA = PACKAGE.parent / "data"
-"""The data folder of a clone. An installed package has none."""
-BUNDLED = REPOSITORY_DATA / "checkpoints"
-"""The checkpoints that ship: in a clone they lie with the other data, in an installed package within it."""
-if not BUNDLED.is_dir():
-    BUNDLED = PACKAGE / "bundled"
+HASH_ROW = "sha256 of {}"  # in a card's table, with the name of the file
 
 WRAPPERS = ("_orig_mod", "module")
 """What torch.compile, DataParallel and DistributedDataParallel call the module that they wrap."""
 LFS_POINTER = b"version https://git-lfs"
-CUTTING = ("window_frames", "context_frames", "norm_frames")
-"""Settings that say how a long signal is cut for the network, not what its latents mean."""
+CUTTING = ("window_frames", "context_frames", "norm_frames")  # how a long signal is cut for the network
 
 
 class Checkpointed(nn.Module):
@@ -55,7 +41,7 @@ class Checkpointed(nn.Module):
     """
 
     kind: ClassVar[str]
-    """What the header of a checkpoint calls this class."""
+    """As the header of a checkpoint says it."""
     config_class: ClassVar[type]
 
     def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
@@ -66,21 +52,14 @@ class Checkpointed(nn.Module):
         self.network = network
 
     def fingerprint(self) -> str:
-        """A sha256 (hex) that changes with the weights and with every setting that decides latents.
-
-        The name, the metadata and how long signals are cut into windows do not count.
-        """
+        """A sha256 (hex) of the weights and of every setting that decides latents."""
         settings = {"sample_rate": self.sample_rate, "latent_rate": self.latent_rate}
         settings |= changed_settings(self.config)
         kind = type(unwrapped(self.network)).__name__
         return content_fingerprint(kind, settings, weights_of(self.network))
 
     def save(self, folder: str | os.PathLike, dtype: torch.dtype = torch.float32) -> Path:
-        """Write a checkpoint into `folder`, weights as `dtype`, and return the folder.
-
-        The weights file is replaced atomically: a crash or a full disk leaves the one before whole. Raises
-        OSError.
-        """
+        """Write a checkpoint into `folder`, each file atomically, weights as `dtype`; returns the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         description = {
@@ -99,11 +78,10 @@ class Checkpointed(nn.Module):
 
     @classmethod
     def load(cls, source: str | os.PathLike, device: str = "auto", revision: str | None = None) -> Self:
-        """A checkpoint folder, or the id of a hub repository that `push_to_hub` made.
+        """The model in a checkpoint folder, or in a hub repository that `push_to_hub` made, by its id.
 
-        Raises FileNotFoundError where neither exists. Raises ValueError, naming the file, for a damaged one,
-        another kind of model or format version, unknown settings or settings of another type, and missing,
-        extra or misshapen tensors.
+        Raises FileNotFoundError where neither exists; ValueError, naming the file, for a damaged one, another
+        kind of model or format version, unknown or wrong settings, and tensors that do not fit.
         """
         folder = Path(source)
         looks_like_an_id = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
@@ -113,6 +91,7 @@ class Checkpointed(nn.Module):
             with fetching(source):
                 files = [WEIGHTS, CONFIG]
                 folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=files))
+
         path = folder / WEIGHTS
         description, tensors = read_checkpoint(path, cls.kind)
         config = from_dict(cls.config_class, description.get("autoencoder"), f"{path}: autoencoder")
@@ -122,9 +101,9 @@ class Checkpointed(nn.Module):
             raise ValueError(f"{path}: name and metadata must be text and an object, got {name!r:.80}")
         if n_blocks(config.network) > len(tensors):
             raise ValueError(f"{path} states more blocks than it holds tensors ({len(tensors)})")
-        # Whether the file holds what it states is seen without memory, before any is taken for it.
+
         with torch.device("meta"):
-            check_fits(cls(config).network, tensors, str(path))
+            load_strictly(cls(config).network, tensors, str(path))
         model = cls(config, name, metadata)
         model.network.load_state_dict(tensors)
         return model.eval().to(resolve_device(device))
@@ -166,9 +145,7 @@ def write_weights(path: Path, description: str, module: nn.Module, dtype: torch.
 
     Returns the sha256 (hex) of the file. Raises OSError.
     """
-    tensors = {}
-    for key, value in weights_of(module).items():
-        tensors[key] = value.to("cpu", dtype).contiguous()
+    tensors = {key: value.to("cpu", dtype).contiguous() for key, value in weights_of(module).items()}
     content = to_safetensors(tensors, metadata={"config": description})
     with atomic_write(path) as file:
         file.write(content)
@@ -194,33 +171,25 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
-    """The description in the header of a weights file, and its tensors in fp32.
-
-    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version or
-    another `kind` of model.
-    """
-    with opened(path) as (file, description):
-        held = description.get("kind", FIRST_KIND)
-        if held != kind:
-            raise ValueError(f"{path} holds a {held} model, not a {kind} one: use lincae.load")
-        tensors = {}
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            tensors[key] = file.get_tensor(key).float()
+    """The description in the header of a weights file, and its tensors in fp32. Raises as `opened`."""
+    with opened(path, [kind]) as (file, description):
+        tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
     return description, tensors
 
 
 def kind_of(path: Path, kinds: Iterable[str]) -> str:
-    """The one of `kinds` of models that a weights file holds. Raises as `read_checkpoint`."""
-    with opened(path) as (_, description):
-        held = description.get("kind", FIRST_KIND)
-    if held not in list(kinds):
-        raise ValueError(f"{path} holds a model of kind {held!r:.80}, not one of {', '.join(kinds)}")
-    return held
+    """The one of `kinds` of models that a weights file holds. Raises as `opened`."""
+    with opened(path, kinds) as (_, description):
+        return description["kind"]
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
-    """A weights file, and the description in its header. Raises as `read_checkpoint`."""
+def opened(path: Path, kinds: Iterable[str] = ()) -> Iterator[tuple[safe_open, dict]]:
+    """A weights file, and the description in its header.
+
+    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version, and a
+    model that is of none of these `kinds`, if any.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}"
@@ -230,13 +199,15 @@ def opened(path: Path) -> Iterator[tuple[safe_open, dict]]:
         with tensors_in(path) as file:
             header = file.metadata() or {}
             if "config" not in header:
-                raise ValueError(
-                    f"{path} carries no lincae configuration in its header; lincae.load reads others"
-                )
+                raise ValueError(f"{path} carries no lincae configuration; lincae.load reads other files")
             description = json_object(header["config"], path)
             version = description.get("format_version")
             if version != FORMAT_VERSION:
                 raise ValueError(f"{path}: format version {version}, this lincae reads {FORMAT_VERSION}")
+            held = description.setdefault("kind", "consistency")  # the first files do not say
+            if kinds and held not in list(kinds):
+                wanted = " or ".join(kinds)
+                raise ValueError(f"{path} holds a {held!s:.80} model, not a {wanted} one: use lincae.load")
             yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
@@ -255,11 +226,8 @@ def tensors_in(path: str | Path) -> safe_open:
 
 @contextlib.contextmanager
 def fetching(repository: str | Path) -> Iterator[None]:
-    """Around what reads a hub repository, or a folder as libraries of the hub save it.
-
-    Raises FileNotFoundError for a repository that is not in the cache while HF_HUB_OFFLINE forbids to fetch
-    it, where the libraries speak of a missing file or connection; ValueError, naming it, for a damaged file.
-    """
+    """Around what reads a hub repository: raises FileNotFoundError for one that is not in the cache while
+    HF_HUB_OFFLINE is set, which the hub's own error does not say, and ValueError for a damaged file."""
     from huggingface_hub import constants
 
     try:
@@ -269,9 +237,8 @@ def fetching(repository: str | Path) -> Iterator[None]:
     except OSError as error:
         if not constants.HF_HUB_OFFLINE or Path(repository).exists():
             raise
-        fix = "unset it, or load a local folder"
         raise FileNotFoundError(
-            f"{repository} is not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it: {fix}"
+            f"{repository} is not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it"
         ) from error
 
 
@@ -289,16 +256,15 @@ def from_dict(kind: type, values: Any, where: str) -> Any:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object of settings, got {values!r:.80}")
-    names = [field.name for field in dataclasses.fields(kind)]
-    unknown = sorted(set(values) - set(names))
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    unknown = sorted(values.keys() - types)
     if unknown:
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; {kind.__name__} has {', '.join(names)}")
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; {kind.__name__} has {', '.join(types)}")
 
-    hints = typing.get_type_hints(kind)
     settings = {}
     for name, value in values.items():
-        is_nested = dataclasses.is_dataclass(hints[name])
-        settings[name] = from_dict(hints[name], value, f"{where}.{name}") if is_nested else value
+        is_nested = dataclasses.is_dataclass(types[name])
+        settings[name] = from_dict(types[name], value, f"{where}.{name}") if is_nested else value
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:
@@ -306,34 +272,20 @@ def from_dict(kind: type, values: Any, where: str) -> Any:
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """`load_state_dict` that names what is missing, extra or misshapen. Raises ValueError."""
-    check_fits(module, tensors, where)
-    module.load_state_dict(tensors)
-
-
-def check_fits(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Raises ValueError, naming what is missing, extra or misshapen, for tensors that `module` has not.
+    """`load_state_dict`; raises ValueError that says `where` tensors are missing, unknown or misshapen.
 
     A module on the meta device tells it before any memory is taken for sizes that only a header states.
     """
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    got = {key: tuple(value.shape) for key, value in tensors.items()}
-    misshapen = []
-    for key in sorted(expected.keys() & got.keys()):
-        if expected[key] != got[key]:
-            misshapen.append(f"{key} {got[key]} instead of {expected[key]}")
-    problems = {
-        "missing": sorted(expected.keys() - got.keys()),
-        "unknown": sorted(got.keys() - expected.keys()),
-        "misshapen": misshapen,
-    }
-    found = [f"{len(keys)} {kind} ({', '.join(keys[:3])})" for kind, keys in problems.items() if keys]
-    if found:
-        raise ValueError(f"{where} does not fit the network: {'; '.join(found)}")
+    on_meta = any(parameter.is_meta for parameter in module.parameters())
+    try:
+        module.load_state_dict(tensors, assign=on_meta)
+    except RuntimeError as error:
+        problems = " ".join(str(error).split())
+        raise ValueError(f"{where} does not fit the network: {problems:.500}") from error
 
 
 def n_blocks(config: Any) -> int:
-    """The blocks that a network's configuration asks for, which making the network would take a loop over."""
+    """The blocks that a network's configuration asks for, counted before any is made."""
     total = 0
     for key, value in flat(plain(config)).items():
         if key.endswith("blocks"):
@@ -345,11 +297,8 @@ def n_blocks(config: Any) -> int:
 
 
 def content_fingerprint(kind: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 (hex) of what decides a model's latents: its kind, its settings and its weights.
-
-    `settings` is JSON-able. Weights count as float32, so the value is the same on every device and after
-    saving and loading in float32. The `fingerprint` method of every kind of model is this function.
-    """
+    """The sha256 (hex) of what decides a model's latents: its kind, its JSON-able settings, and its weights
+    as float32. The `fingerprint` method of every kind of model is this function."""
     digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
     for key in sorted(tensors):
         value = tensors[key].detach().to("cpu", torch.float32).contiguous()
@@ -359,11 +308,8 @@ def content_fingerprint(kind: str, settings: Mapping[str, Any], tensors: Mapping
 
 
 def changed_settings(config: Any) -> dict[str, Any]:
-    """The fields of a config dataclass, as {"a.b": value}, that differ from its defaults and decide latents.
-
-    Settings at their default do not count, so that the fingerprint of a model stays the same in a later
-    version with more settings; nor does how long signals are cut into windows (`CUTTING`).
-    """
+    """The fields of a config dataclass, as {"a.b": value}, that differ from its defaults and decide latents:
+    a later version with more settings gives a model the same fingerprint."""
     defaults = flat(plain(type(config)()))
     changed = {}
     for key, value in flat(plain(config)).items():

@@ -1,10 +1,9 @@
 """Consistency training and sampling (paper sections 2.2, 3.1 and 3.3) as functions over a denoiser.
 
-A denoiser here is any callable `F(c_in * x, sigma, condition)`; `precondition` turns it into the consistency
-function `f(x, sigma, condition)` of equation 3, and everything else is written over `f`.
-
-Noise levels are addressed by `t` in [0, 1]: t = 0 is sigma_min (the clean signal), t = 1 is sigma_max (what a
-decode starts from). Axis legend: `B` items; `x` is any `(B, ...)` tensor; `sigma`, `t` are `(B,)`.
+A denoiser is any callable `F(c_in * x, sigma, condition)`; `precondition` turns it into the consistency
+function `f(x, sigma, condition)` of equation 3. Noise levels are addressed by `t` in [0, 1]: t = 0 is
+sigma_min (the clean signal), t = 1 is sigma_max. Axis legend: `B` items; `x` is any `(B, ...)` tensor;
+`sigma`, `t` are `(B,)`.
 """
 
 import math
@@ -20,8 +19,7 @@ from lincae.interface import check_fields
 
 Function = Callable[[Tensor, Tensor, Any], Tensor]
 """A denoiser F or a consistency function f: `(x, sigma, condition)` to a tensor like x."""
-GRID = 9999
-"""Levels of the grid that noise levels are drawn on (Music2Latent's discretisation)."""
+GRID = 9999  # levels of the grid that noise levels are drawn on (Music2Latent's discretisation)
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ class ConsistencyConfig:
     released code the grid's spacing is not divided out, which multiplies the density by sigma**(1/rho).
     `sigma_max_share`: with this probability an item is drawn at exactly t_2 = 1, where decoding starts.
     `weight_exponent`: p in the loss weight 1 / (sigma_2 - sigma_1)**p; 1 is the paper's lambda, 0 is uniform.
-    `huber_c`: c of the Pseudo-Huber loss for every number. The loss of an item is a norm over its D numbers,
-    so the constant used is c sqrt(D), as in the released code; the paper gives c alone.
+    `huber_c`: c of the Pseudo-Huber loss; for an item of D numbers it is c sqrt(D), as in the released code.
     """
 
     step_start: float = 0.1
@@ -189,8 +186,8 @@ def consistency_loss(
 def sample(f: Function, condition: Any, noises: Iterable[Tensor], steps: int, noise: NoiseConfig) -> Tensor:
     """Decode in `steps` calls of `f`. One is the paper's decoding, more refine it (multistep sampling).
 
-    `noises` yields one standard normal tensor for every step: first the start, then what is added to the
-    estimate before each refinement. Raises ValueError for fewer than one step.
+    `noises` yields a standard normal tensor for every step: the start, then what is added to the estimate
+    before each refinement. Raises ValueError for fewer than one step.
     """
     if steps < 1:
         raise ValueError(f"decoding takes at least one step, got {steps}")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -14,14 +14,7 @@ try:
 except ImportError:  # Windows has no POSIX locks
     fcntl = None
 
-LONG_NAME = 220  # bytes
-
 log = logging.getLogger(__name__)
-
-
-def printable(name: str) -> str:
-    """The name of a file as text for tables and pages: a byte that is not UTF-8 becomes `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
@@ -40,12 +33,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def hidden(path: Path, ending: str) -> Path:
-    """A neighbour of `path` for what is not finished: `.NAME.ENDING`.
-
-    A hash stands for a name so long that it would exceed the 255 bytes that file systems take.
-    """
+    """A neighbour of `path` for what is not finished: `.NAME.ENDING`, with a hash for a long name."""
     name = path.name
-    if len(os.fsencode(name)) > LONG_NAME:
+    if len(os.fsencode(name)) > 220:  # file systems take 255 bytes
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
     return path.with_name(f".{name}.{ending}")
 
@@ -58,8 +48,8 @@ class HeldError(BlockingIOError, ValueError):
 def locked(path: str | Path, held: str | None = None) -> Iterator[IO]:
     """Hold the lock file `path` while entered; the lock ends with this process, however that ends.
 
-    While another process holds it, wait; with `held`, a description of that situation, raise HeldError
-    instead. Where a file system or a machine has no locks, a warning says so and nothing is held.
+    While another process holds it, wait; with `held`, a description of that, raise HeldError instead. Where
+    a file system or a machine has no locks, a warning says so and nothing is held.
     """
     # lockf and not flock: data workers that outlive a killed process for a moment do not inherit the lock.
     with Path(path).open("a") as file:
@@ -74,7 +64,6 @@ def locked(path: str | Path, held: str | None = None) -> Iterator[IO]:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 (hex) of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -88,8 +77,3 @@ def json_object(text: bytes | str, where: str | Path, kind: type[ValueError] = V
     if not isinstance(found, dict):
         raise kind(f"{where} is damaged: it must hold a JSON object, got {found!r:.80}")
     return found
-
-
-def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())

@@ -3,13 +3,10 @@
 Axis legend of the whole package: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L` latent
 frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)`, mono, floating point with full scale 1,
 at the model's `sample_rate`; stems are `(S, T)`, latents `(B, C, L)`, spectrograms `(B, 2, F, N)` with real
-and imaginary part on the second axis. Stereo is two items of a batch, never a guess from a shape.
-
-Audio is never clamped and never peak-normalised inside the package: gain is the experiment.
+and imaginary part on the second axis. Stereo is two items of a batch. Audio is never clamped or normalised.
 """
 
 import dataclasses
-import functools
 import math
 import types
 import typing
@@ -44,27 +41,14 @@ def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
 
     Raises TypeError for another type or dtype, ValueError for another shape and for NaN or inf.
     """
-    if not isinstance(audio, Tensor):
-        raise TypeError(
-            f"{name} must be a torch.Tensor, got {type(audio).__name__}: use torch.as_tensor({name})"
-        )
+    check_floating(audio, name, ", full scale 1: 16-bit audio / 32768")
     if audio.ndim != 2:
-        fixes = {1: f"{name}[None]", 3: f"{name}.flatten(0, 1) (a channel is a batch item) or {name}.mean(1)"}
-        hint = f": use {fixes[audio.ndim]}" if audio.ndim in fixes else ""
-        raise ValueError(f"{name} must have shape (B, T), got {tuple(audio.shape)}{hint}")
-    if not audio.is_floating_point():
-        raise TypeError(
-            f"{name} must be floating point, full scale 1, got {audio.dtype}: 16-bit audio is {name} / 32768"
-        )
+        fixes = {1: f": use {name}[None]", 3: f": use {name}.flatten(0, 1) or {name}.mean(1)"}
+        fix = fixes.get(audio.ndim, "")
+        raise ValueError(f"{name} must have shape (B, T), got {tuple(audio.shape)}{fix}")
     if audio.numel() == 0:
         raise ValueError(f"{name} is empty: shape {tuple(audio.shape)}")
-
-    first = first_non_finite(audio)
-    if first is not None:
-        count = int((~torch.isfinite(audio)).sum())
-        place = f"item {first[0]}, sample {first[1]}"
-        raise ValueError(f"{name} has {count} non-finite samples, first {audio[first].item()} at {place}")
-    return audio
+    return check_finite(audio, name, ("item", "sample"))
 
 
 def check_latents(
@@ -72,19 +56,22 @@ def check_latents(
 ) -> Tensor:
     """Return `latents` as they are, if they are a finite, non-empty, floating-point (B, C, L) tensor.
 
-    `channels` and `items` are the C and the B that they must have, any by default. Raises TypeError for
-    another type or dtype, ValueError for another shape and for NaN or inf.
+    `channels` and `items` are the C and the B that they must have, any by default. Raises as `check_audio`.
     """
-    if not isinstance(latents, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(latents).__name__}: use torch.as_tensor")
-    if not latents.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {latents.dtype}")
-
+    check_floating(latents, name)
     fits = latents.ndim == 3 and latents.numel() > 0
     fits = fits and channels in (None, latents.shape[1]) and items in (None, latents.shape[0])
     if not fits:
         raise ValueError(f"{name} must be ({items or 'B'}, {channels or 'C'}, L), got {tuple(latents.shape)}")
     return check_finite(latents, name, ("item", "channel", "frame"))
+
+
+def check_floating(values: Tensor, name: str, hint: str = "") -> None:
+    """Raises TypeError for what is no floating-point tensor."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}: use torch.as_tensor")
+    if not values.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {values.dtype}{hint}")
 
 
 def check_finite(values: Tensor, name: str, axes: Sequence[str]) -> Tensor:
@@ -115,35 +102,28 @@ def check_fields(config: Any) -> None:
     A list becomes a tuple where the annotation is one, since JSON knows lists alone. A float is finite, and
     may be given as an int. Raises ValueError that names field, value and type for anything else.
     """
-    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        hint = hints[field.name]
-        if isinstance(value, list) and typing.get_origin(hint) is tuple:
+        if isinstance(value, list) and typing.get_origin(field.type) is tuple:
             value = tuple(value)
             object.__setattr__(config, field.name, value)
-        if not _fits(value, hint):
-            wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+        if not _fits(value, field.type):
+            wanted = field.type.__name__ if isinstance(field.type, type) else field.type
             raise ValueError(
                 f"{field.name} of {type(config).__name__} must be {wanted}, got {value!r} "
                 f"({type(value).__name__})"
             )
 
 
-_hints = functools.cache(typing.get_type_hints)
-
-
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation says: a class, a union, or a tuple of these."""
-    inner = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if inner[-1] is Ellipsis:
-            inner = inner[:1] * len(value)
-        return len(value) == len(inner) and all(map(_fits, value, inner))
     if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        if isinstance(value, tuple) and inner[-1] is Ellipsis:
+            inner = inner[:1] * len(value)
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
     if isinstance(value, bool):
         return hint is bool
     if hint is float:

@@ -1,9 +1,8 @@
 """Forms of layers that save time and memory; the plain forms stand in `lincae.network`.
 
 On a CPU, in training and in long windows, feature maps are channels last: `(B, channels, F, N)` tensors in
-memory as `(B, F, N, channels)`, which convolutions take as they are; any other order is rearranged before and
-behind each of them. PyTorch's own GroupNorm is slow and inaccurate in that order, so that it is written here,
-as loops over the rows of a map `(B, F N, channels)`, in fp32 at least.
+memory as `(B, F, N, channels)`, which convolutions take as they are. PyTorch's own GroupNorm is slow and
+inaccurate in that order: here it is loops over the rows of a map `(B, F N, channels)`, in fp32 at least.
 """
 
 from collections.abc import Callable
@@ -13,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CACHED_NUMBERS = 2**18
-"""Numbers of the parts in which a CPU normalises a map: one megabyte in fp32."""
-KEPT_BYTES = 2**23
-"""Larger maps between two layers are computed again by the backward pass, cheaper than their memory."""
+CACHED_NUMBERS = 2**18  # a CPU normalises a map in parts of one megabyte in fp32
+KEPT_BYTES = 2**23  # the backward pass computes larger maps between layers again, cheaper than their memory
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -47,13 +44,6 @@ def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False) -> Tensor:
     return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
 
 
-def norm_silu_conv(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d) -> Tensor:
-    """`conv(silu(norm(x)))` of a map channels last on a CPU."""
-    x, weight, bias = autocast_like(x, conv.weight, conv.bias)
-    settings = norm.num_groups, norm.eps, list(conv.padding)
-    return _NormSiLUConv.apply(x, norm.weight, norm.bias, weight, bias, *settings)
-
-
 class _Norm(torch.autograd.Function):
     """`group_norm(x)` or `silu(group_norm(x))`; the backward pass computes what lies between again."""
 
@@ -70,7 +60,7 @@ class _Norm(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-class _NormSiLUConv(torch.autograd.Function):
+class NormSiLUConv(torch.autograd.Function):
     """`conv(silu(group_norm(x)))`; of large maps the convolution's input is computed again."""
 
     @staticmethod
@@ -142,8 +132,8 @@ def _norm_backward(
 
 
 class Loop:
-    """A function of tensors with items first: one operator after the other, for as many items at a time as
-    the cache holds; or, once compiled, in one pass over all items."""
+    """A function of tensors with items first, for as many items at a time as the cache holds; or, once
+    compiled, in one pass over all items."""
 
     def __init__(self, function: Callable[..., Tensor | tuple[Tensor, ...]]):
         self.function = function
@@ -223,8 +213,7 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
     if is_channels_last(x):
         rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
         scale, shift = (s.transpose(1, 2).flatten(1)[:, None].to(x.dtype) for s in (scale, shift))
-        h = torch.addcmul(shift, rows, scale)
-        h = h.view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+        h = _map_like(torch.addcmul(shift, rows, scale), x)
     else:
         between = (1,) * (x.dim() - 3)
         scale, shift = (s.view(*s.shape[:2], *between, -1).to(x.dtype) for s in (scale, shift))
@@ -269,13 +258,11 @@ def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
 def enlarge(conv: nn.Conv2d, x: Tensor, factor: tuple[int, int]) -> Tensor:
     """`conv` of the map enlarged by `factor` (nearest neighbour), as one transposed convolution of the map.
 
-    The enlarged map repeats its values, so that most taps of the kernel fall on equal ones: the transposed
-    kernel holds sums of them. The same numbers for 2.5 (4 rows, 5 taps) or 2.25 times (2 rows and columns,
-    3 x 3 taps) fewer multiplications.
+    The enlarged map repeats its values: most taps fall on equal ones, and the transposed kernel holds sums of
+    them. It takes 2.5 (4 rows, 5 taps) or 2.25 times (2 rows and columns, 3 x 3 taps) fewer multiplications.
     """
-    rows, columns = (
-        enlarged_taps(*axis).to(conv.weight) for axis in zip(factor, conv.kernel_size, strict=True)
-    )
+    rows = enlarged_taps(factor[0], conv.kernel_size[0]).to(conv.weight)
+    columns = enlarged_taps(factor[1], conv.kernel_size[1]).to(conv.weight)
     kernel = torch.einsum("ds,er,oisr->iode", rows, columns, conv.weight)
     return _Transposed.apply(*autocast_like(x, kernel, conv.bias), factor, conv.padding)
 

@@ -31,8 +31,7 @@ class LinearityConfig:
     `zero_below`: smaller gains become exact zeros, which teaches that z = 0 is silence.
     `peak`: gains are capped so that no scaled waveform exceeds this magnitude. The cap also lowers the gain 1
     of items that exceed it already, as in the released code; the paper says only that gains are clipped.
-    `anneal`: the gain range narrows to (1, 1) between the shares `anneal_from` and `anneal_to` of the
-    training.
+    `anneal`: between these shares of the training the gain range narrows to (1, 1).
     `mixture_weights`: "equal" is 0.5 (u + v), the paper's; "random" is w u + (1 - w) v with w uniform in
     [0.5, 1], the released code's.
     `plain_gains`: without homogeneity, gains remain a plain augmentation (the paper's M2L). False: they are
@@ -41,9 +40,8 @@ class LinearityConfig:
     released code's M2L has 0.5.
 
     Two augmentations are our own. `input_gain_min`: originals first get a gain each, log-uniform in
-    [input_gain_min, 1], so that the encoder meets one sound at many levels; 1 leaves them as they are.
-    `subtraction_probability`: this share of the mixtures m gives way to what is left of them, (1 - w) v, with
-    the latent Enc(m) - w Enc(u): separation itself as augmentation.
+    [input_gain_min, 1], so that the encoder meets one sound at many levels. `subtraction_probability`: this
+    share of the mixtures m gives way to what is left of them, (1 - w) v, with the latent Enc(m) - w Enc(u).
     """
 
     homogeneity: bool = True
@@ -164,8 +162,7 @@ def implicit_conditioning(
 
     With homogeneity, latents are scaled (figure 2b); with additivity, latents of mixtures are mixed from
     those of their parts (figure 2c). `encode` maps audio `(n, T)` to latents `(n, ...)` and sees no more
-    than it must: the B originals alone where mixtures' latents are replaced. Gradients flow through all
-    of it.
+    than it must. Gradients flow through all of it.
     """
     n = batch.weights.shape[0]
     originals = batch.audio[:n]
@@ -175,15 +172,12 @@ def implicit_conditioning(
             return scale(encode(batch.audio), batch.gains)
         return encode(batch.target())
 
-    if config.homogeneity:
-        if batch.subtracted is None:
-            z = with_mixtures(encode(originals), batch.weights)
-        else:
-            z = with_differences(encode, batch)
-        return scale(z, batch.gains)
+    if batch.subtracted is not None:
+        return scale(with_differences(encode, batch), batch.gains)
 
-    if not config.plain_gains:
-        return with_mixtures(encode(originals), batch.weights)
+    if config.homogeneity or not config.plain_gains:  # in the second case all gains are 1
+        z = encode(originals)
+        return scale(torch.cat((z, mix(z, batch.weights))), batch.gains)
 
     # A mixture's gain differs from those of its parts: the parts are encoded once more under that gain.
     gains, mixture_gains = batch.gains.split(n)
@@ -195,13 +189,8 @@ def implicit_conditioning(
     return torch.cat((z, mixed))
 
 
-def with_mixtures(z: Tensor, weights: Tensor) -> Tensor:
-    """Latents `(B, ...)` of originals, followed by those of their mixtures: `(V, ...)`."""
-    return torch.cat((z, mix(z, weights)))
-
-
 def with_differences(encode: Callable[[Tensor], Tensor], batch: AugmentedBatch) -> Tensor:
-    """As `with_mixtures`, but with Enc(m_i) - w_i Enc(x_i) for the mixtures that are subtracted."""
+    """Latents of originals, mixed from them, but Enc(m_i) - w_i Enc(x_i) for mixtures that are subtracted."""
     n = batch.weights.shape[0]
     chosen = batch.subtracted.nonzero()[:, 0]
     originals = batch.audio[:n]

@@ -16,45 +16,28 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda" if n_cuda else "cpu")
-    allowed = "'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'"
+
+    n_devices = {"cpu": 1, "cuda": n_cuda, "mps": int(torch.backends.mps.is_available())}
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: use {allowed}") from error
-    if resolved.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"unknown device {device!r}: use {allowed}")
-    if resolved.type == "cuda" and (resolved.index or 0) >= n_cuda:
-        raise ValueError(
-            f"device {device!r} is not available: torch {torch.__version__} sees {n_cuda} CUDA devices"
-        )
-    if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {device!r} is not available: torch {torch.__version__} sees no MPS device")
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in n_devices:
+        raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda', 'cuda:N' or 'mps'")
+    n_here = n_devices[resolved.type]
+    if resolved.type != "cpu" and (resolved.index or 0) >= n_here:
+        sees = f"torch {torch.__version__} sees {n_here} {resolved.type.upper()} devices"
+        raise ValueError(f"device {device!r} is not available: {sees}")
     return resolved
-
-
-def fabric_precision(precision: str, device: torch.device) -> str:
-    """What Lightning Fabric calls a precision of training.
-
-    `precision`: "fp32", "bf16" (autocast), a name of Fabric's own, or "auto", which is bf16 where a CUDA
-    device computes in it, else fp32.
-    """
-    if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return {"fp32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
 
 
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
 
-    By default glibc returns large blocks to the kernel at once, which hands them out again page by page and
-    zeroed: a large part of the time of a large network on a CPU (benchmarks/inference.py --allocator). The
-    price is a higher peak. This holds for the whole process, so it is an application's choice, to be made
-    before the first large tensors.
+    New memory comes page by page and zeroed, which is much of the time of a large network on a CPU. The price
+    is a higher peak (benchmarks/inference.py --allocator). To be called before the first large tensors.
     """
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         return False
     m_trim_threshold = -1  # these two are named in malloc.h

@@ -1,11 +1,9 @@
 """The network of Lin-CAE and Music2Latent (paper 3.1, figure 2a): encoder, latent pyramid, denoiser U-Net.
 
-Every part is a list of levels, level 0 being the finest grid. Between levels the grid shrinks either in
-frequency alone (by 4) or in frequency and time (by 2 each). The latent enters the U-Net at every block of
-every level, through a pyramid of feature maps made from it once per decode.
-
-Axis legend: `B` batch, `C` latent channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames.
-Spectrograms are `(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B, channels, F_level, N_level)`.
+Every part is a list of levels, level 0 being the finest grid. The latent enters the U-Net at every block of
+every level, through a pyramid of feature maps made from it once per decode. Axis legend: `B` batch, `C`
+latent channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames. Spectrograms are
+`(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B, channels, F_level, N_level)`.
 """
 
 import math
@@ -44,24 +42,21 @@ class Neighbourhood:
 
     def ordered(self, x: Tensor, training: bool) -> Tensor:
         """The map `(B, channels, F, N)` in the order of memory that suits the network: channels last where a
-        CPU trains or works on a window longer than the neighbourhood. The numbers of a short signal thus stay
-        those of the released packages to 1e-5: in that order convolutions round more."""
+        CPU trains or works on a window longer than the neighbourhood. In that order convolutions round more:
+        the numbers of a short signal stay those of the released packages to 1e-5."""
         return channels_last(x) if training or self.width(x.shape[-1]) else x
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm whose statistics are those of the frames around each frame.
-
-    Trained on crops that it normalises as a whole, a network is given the statistics of as many frames in a
-    signal of any length. Near the ends of a map these are its first or last frames. `silu`: SiLU follows.
-    """
+    """GroupNorm whose statistics are those of the frames around each frame: as many as in the crops of the
+    training, in a signal of any length. Near the ends of a map these are its first or last frames."""
 
     def __init__(self, channels: int, neighbourhood: Neighbourhood):
         super().__init__(normalisation_groups(channels), channels)
         self.neighbourhood = neighbourhood
 
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
-        """`(B, channels, ..., N)` to the same shape."""
+        """`(B, channels, ..., N)` to the same shape. `silu`: SiLU follows."""
         width = self.neighbourhood.width(x.shape[-1])
         if width is None:
             return kernels.group_norm(x, self, silu)
@@ -71,9 +66,11 @@ class Norm(nn.GroupNorm):
 def norm_silu_conv(norm: Norm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """`conv(silu(norm(x)))` of `(B, channels, ..., N)`."""
     whole = norm.neighbourhood.width(x.shape[-1]) is None
-    if whole and x.device.type == "cpu" and kernels.is_channels_last(x):
-        return kernels.norm_silu_conv(x, norm, conv)
-    return conv(norm(x, silu=True))
+    if not whole or x.device.type != "cpu" or not kernels.is_channels_last(x):
+        return conv(norm(x, silu=True))
+    x, weight, bias = kernels.autocast_like(x, conv.weight, conv.bias)
+    settings = (norm.num_groups, norm.eps, list(conv.padding))
+    return kernels.NormSiLUConv.apply(x, norm.weight, norm.bias, weight, bias, *settings)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -186,14 +183,10 @@ class NoiseEmbedding(nn.Module):
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
 
 
-def mlp(c_in: int, c_hidden: int, c_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(c_in, c_hidden),
-        nn.SiLU(),
-        nn.Linear(c_hidden, c_hidden),
-        nn.SiLU(),
-        nn.Linear(c_hidden, c_out),
-    )
+def mlp(width: int, *out: int) -> nn.Sequential:
+    """Two layers with SiLU, and a linear one to the channels `out`, if given."""
+    hidden = [nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()]
+    return nn.Sequential(*hidden, *(nn.Linear(width, channels) for channels in out))
 
 
 QUIET_NOISE = 0.03  # share of the noise that the denoiser hears at the start (`Network.keep_variance`)
@@ -205,16 +198,15 @@ class NetworkConfig:
 
     One entry per level, finest first: `multipliers` (channels = base_channels * multiplier), `attention`
     (over frequency), `encoder_blocks` (residual blocks in encoder and pyramid), `unet_blocks` (in each
-    direction). `downsampling` names the change after each level but the last: "frequency" or "both".
+    direction). `downsampling` names the change after each level but the last: "frequency" (by 4) or "both"
+    (frequency and time, by 2 each).
 
-    `unused_projections` keeps the noise projections that the released checkpoints carry in the pyramid's
-    bottleneck without ever using them (526,336 numbers at the default size), so that those files convert
-    both ways without loss; they are not trained. `unit_variance_init`: see `Network.keep_variance`.
-    `centred`: the encoder's answer to silence is subtracted before the tanh, so that Enc(0) = 0. Without it
-    training has to unlearn a constant that all latents share, most of what is not linear in the encoder.
-    `odd`: instead, half the difference of the answers to a sound and to its negative: Enc(-x) = -Enc(x)
-    exactly, as of a linear map. That also removes the constant that every sound but silence brings, loud or
-    quiet (of GroupNorm). Encoding takes twice as long.
+    `unused_projections`: the noise projections that the released checkpoints carry in the pyramid's
+    bottleneck without ever using them, so that those files convert both ways; they are not trained.
+    `unit_variance_init`: see `Network.keep_variance`. `centred`: the encoder's answer to silence is
+    subtracted before the tanh, so that training need not unlearn a constant that all latents share. `odd`:
+    instead, half the difference of the answers to a sound and to its negative, so that Enc(-x) = -Enc(x).
+    That also removes the constant that GroupNorm gives every sound but silence; it takes twice as long.
     """
 
     base_channels: int = 64
@@ -237,7 +229,7 @@ class NetworkConfig:
         check_fields(self)
         levels = len(self.multipliers)
         per_level = (self.attention, self.encoder_blocks, self.unet_blocks)
-        if any(len(values) != levels for values in per_level) or len(self.downsampling) != levels - 1:
+        if {levels} != set(map(len, per_level)) or len(self.downsampling) != levels - 1:
             raise ValueError(f"need {levels} entries per level and {levels - 1} for downsampling, got {self}")
         if unknown := set(self.downsampling) - {FREQUENCY, BOTH}:
             raise ValueError(f"downsampling is {FREQUENCY!r} or {BOTH!r}, got {sorted(unknown)}")
@@ -245,10 +237,8 @@ class NetworkConfig:
             raise ValueError("an odd encoder is centred as it is: choose one of centred and odd")
         for channels in {*self.channels, self.bottleneck_channels}:
             if channels % normalisation_groups(channels):
-                raise ValueError(
-                    f"{channels} channels do not split into {normalisation_groups(channels)} groups;"
-                    " use a multiple of 4 up to 128, of 32 above"
-                )
+                groups = normalisation_groups(channels)
+                raise ValueError(f"{channels} channels do not split into {groups} groups of one size")
         for level, channels in enumerate(self.channels):
             if self.attention[level] and channels % self.heads:
                 raise ValueError(f"{channels} channels at level {level} do not split into {self.heads} heads")
@@ -271,9 +261,23 @@ class NetworkConfig:
         return 4 ** self.downsampling.count(FREQUENCY) * self.time_factor
 
 
-def attention_heads(config: NetworkConfig, level: int) -> int:
-    """Heads of the attention at a level, 0 where there is none."""
-    return config.heads if config.attention[level] else 0
+def blocks_of(
+    config: NetworkConfig,
+    level: int,
+    norm_frames: int | None,
+    count: int,
+    c_in: int | None = None,
+    noise_channels: int | None = None,
+) -> nn.Sequential:
+    """The residual blocks of a level, the first from `c_in` channels (by default those of the level)."""
+    channels = config.channels[level]
+    neighbourhood = config.neighbourhood(level, norm_frames)
+    heads = config.heads if config.attention[level] else 0
+    blocks = nn.Sequential()
+    for _ in range(count):
+        blocks.append(ResBlock(nn.Conv2d, c_in or channels, channels, neighbourhood, noise_channels, heads))
+        c_in = channels
+    return blocks
 
 
 class EncoderLevel(nn.Module):
@@ -282,20 +286,15 @@ class EncoderLevel(nn.Module):
     def __init__(self, config: NetworkConfig, level: int, norm_frames: int | None):
         super().__init__()
         channels = config.channels[level]
-        neighbourhood = config.neighbourhood(level, norm_frames)
-        self.blocks = nn.ModuleList()
         c_in = config.channels[max(level - 1, 0)]
-        for _ in range(config.encoder_blocks[level]):
-            heads = attention_heads(config, level)
-            self.blocks.append(ResBlock(nn.Conv2d, c_in, channels, neighbourhood, heads=heads))
-            c_in = channels
+        self.blocks = blocks_of(config, level, norm_frames, config.encoder_blocks[level], c_in)
         self.downsample = None
         if level < len(config.channels) - 1:
+            neighbourhood = config.neighbourhood(level, norm_frames)
             self.downsample = Downsample(channels, channels, config.downsampling[level], neighbourhood)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(x)
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -315,9 +314,8 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList(EncoderLevel(config, level, norm_frames) for level in levels)
         self.norm_features = Norm(coarsest, latent_grid)
         self.conv_features = nn.Conv1d(coarsest * n_bins // config.frequency_factor, wide, 1)
-        self.bottleneck = nn.ModuleList(
-            ResBlock(nn.Conv1d, wide, wide, latent_grid) for _ in range(config.bottleneck_blocks)
-        )
+        blocks = (ResBlock(nn.Conv1d, wide, wide, latent_grid) for _ in range(config.bottleneck_blocks))
+        self.bottleneck = nn.Sequential(*blocks)
         self.norm_out = Norm(wide, latent_grid)
         self.conv_out = nn.Conv1d(wide, config.latent_channels, 1)
 
@@ -340,9 +338,7 @@ class Encoder(nn.Module):
             h = level(h)
         # Channel-major: index = channel * F_last + frequency.
         h = self.norm_features(h).flatten(1, 2)
-        h = self.conv_features(h)
-        for block in self.bottleneck:
-            h = block(h)
+        h = self.bottleneck(self.conv_features(h))
         return self.conv_out(self.norm_out(h, silu=True))
 
 
@@ -351,21 +347,14 @@ class PyramidLevel(nn.Module):
 
     def __init__(self, config: NetworkConfig, level: int, norm_frames: int | None):
         super().__init__()
-        channels = config.channels[level]
-        neighbourhood = config.neighbourhood(level, norm_frames)
-        heads = attention_heads(config, level)
-        self.blocks = nn.ModuleList(
-            ResBlock(nn.Conv2d, channels, channels, neighbourhood, heads=heads)
-            for _ in range(config.encoder_blocks[level])
-        )
+        self.blocks = blocks_of(config, level, norm_frames, config.encoder_blocks[level])
         self.upsample = None
         if level > 0:
-            self.upsample = Upsample(channels, config.channels[level - 1], config.downsampling[level - 1])
+            coarse, fine = config.channels[level], config.channels[level - 1]
+            self.upsample = Upsample(coarse, fine, config.downsampling[level - 1])
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(x)
 
 
 class LatentPyramid(nn.Module):
@@ -378,10 +367,9 @@ class LatentPyramid(nn.Module):
         self.neighbourhood = Neighbourhood(norm_frames)
         self.conv_in = nn.Conv1d(config.latent_channels, wide, 1)
         noise_channels = config.noise_channels if config.unused_projections else None
-        self.bottleneck = nn.ModuleList(
-            ResBlock(nn.Conv1d, wide, wide, self.neighbourhood, noise_channels)
-            for _ in range(config.bottleneck_blocks)
-        )
+        self.bottleneck = nn.Sequential()
+        for _ in range(config.bottleneck_blocks):
+            self.bottleneck.append(ResBlock(nn.Conv1d, wide, wide, self.neighbourhood, noise_channels))
         if config.unused_projections:
             for block in self.bottleneck:
                 block.noise_shift.requires_grad_(False)
@@ -390,9 +378,7 @@ class LatentPyramid(nn.Module):
         self.levels = nn.ModuleList(PyramidLevel(config, level, norm_frames) for level in levels)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
-        h = self.conv_in(latents)
-        for block in self.bottleneck:
-            h = block(h)
+        h = self.bottleneck(self.conv_in(latents))
         # Frequency-major, the opposite of the encoder's order: index = frequency * channels + channel.
         h = self.conv_features(h).unflatten(1, self.coarsest_shape).transpose(1, 2)
         h = self.neighbourhood.ordered(h, self.training)
@@ -413,14 +399,9 @@ class UNetLevel(nn.Module):
     ):
         super().__init__()
         channels = config.channels[level]
-        neighbourhood = config.neighbourhood(level, norm_frames)
-        heads = attention_heads(config, level)
-        blocks = range(config.unet_blocks[level])
-        self.projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in blocks)
-        self.blocks = nn.ModuleList(
-            ResBlock(nn.Conv2d, channels, channels, neighbourhood, config.noise_channels, heads)
-            for _ in blocks
-        )
+        count = config.unet_blocks[level]
+        self.projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(count))
+        self.blocks = blocks_of(config, level, norm_frames, count, noise_channels=config.noise_channels)
         self.resample = resample
 
 
@@ -432,9 +413,9 @@ class Denoiser(nn.Module):
         channels, noise = config.channels, config.noise_channels
         self.neighbourhood = config.neighbourhood(0, norm_frames)
         self.noise_embedding = NoiseEmbedding(noise)
-        self.noise_mlp = nn.Sequential(nn.Linear(noise, noise), nn.SiLU(), nn.Linear(noise, noise), nn.SiLU())
-        self.gain_in = mlp(noise, noise, n_bins)
-        self.gain_out = mlp(noise, noise, n_bins)
+        self.noise_mlp = mlp(noise)
+        self.gain_in = mlp(noise, n_bins)
+        self.gain_out = mlp(noise, n_bins)
         zeroed(self.gain_in[-1])
         zeroed(self.gain_out[-1])
         self.conv_in = nn.Conv2d(2, channels[0], 3, padding=1)
@@ -485,9 +466,8 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig, n_bins: int, norm_frames: int | None = None):
         super().__init__()
         if n_bins % config.frequency_factor:
-            raise ValueError(
-                f"{n_bins} bins do not divide by {config.frequency_factor}, the network's frequency factor"
-            )
+            factor = f"{config.frequency_factor}, the network's frequency factor"
+            raise ValueError(f"{n_bins} bins do not divide by {factor}")
         self.config = config
         self.encoder = Encoder(config, n_bins, norm_frames)
         self.pyramid = LatentPyramid(config, n_bins, norm_frames)
@@ -498,18 +478,13 @@ class Network(nn.Module):
     def keep_variance(self) -> None:
         """Start with signals that keep their variance from spectrogram to latent to the denoiser's blocks.
 
-        PyTorch's default weights divide the power of a signal by three at each layer without normalisation:
-        behind the pyramid the latent is lost in the noise that decoding starts from, and a small budget is
-        spent on finding it (benchmarks/desk_trials.csv). Here the noise starts quiet instead.
+        PyTorch's default weights divide the power of a signal by three at each layer without normalisation: a
+        small budget is spent on finding the latent in the noise (benchmarks/desk_trials.csv), which starts
+        quiet here.
         """
         encoder, pyramid, denoiser = self.encoder, self.pyramid, self.denoiser
-        path = [
-            encoder.conv_in,
-            encoder.conv_features,
-            encoder.conv_out,
-            pyramid.conv_in,
-            pyramid.conv_features,
-        ]
+        path = [encoder.conv_in, encoder.conv_features, encoder.conv_out]
+        path += [pyramid.conv_in, pyramid.conv_features]
         path += [level.downsample.conv for level in encoder.levels if level.downsample]
         path += [level.upsample.conv for level in pyramid.levels if level.upsample]
         path += [block.shortcut for level in encoder.levels for block in level.blocks]

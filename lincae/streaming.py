@@ -1,17 +1,13 @@
 """Signals of any length through a network, window by window, from a stream that is held in part only.
 
-Two things keep the windows out of the result. They lie on a grid of absolute positions, and the context at
-their sides is dropped, so that neither the blocks of a stream nor the start of an excerpt move them. And
-networks take their statistics around each frame instead of over the window (`lincae.network.Norm`). What
-remains is measured in benchmarks/windows.csv.
-
-Axis legend: `B` batch; streams are `(B, ..., T)` with time last, in samples or in frames.
+Two things keep the windows out of the result: they lie on a grid of absolute positions, with context at their
+sides that is dropped, and networks take their statistics around each frame (`lincae.network.Norm`). What
+remains is measured in benchmarks/windows.csv. Streams are `(B, ..., T)`, time in samples or in frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -60,8 +56,8 @@ def windowed(
 
     Frame i is made of the stream's positions `i hop` to `(i + 1) hop + overlap`. Windows start at `first` and
     then at every multiple of size - 2 context, and drop `context` frames on both sides, but none where the
-    stream starts or ends. The last one holds what is left, more than 2 context frames. A window is yielded
-    once the stream has gone beyond it; `size` frames, the overlap and the longest block are held at most.
+    stream starts or ends. The last one holds what is left. A window is yielded once the stream has gone
+    beyond it; `size` frames, the overlap and the longest block are held at most.
     """
     step, tape = size - 2 * context, Tape(first * hop)
     start = keep_from = first
@@ -150,51 +146,4 @@ def joined(parts: Iterable[Tensor], out: Tensor) -> Tensor:
     for part in parts:
         out[..., position : position + part.shape[-1]] = part
         position += part.shape[-1]
-    return out
-
-
-# ---------------------------------------------------------------- windows that fade into each other
-
-
-def window_starts(n_samples: int, window_samples: int, overlap_samples: int) -> list[int]:
-    """Start of every window of a signal, `overlap_samples` shared by neighbours.
-
-    The last window is moved back to end with the signal, so that all are whole; a signal shorter than one
-    window has one start, 0. Raises ValueError unless 0 <= overlap <= window / 2 and n_samples >= 1.
-    """
-    if n_samples < 1 or window_samples < 1 or not 0 <= overlap_samples <= window_samples // 2:
-        raise ValueError(
-            "need n_samples >= 1, window_samples >= 1 and 0 <= overlap_samples <= window_samples // 2, "
-            f"got {n_samples}, {window_samples}, {overlap_samples}"
-        )
-    last = max(0, n_samples - window_samples)
-    return [*range(0, last, window_samples - overlap_samples), last]
-
-
-def overlap_add(
-    chunks: Sequence[Tensor], starts: Sequence[int], n_samples: int, overlap_samples: int
-) -> Tensor:
-    """Join windows (..., T) into (..., n_samples), each fading in linearly over `overlap_samples`.
-
-    The weights sum to one at every sample. Raises ValueError where chunks leave a gap or end elsewhere.
-    """
-    if len(chunks) != len(starts) or not chunks:
-        raise ValueError(f"need one start for every chunk, got {len(chunks)} chunks and {len(starts)} starts")
-    out = chunks[0].new_empty(*chunks[0].shape[:-1], n_samples)
-    ramp = (torch.arange(overlap_samples, device=out.device, dtype=out.dtype) + 0.5) / max(overlap_samples, 1)
-    end = 0
-    for chunk, start in zip(chunks, starts, strict=True):
-        fade = overlap_samples if start else 0
-        if start + fade > end or start + chunk.shape[-1] < end:
-            raise ValueError(
-                f"chunk at {start} of {chunk.shape[-1]} samples does not continue one that ends at {end}"
-            )
-        end = start + chunk.shape[-1]
-        if end > n_samples:
-            raise ValueError(f"chunk at {start} ends at {end}, beyond n_samples = {n_samples}")
-        head = out[..., start : start + fade]
-        out[..., start : start + fade] = torch.lerp(head, chunk[..., :fade], ramp[:fade])
-        out[..., start + fade : end] = chunk[..., fade:]
-    if end != n_samples:
-        raise ValueError(f"the chunks end at {end}, not at n_samples = {n_samples}")
     return out

@@ -1,10 +1,8 @@
 """T and its inverse: the representation in which the network works (paper section 3.1).
 
 STFT with a periodic Hann window of four hops, the Nyquist bin dropped, and the invertible amplitude warp
-`Amp(c) = beta |c|**alpha exp(i angle(c))`, which lifts quiet components towards the loud ones.
-
-Axis legend: `B` batch, `T` samples, `F = 2 * hop` frequency bins, `N` spectrogram frames. Spectrograms are
-`(B, 2, F, N)` with Re and Im on the second axis.
+`Amp(c) = beta |c|**alpha exp(i angle(c))`, which lifts quiet components. Axis legend: `B` batch, `T` samples,
+`F = 2 * hop` frequency bins, `N` spectrogram frames; spectrograms are `(B, 2, F, N)` (Re, Im).
 """
 
 from dataclasses import dataclass
@@ -15,11 +13,10 @@ from torch import Tensor, nn
 
 from lincae.interface import check_fields
 
-OVERLAP = 4
-"""How many windows cover a sample: the window is OVERLAP hops long."""
+OVERLAP = 4  # windows that cover a sample: a window is so many hops long
 TINY_MODULUS = 1e-12
-"""The smallest modulus that the warp divides by. Bins below it are far under any audible level (Amp of it is
-5e-9) and stay proportional to their value, so that the derivative of the warp at silence is finite."""
+"""The smallest modulus that the warp divides by, far under any audible level: bins below stay proportional to
+their value, so that the derivative of the warp at silence is finite."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class TransformConfig:
 
     @property
     def window(self) -> int:
-        """Window length in samples, equal to the FFT length."""
+        """In samples, equal to the FFT length."""
         return OVERLAP * self.hop
 
 
@@ -68,9 +65,8 @@ class Transform(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """`(B, T)` -> `(B, 2, F, N)`. Raises ValueError for fewer samples than one window."""
         if audio.shape[-1] < self.config.window:
-            raise ValueError(
-                f"T needs at least one window of {self.config.window} samples, got {tuple(audio.shape)}"
-            )
+            needed = f"at least one window of {self.config.window} samples"
+            raise ValueError(f"T needs {needed}, got {tuple(audio.shape)}")
         frames = audio.unfold(-1, self.config.window, self.config.hop) * self.analysis_window
         bins = torch.fft.rfft(frames)[..., : self.config.n_bins].transpose(-1, -2)
         modulus = bins.abs().clamp_min(TINY_MODULUS)

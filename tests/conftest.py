@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 
 def pytest_collection_modifyitems(items):

@@ -16,7 +16,6 @@ from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
 from lincae.data.streams import read_blocks
 from lincae.interface import AutoencoderLike, check_audio
 from lincae.machine import generator, resolve_device
-from lincae.streaming import overlap_add, window_starts
 from tests.fakes import Linear
 from tests.fuzzing import fuzz
 
@@ -58,8 +57,7 @@ def test_check_audio_names_the_first_bad_sample(item, sample, value):
     assert check_audio(audio) is audio
     audio[item, sample] = value
     audio[2, 30] = float("nan")
-    count = int((~torch.isfinite(audio)).sum())
-    with pytest.raises(ValueError, match=f"{count} non-finite.*item {item}, sample {sample}$"):
+    with pytest.raises(ValueError, match=f"first at item {item}, sample {sample} "):
         check_audio(audio)
 
 
@@ -167,7 +165,7 @@ def test_truncated_file_is_named(tmp_path, suffix, subtype):
         ("a.ogg", tone(), r"a\.ogg: extension"),
         ("a.wav", torch.zeros(1, 2, 3), r"\(channels, T\)"),
         ("a.wav", torch.zeros(0), "empty"),
-        ("a.wav", torch.tensor([0.0, float("nan")]), "non-finite"),
+        ("a.wav", torch.tensor([0.0, float("nan")]), "not finite"),
         ("a.flac", 3 * tone(), r"a\.flac: peak 1\.500 would be clipped: write \.wav"),
         ("a.mp3", 3 * tone(), r"a\.mp3: peak 1\.500"),
     ],
@@ -428,65 +426,6 @@ def test_generator_is_a_function_of_its_keys(a, b):
 def test_generator_refuses_bad_keys(keys):
     with pytest.raises(ValueError, match="keys"):
         generator(*keys)
-
-
-# ---------------------------------------------------------------- windows
-
-WINDOWS = st.integers(1, 60).flatmap(lambda w: st.tuples(st.just(w), st.integers(0, w // 2)))
-
-
-@given(st.integers(1, 400), WINDOWS)
-def test_windows_of_a_signal_join_to_the_signal(n_samples, sizes):
-    window, overlap = sizes
-    signal = torch.randn(2, n_samples, generator=generator(n_samples, window, overlap))
-    starts = window_starts(n_samples, window, overlap)
-    chunks = [signal[:, start : start + window] for start in starts]
-    assert all(chunk.shape[1] == min(window, n_samples) for chunk in chunks)
-    assert torch.equal(overlap_add(chunks, starts, n_samples, overlap), signal)
-
-
-@given(st.integers(1, 400), WINDOWS, st.integers(0, 20))
-def test_cross_fade_weights_are_positive_and_sum_to_one(n_samples, sizes, chosen):
-    window, overlap = sizes
-    starts = window_starts(n_samples, window, overlap)
-    chosen %= len(starts)
-    n_window = min(window, n_samples)
-    one = [torch.full((n_window,), float(i == chosen), dtype=torch.float64) for i in range(len(starts))]
-    rest = [1 - chunk for chunk in one]
-    weights = overlap_add(one, starts, n_samples, overlap)
-    assert weights.min() >= 0
-    assert weights.max() > 0
-    total = weights + overlap_add(rest, starts, n_samples, overlap)
-    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
-
-
-def test_cross_fade_is_linear():
-    joined = overlap_add([torch.zeros(6), torch.ones(6)], [0, 4], 10, 2)
-    assert joined.tolist() == [0, 0, 0, 0, 0.25, 0.75, 1, 1, 1, 1]
-
-
-def test_paper_windows_of_ten_seconds():
-    starts = window_starts(441000, 88200, 22050)
-    assert (len(starts), starts[1], starts[-1]) == (7, 66150, 441000 - 88200)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "starts", "n_samples", "overlap", "message"),
-    [
-        ((4, 4), (0, 5), 9, 0, "does not continue"),
-        ((4, 4), (0, 3), 7, 2, "does not continue"),
-        ((4, 4), (0, 4), 7, 0, "beyond n_samples = 7"),
-        ((4,), (0,), 7, 0, "end at 4, not at n_samples = 7"),
-        ((4,), (0, 4), 8, 0, "one start for every chunk"),
-        ((), (), 8, 0, "one start for every chunk"),
-    ],
-)
-def test_windows_refuse_gaps(lengths, starts, n_samples, overlap, message):
-    with pytest.raises(ValueError, match=message):
-        overlap_add([torch.zeros(n) for n in lengths], starts, n_samples, overlap)
-    for sizes in ((0, 4, 2), (9, 0, 0), (9, 4, 3), (9, 4, -1)):
-        with pytest.raises(ValueError, match="overlap_samples <= window_samples // 2"):
-            window_starts(*sizes)
 
 
 # ---------------------------------------------------------------- damaged files

@@ -55,13 +55,6 @@ def test_length_comes_back(n_samples, pad_edges, kind):
     assert model.decode(z, length=n_samples).shape == (1, n_samples)
 
 
-@pytest.mark.parametrize("n_samples", [48_000, 160_001])
-def test_long_lengths_come_back(model, n_samples):
-    z = model.encode(noise(1, n_samples))
-    assert z.shape[-1] == model.latent_frames(n_samples)
-    assert model.decode(z, length=n_samples).shape == (1, n_samples)
-
-
 @pytest.mark.parametrize(
     ("n_samples", "frames", "held"),
     [(2048, 1, 5632), (34304, 8, 34304), (34816, 9, 38400), (88200, 22, 91648), (441000, 108, 443904)],
@@ -134,9 +127,15 @@ def test_latents_can_be_used_in_autograd(model):
 def test_bf16_is_close(model):
     audio = noise(1, 5000)
     exact = model.encode(audio)
-    model.precision = "bf16"
+    decoded = model.decode(exact)
     try:
+        model.precision = "bf16"
+        assert model.encode(audio).dtype == torch.float32
         assert 0 < (model.encode(audio) - exact).norm() / exact.norm() < 0.1
+        assert 0 < (model.decode(exact) - decoded).norm() / decoded.norm() < 0.1
+        model.precision = "fp16"
+        with pytest.raises(ValueError, match=r"precision must be one of .*, got 'fp16'"):
+            model.encode(audio)
     finally:
         model.precision = "fp32"
 
@@ -195,7 +194,7 @@ def test_encode_refuses(model, audio, kind, message):
         (lambda z: z / 0, {}, ValueError, r"item 0, channel 0, frame 0 \((nan|-?inf)\)"),
         (lambda z: z.numpy(), {}, TypeError, "latents of toy .* ndarray"),
         (lambda z: z.long(), {}, TypeError, "latents of toy .*int64"),
-        (lambda z: z, {"length": 10_000}, ValueError, r"1\.\.\d+, what 4 latent frames hold, got 10000"),
+        (lambda z: z, {"length": 10_000}, ValueError, r"1\.\.\d+, .*4 latent frames, got 10000"),
         (lambda z: z, {"length": 0}, ValueError, "got 0"),
         (lambda z: z, {"length": 100.0}, ValueError, "length must be a whole number, at least 1, got 100.0"),
         (lambda z: z, {"steps": 0}, ValueError, "steps must be a whole number, at least 1, got 0"),
@@ -229,13 +228,6 @@ def test_weights_in_another_precision_are_refused(kind, cast):
         with pytest.raises(ValueError, match=r'toy has weights in torch.*precision = "bf16"'):
             use()
     assert model.float().encode(noise(1, 900)).isfinite().all()
-
-
-def test_an_unknown_precision_is_refused():
-    model = random_model()
-    model.precision = "fp16"
-    with pytest.raises(ValueError, match=r"must be one of .*, got 'fp16'"):
-        model.encode(noise(1, 900))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 import lincae
-from lincae import cli
+from lincae import commands as cli
 from lincae.data.tracks import tracks
 from lincae.latents.store import LatentDataset
 

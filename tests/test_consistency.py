@@ -42,7 +42,6 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
         (0.25, 0.169753),
         (0.5, 2.515219),
         (0.75, 17.527832),
-        (0.9, 45.3137),
         (1, 80),
     ],
 )
@@ -112,13 +111,10 @@ def test_distribution_of_t():
     assert (sigma > 20).double().mean().item() == pytest.approx(0.032, abs=0.002)
 
 
-def test_t_is_jittered_within_its_cell():
+def test_t_is_jittered_within_its_cell_or_at_sigma_max():
     cell = sample_t2(50_000, NOISE, CONFIG, generator()).double() * 9999 % 1
     assert cell.mean().item() == pytest.approx(0.5, abs=0.01)
     assert cell.var().item() == pytest.approx(1 / 12, abs=0.003)
-
-
-def test_share_at_sigma_max():
     t = sample_t2(20_000, NOISE, replace(CONFIG, sigma_max_share=0.25), generator())
     assert (t == 1).float().mean().item() == pytest.approx(0.25, abs=0.015)
 
@@ -137,15 +133,11 @@ def test_pseudo_huber_anchor():
     assert pseudo_huber(a, b, 0.00054).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
-def test_pseudo_huber_gradient_is_finite_at_zero_distance():
-    a = torch.zeros(1, 8, requires_grad=True)
-    pseudo_huber(a, torch.zeros(1, 8), 0.00054).backward()
-    assert torch.equal(a.grad, torch.zeros(1, 8))
-
-
-def test_pseudo_huber_keeps_small_distances():
-    """In single precision sqrt(d^2 + c^2) - c would be zero here."""
-    a, b = torch.zeros(1, 131072), torch.zeros(1, 131072)
+def test_pseudo_huber_at_small_distances():
+    """In single precision sqrt(d^2 + c^2) - c would be zero here; its gradient at zero is."""
+    a, b = torch.zeros(1, 131072, requires_grad=True), torch.zeros(1, 131072)
+    pseudo_huber(a, b, 0.00054).backward()
+    assert not a.grad.any()
     b[0, 0] = 1e-5
     assert pseudo_huber(a, b, 0.00054).item() == pytest.approx(1e-10 / (2 * 0.195501), rel=1e-3)
 
@@ -206,16 +198,6 @@ def test_full_step_is_regression_on_the_clean_signal_without_a_teacher():
     assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
 
 
-def test_teacher_at_the_clean_signal_agrees_with_no_teacher():
-    """Delta t just under 1 runs the teacher at sigma_min, where f is the identity."""
-    f = precondition(lambda x, sigma, condition: x.tanh(), NOISE)
-    losses = [
-        consistency_loss(f, randn(4, 2, 3, 3), None, step, NOISE, CONFIG, generator(1))
-        for step in (1, 0.9999)
-    ]
-    torch.testing.assert_close(losses[0], losses[1])
-
-
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
 def test_weight_exponent(exponent):
     target = randn(1, 2, 3, 3)
@@ -229,17 +211,11 @@ def test_weight_exponent(exponent):
     assert weighted == pytest.approx(plain / gap**exponent, rel=1e-5)
 
 
-@pytest.mark.parametrize(("progress", "step"), [(0, 0.1), (0.5, 10**-1.5), (1, 0.01)])
-def test_step_anchors(progress, step):
-    """0.1 ** (1 + k / K)."""
-    assert step_size(progress, CONFIG) == pytest.approx(step)
-
-
-def test_step_of_a_curriculum():
+def test_step_anchors():
+    """0.1 ** (1 + k / K), and a curriculum."""
+    assert [step_size(p, CONFIG) for p in (0, 0.5, 1)] == pytest.approx([0.1, 10**-1.5, 0.01])
     config = ConsistencyConfig(step_start=1.0, step_end=0.01, step_hold=0.5)
-    assert [step_size(p, config) for p in (0, 0.25, 0.5)] == [1.0, 1.0, 1.0]
-    assert step_size(0.75, config) == pytest.approx(0.1)
-    assert step_size(1.0, config) == pytest.approx(0.01)
+    assert [step_size(p, config) for p in (0, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
 # ---------------------------------------------------------------- sampler

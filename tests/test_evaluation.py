@@ -10,7 +10,7 @@ from fakes import RATE, STEMS, FakeTrack, Linear, Reworked, two_tracks
 from notebook_code import defined_in
 from pandas.testing import assert_frame_equal
 
-from lincae import metrics
+from lincae.evaluation.clap import kad
 from lincae.evaluation.evaluate import (
     COLUMNS,
     KNOWN,
@@ -375,7 +375,7 @@ def test_kernel_distance_compares_what_it_says():
         assert sample_rate == RATE
         return torch.stack([audio[0, :2], audio[0, 2:4]]).double()
 
-    names = {"pd": pd, "torch": torch, "metrics": metrics, "chunks": chunks, "MIXTURE": "mixture"}
+    names = {"pd": pd, "torch": torch, "kad": kad, "chunks": chunks, "MIXTURE": "mixture"}
     kernel_distance = defined_in("02_reconstruction", "kernel_distance", names | {"config": CONFIG})
     kernel_distance = kernel_distance["kernel_distance"]
     noisy = Reworked(lambda audio: audio + 0.05 * torch.cos(torch.arange(audio.shape[1])), "noisy")
@@ -384,8 +384,8 @@ def test_kernel_distance_compares_what_it_says():
     cuts = [Chunk(noisy, track, 0, RATE, CONFIG) for track in tracks]
     true = [embed(chunk.signal("mixture")[None], RATE) for chunk in cuts]
     decoded = [embed(chunk.decoded("mixture")[None], RATE) for chunk in cuts]
-    assert frame["floor"] == pytest.approx(metrics.kad(torch.cat(true[::2]), torch.cat(true[1::2])))
-    assert frame["halves"] == pytest.approx(metrics.kad(torch.cat(decoded[::2]), torch.cat(decoded[1::2])))
-    assert frame["codec"] == pytest.approx(metrics.kad(torch.cat(true), torch.cat(decoded)), abs=1e-6)
+    assert frame["floor"] == pytest.approx(kad(torch.cat(true[::2]), torch.cat(true[1::2])))
+    assert frame["halves"] == pytest.approx(kad(torch.cat(decoded[::2]), torch.cat(decoded[1::2])))
+    assert frame["codec"] == pytest.approx(kad(torch.cat(true), torch.cat(decoded)), abs=1e-6)
     with pytest.raises(ValueError, match="needs two or more, got 1"):
         kernel_distance(noisy, tracks[:1], embed)

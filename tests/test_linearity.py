@@ -88,18 +88,6 @@ def test_conditioning_is_the_formula(variant, encoder):
     assert seen == (B if originals_alone else 3 * B if three_times else 2 * B)
 
 
-def test_variants_differ_for_a_nonlinear_encoder_and_agree_for_a_linear_one():
-    """A linear encoder satisfies both properties: there is nothing left to teach it."""
-    batch = augment(audio(), 0.0, LIN_CAE, generator(3))
-    flags = [(True, True), (True, False), (False, True), (False, False)]
-    configs = [replace(LIN_CAE, homogeneity=h, additivity=a) for h, a in flags]
-    linear, curved = ([implicit_conditioning(f(), batch, c) for c in configs] for f in (Linear, Curved))
-    for k in range(1, 4):
-        torch.testing.assert_close(linear[0], linear[k])
-        for j in range(k):
-            assert (curved[j] - curved[k]).abs().max() > 0.01
-
-
 def test_gradients_flow_into_both_parts():
     config = replace(LIN_CAE, gain_probability=0.0)
     batch = augment(audio(), 0.0, config, generator(3))
@@ -150,17 +138,13 @@ def test_batch_holds_originals_then_mixtures_then_scales():
     assert len(set(batch.gains.tolist())) > 2
 
 
-def test_equal_seeds_equal_batches_other_seeds_others():
-    first, again, other = (augment(audio(), 0.3, RANDOM, generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.gains, again.gains)
-    assert torch.equal(first.weights, again.weights)
-    assert not torch.equal(first.gains, other.gains)
-    assert not torch.equal(first.weights, other.weights)
-
-
-def test_dtype_follows_the_audio():
-    batch = augment(audio().double(), 0.0, RANDOM, generator())
-    assert {batch.audio.dtype, batch.weights.dtype, batch.gains.dtype} == {torch.float64}
+def test_equal_seeds_equal_batches_other_seeds_others_in_the_dtype_of_the_audio():
+    x = audio().double()
+    first, again, other = (augment(x, 0.3, RANDOM, generator(seed)) for seed in (1, 1, 2))
+    for name in ("gains", "weights"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+        assert getattr(first, name).dtype == torch.float64
 
 
 def test_mix_is_with_the_previous_item():
@@ -265,9 +249,10 @@ def test_gains_are_capped_at_the_peak_and_keep_their_sign():
     )
 
 
-def test_no_target_exceeds_the_peak():
+def test_no_target_exceeds_the_peak_and_annealed_gains_are_one():
     for seed in range(20):
         assert augment(audio(peak=1.5), 0.0, LIN_CAE, generator(seed)).target().abs().max() <= 1
+    torch.testing.assert_close(augment(audio(), 0.95, LIN_CAE, generator()).gains, torch.ones(2 * B))
 
 
 @pytest.mark.parametrize(
@@ -276,8 +261,7 @@ def test_no_target_exceeds_the_peak():
         (0, 0, 3),
         (160_000, 0, 3),
         (300_000, 0.146, 2.707),
-        (440_000, 0.5, 2.0),
-        (600_000, 0.891, 1.218),
+        (440_000, 0.5, 2),
         (720_000, 1, 1),
         (800_000, 1, 1),
     ],
@@ -285,18 +269,8 @@ def test_no_target_exceeds_the_peak():
 def test_gain_range_anchors(step, low, high):
     assert gain_range(step / 800_000, LIN_CAE) == pytest.approx((low, high), abs=6e-4)
     assert gain_range(step / 800_000, VARIANTS["lin-cae-2"]) == (0, 3)
-
-
-def test_gain_range_narrows_steadily_and_serves_other_ranges():
-    ranges = [gain_range(k / 100, LIN_CAE) for k in range(101)]
-    assert ranges == sorted(ranges, key=lambda r: (r[0], -r[1]))
     signed = replace(LIN_CAE, gain_min=-2.0, gain_max=2.0, anneal_from=0.0, anneal_to=1.0)
     assert gain_range(0.5, signed) == pytest.approx((-0.5, 1.5))
-
-
-def test_annealed_gains_are_all_one():
-    batch = augment(audio(), 0.95, LIN_CAE, generator())
-    torch.testing.assert_close(batch.gains, torch.ones(2 * B))
 
 
 # ---------------------------------------------------------------- bad input
@@ -306,11 +280,11 @@ def test_annealed_gains_are_all_one():
     ("changes", "match"),
     [
         ({"gain_min": 2.0, "gain_max": 1.0}, "gain_min 2.0 is above gain_max 1.0"),
-        ({"gain_probability": 1.5}, r"gain_probability lies in \[0, 1\], got 1.5"),
-        ({"premix_probability": -0.1}, "premix_probability lies in"),
-        ({"subtraction_probability": 2.0}, "subtraction_probability lies in"),
-        ({"subtraction_probability": 0.5, "additivity": False}, "needs homogeneity and additivity"),
-        ({"input_gain_min": 0.0}, r"input_gain_min lies in \(0, 1\]"),
+        ({"gain_probability": 1.5}, "gain_probability .* 1.5"),
+        ({"premix_probability": -0.1}, "premix_probability .* -0.1"),
+        ({"subtraction_probability": 2.0}, "subtraction_probability .* 2.0"),
+        ({"subtraction_probability": 0.5, "additivity": False}, "subtraction_probability .* additivity"),
+        ({"input_gain_min": 0.0}, "input_gain_min .* 0.0"),
         ({"anneal_from": 0.9, "anneal_to": 0.9}, "anneal_from < anneal_to"),
         ({"anneal_to": 1.1}, "anneal_from < anneal_to"),
         ({"peak": 0.0}, "peak > 0"),
@@ -323,12 +297,9 @@ def test_bad_configuration(changes, match):
         LinearityConfig(**changes)
 
 
-@pytest.mark.parametrize("shape", [(T,), (1, T), (2, 1, T)])
-def test_bad_audio(shape):
-    with pytest.raises(ValueError, match="at least two items"):
-        augment(torch.zeros(shape), 0.0, LIN_CAE, generator())
-
-
-def test_integers_would_make_integers_of_gains():
-    with pytest.raises(ValueError, match=r"floating-point audio .* got \(2, 12\) of torch.int16"):
-        augment(torch.ones(2, T, dtype=torch.int16), 0.0, LIN_CAE, generator())
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(T), torch.zeros(1, T), torch.zeros(2, 1, T), torch.ones(2, T, dtype=torch.int16)]
+)
+def test_bad_audio(bad):
+    with pytest.raises(ValueError, match=rf"floating-point audio .* got \({bad.shape[0]},.*{bad.dtype}"):
+        augment(bad, 0.0, LIN_CAE, generator())

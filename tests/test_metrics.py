@@ -12,12 +12,12 @@ from torchmetrics.functional.audio import (
     signal_noise_ratio,
 )
 
+from lincae.evaluation.clap import kad
 from lincae.machine import generator
 from lincae.metrics import (
     SILENCE_DBFS,
     band_snr_db,
     is_silent,
-    kad,
     mss,
     mss_terms,
     relative_l2,
@@ -28,6 +28,13 @@ from lincae.metrics import (
 RATE = 44100
 
 
+def mss_at_rate(prediction, reference):
+    return mss(prediction, reference, RATE)
+
+
+every_metric = pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, mss_at_rate])
+
+
 def noise(*shape, seed=0, rms=0.1):
     return rms * torch.randn(shape, generator=generator(seed))
 
@@ -35,28 +42,17 @@ def noise(*shape, seed=0, rms=0.1):
 # ---------------------------------------------------------------- values by hand
 
 
-def test_snr_by_hand():
-    reference = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
-    prediction = torch.tensor([[3.0, 4.5], [0.0, 0.0]])
+def test_values_by_hand():
     # |r|^2 = 25, |p - r|^2 = 0.25: a ratio of 100. Predicting nothing: 1
-    torch.testing.assert_close(
-        snr_db(prediction, reference), torch.tensor([20.0, 0.0]).double(), atol=1e-5, rtol=0
-    )
-
-
-def test_si_sdr_by_hand():
-    reference = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
-    prediction = torch.tensor([[1.0, 0.1], [7.0, 0.7], [0.0, 1.0]])
+    values = snr_db(torch.tensor([[3.0, 4.5], [0.0, 0.0]]), torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+    assert values.tolist() == pytest.approx([20, 0], abs=1e-5)
     # the part along r is ten times the other: 20 dB at any gain; orthogonal: 10 log10(1e-8) = -80 dB
-    torch.testing.assert_close(
-        si_sdr_db(prediction, reference), torch.tensor([20.0, 20.0, -80.0]).double(), atol=1e-4, rtol=0
-    )
-
-
-def test_relative_l2_by_hand():
+    prediction = torch.tensor([[1.0, 0.1], [7.0, 0.7], [0.0, 1.0]])
+    values = si_sdr_db(prediction, torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0]]))
+    assert values.tolist() == pytest.approx([20, 20, -80], abs=1e-4)
     reference = torch.tensor([[[3.0], [4.0]], [[1.0], [0.0]]])
-    prediction = torch.tensor([[[3.0], [3.0]], [[-1.0], [0.0]]])
-    torch.testing.assert_close(relative_l2(prediction, reference), torch.tensor([0.2, 2.0]).double())
+    values = relative_l2(torch.tensor([[[3.0], [3.0]], [[-1.0], [0.0]]]), reference)
+    assert values.tolist() == pytest.approx([0.2, 2])
 
 
 @given(st.floats(0.01, 100), st.integers(0, 99))
@@ -82,16 +78,6 @@ def test_mss_of_a_gain_is_its_logarithm_and_its_distance(gain, rate):
     torch.testing.assert_close(log_mel, torch.full((2,), abs(math.log(gain))), rtol=1e-3, atol=1e-4)
 
 
-def test_mss_is_made_of_its_terms():
-    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2, rms=0.3)
-    reference[1] = 0
-    convergence, log_mel = mss_terms(prediction, reference, RATE)
-    assert convergence.shape == log_mel.shape == (3,)
-    assert convergence.isnan().tolist() == log_mel.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(mss(prediction, reference, RATE, False), log_mel, equal_nan=True)
-    torch.testing.assert_close(mss(prediction, reference, RATE), convergence + log_mel, equal_nan=True)
-
-
 def test_band_snr_by_hand():
     t = torch.arange(8000) / 8000
     low, high = (torch.sin(2 * torch.pi * hz * t)[None] for hz in (100, 1000))
@@ -100,13 +86,6 @@ def test_band_snr_by_hand():
     # errors of a tenth and a half; nothing above 2 kHz
     torch.testing.assert_close(bands[:, :2], torch.tensor([[20.0, 6.0206]]).double(), rtol=0, atol=1e-3)
     assert bands[0, 2].isnan()
-
-
-def test_one_band_of_everything_is_the_snr():
-    p, r = noise(2, 4001, seed=1), noise(2, 4001, seed=2)
-    torch.testing.assert_close(
-        band_snr_db(p, r, RATE, [0, RATE])[:, 0], snr_db(p, r), rtol=0, atol=2e-2
-    )  # but for the one bin at 0 Hz, which has no twin
 
 
 # ---------------------------------------------------------------- limits
@@ -120,14 +99,16 @@ def test_identical_inputs_score_the_limit():
     assert relative_l2(x, x).tolist() == mss(x, x, RATE).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
-def test_silent_reference_is_nan_and_touches_no_other_item(metric):
-    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2)
-    alone = metric(prediction[:1], reference[:1])
+@every_metric
+def test_items_are_independent_and_silent_references_nan(metric):
+    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2, rms=0.3)
     reference[1] = 0
     values = metric(prediction, reference)
     assert values.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(values[:1], alone)
+    for i in (0, 2):
+        torch.testing.assert_close(metric(prediction[i : i + 1], reference[i : i + 1])[0], values[i])
+    if metric is not si_sdr_db:  # whose arguments may be swapped
+        assert (metric(reference, prediction) - values)[[0, 2]].abs().min() > 0.5
 
 
 def test_silence_is_a_level_of_rms():
@@ -144,21 +125,6 @@ def test_a_quiet_item_is_measured_as_a_loud_one():
     torch.testing.assert_close(snr_db(reference + error, reference), expected, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
-def test_items_are_independent(metric):
-    prediction, reference = noise(3, 5000, seed=1), noise(3, 5000, seed=2, rms=0.3)
-    values = metric(prediction, reference)
-    assert values.shape == (3,)
-    for i in range(3):
-        torch.testing.assert_close(metric(prediction[i : i + 1], reference[i : i + 1])[0], values[i])
-
-
-@pytest.mark.parametrize("metric", [snr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
-def test_the_reference_is_the_second_argument(metric):
-    quiet, loud = noise(1, 5000, seed=1), noise(1, 5000, seed=2, rms=0.3)
-    assert (metric(quiet, loud) - metric(loud, quiet)).abs() > 0.5
-
-
 # ---------------------------------------------------------------- kernel audio distance
 
 
@@ -168,16 +134,14 @@ def test_kad_by_hand():
     k1, k2, k4 = (math.exp(-d * d / 8) for d in (1, 2, 4))
     expected = 100 * (k2 + k4 - 2 * (1 + k4 + k2 + k2) / 4)
     assert kad(reference, evaluated) == pytest.approx(expected, rel=1e-7)
-    # ... and at distance 4 in the evaluated set: exp(-d^2 / 32)
+    # ... and with the other set as the reference, at distance 4: exp(-d^2 / 32)
     expected = 100 * (k1 + k2 - 2 * (1 + k2 + k1 + k1) / 4)
-    assert kad(reference, evaluated, "evaluated") == pytest.approx(expected, rel=1e-7)
+    assert kad(evaluated, reference) == pytest.approx(expected, rel=1e-7)
 
 
-@pytest.mark.parametrize("bandwidth", ["reference", "evaluated"])
-def test_kad_is_a_double_loop(bandwidth):
+def test_kad_is_a_double_loop():
     x, y = noise(40, 5, seed=1).double(), noise(31, 5, seed=2, rms=0.2).double() + 0.1
-    scale_set = x if bandwidth == "reference" else y
-    scale = 2 * torch.pdist(scale_set).median() ** 2 + 1e-8
+    scale = 2 * torch.pdist(x).median() ** 2 + 1e-8
 
     def mean_kernel(p, q):
         values = [(-(a - b).square().sum() / scale).exp() for a in p for b in q if a is not b]
@@ -185,7 +149,7 @@ def test_kad_is_a_double_loop(bandwidth):
 
     x_rows, y_rows = list(x), list(y)
     expected = mean_kernel(x_rows, x_rows) + mean_kernel(y_rows, y_rows) - 2 * mean_kernel(x_rows, y_rows)
-    assert kad(x, y, bandwidth) == pytest.approx(100 * expected.item(), rel=1e-9)
+    assert kad(x, y) == pytest.approx(100 * expected.item(), rel=1e-9)
 
 
 def test_kad_is_unbiased():
@@ -222,18 +186,16 @@ def test_snr_and_si_sdr_agree_with_torchmetrics():
     torch.testing.assert_close(si_sdr_db(prediction, reference), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("spectral_convergence", [False, True])
 @pytest.mark.parametrize(
     ("rate", "windows"),
     [(16000, {160: 256, 400: 512, 800: 1024}), (44100, {441: 512, 1102: 2048, 2205: 4096})],
 )
-def test_mss_agrees_with_auraloss_item_by_item(rate, windows, spectral_convergence):
+def test_mss_agrees_with_auraloss_item_by_item(rate, windows):
     """Windows of 10, 25 and 50 ms, half of each a hop, FFTs of the next power of two."""
     peer = auraloss.freq.MultiResolutionSTFTLoss(
         list(windows.values()),
         [samples // 2 for samples in windows],
         list(windows),
-        w_sc=float(spectral_convergence),
         scale="mel",
         n_bins=80,
         sample_rate=rate,
@@ -245,27 +207,27 @@ def test_mss_agrees_with_auraloss_item_by_item(rate, windows, spectral_convergen
     prediction[3] = reference[3].roll(1)
     each = zip(prediction, reference, strict=True)
     expected = torch.stack([peer(p[None, None], r[None, None]) for p, r in each])
-    ours = mss(prediction, reference, rate, spectral_convergence)
+    ours = mss(prediction, reference, rate)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("metric", [snr_db, si_sdr_db, relative_l2, lambda p, r: mss(p, r, RATE)])
+@every_metric
 @pytest.mark.parametrize(
     "shapes", [((2, 5000), (2, 4999)), ((1, 5000), (2, 5000)), ((5000,), (5000,)), ((0, 9), (0, 9))]
 )
 def test_shapes_must_be_equal_batches(metric, shapes):
     with pytest.raises(ValueError, match="equal shape"):
         metric(*map(torch.ones, shapes))
-    with pytest.raises(TypeError, match=r"prediction must be .* got ndarray"):
+    with pytest.raises(TypeError, match=r"prediction .* ndarray"):
         metric(torch.ones(2, 5000).numpy(), torch.ones(2, 5000))
 
 
 def test_mss_needs_audio_longer_than_half_an_fft():
     assert mss(noise(1, 2049), noise(1, 2049, seed=1), RATE).isfinite().all()
-    with pytest.raises(ValueError, match="needs 2049 samples or more, got 2048"):
+    with pytest.raises(ValueError, match=r"2049 samples or more .*got \(1, 2048\)"):
         mss(noise(1, 2048), noise(1, 2048), RATE)
     with pytest.raises(ValueError, match=r"\(B, T\)"):
         mss(noise(1, 2, 5000), noise(1, 2, 5000), RATE)
@@ -274,26 +236,16 @@ def test_mss_needs_audio_longer_than_half_an_fft():
 @pytest.mark.parametrize(
     ("reference", "evaluated", "match"),
     [
-        (torch.ones(1, 4), torch.ones(2, 4), "two or more reference embeddings, got 1"),
-        (torch.ones(2, 4), torch.ones(0, 4), "two or more evaluated embeddings, got 0"),
-        (torch.ones(4), torch.ones(2, 4), r"reference embeddings must be .items, dimensions., got \(4,\)"),
-        (torch.ones(2, 4), torch.ones(2, 3, 4), r"evaluated embeddings must be .*got \(2, 3, 4\)"),
-        (torch.ones(2, 0), torch.ones(2, 0), r"reference embeddings must be .*got \(2, 0\)"),
-        (torch.ones(2, 4), torch.ones(2, 5), "4 and 5 dimensions"),
-        (
-            torch.ones(2, 4),
-            torch.tensor([[0.0], [math.nan]]).expand(2, 4),
-            "evaluated embeddings .* item 1, dimension 0",
-        ),
-        (
-            torch.tensor([[math.inf], [0.0]]).expand(2, 4),
-            torch.ones(2, 4),
-            "reference embeddings .* item 0, dimension 0",
-        ),
+        (torch.ones(1, 4), torch.ones(2, 4), r"reference .*got \(1, 4\)"),
+        (torch.ones(2, 4), torch.ones(0, 4), r"evaluated .*got \(0, 4\)"),
+        (torch.ones(4), torch.ones(2, 4), r"reference .*got \(4,\)"),
+        (torch.ones(2, 4), torch.ones(2, 3, 4), r"evaluated .*got \(2, 3, 4\)"),
+        (torch.ones(2, 0), torch.ones(2, 0), r"reference .*got \(2, 0\)"),
+        (torch.ones(2, 4), torch.ones(2, 5), r"evaluated .*got \(2, 5\)"),
+        (torch.ones(2, 1), torch.tensor([[0.0], [math.nan]]), "evaluated .* item 1, dimension 0"),
+        (torch.tensor([[math.inf], [0.0]]), torch.ones(2, 1), "reference .* item 0, dimension 0"),
     ],
 )
 def test_kad_refuses(reference, evaluated, match):
     with pytest.raises(ValueError, match=match):
         kad(reference, evaluated)
-    with pytest.raises(ValueError, match=r"bandwidth must be one of .* got 'both'"):
-        kad(torch.ones(2, 4), torch.ones(2, 4), "both")

@@ -373,7 +373,7 @@ def test_tensors_that_do_not_fit(official, tmp_path):
         (state | {"generator.extra.weight": torch.zeros(1)}, "1 unknown .extra.weight"),
         (state | {"extra": torch.zeros(1)}, "1 unknown .extra"),
         (state | {"conv_out.bias": torch.zeros(2)}, "1 unknown .conv_out.bias"),
-        (state | {key: torch.zeros(5, 16, 1)}, "misshapen .encoder.conv_out.weight"),
+        (state | {key: torch.zeros(5, 16, 1)}, "size mismatch for encoder.conv_out.weight"),
         (state | {"frontend.window": torch.ones(64)}, "not the Hann window of 64"),
         (state | {"frontend.window": torch.hann_window(32)}, "not the Hann window of 64"),
         ({"weights": torch.zeros(3)}, "does not describe a network"),

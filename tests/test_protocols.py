@@ -15,11 +15,23 @@ from fakes import (
     Reworked,
     two_tracks,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lincae import metrics
 from lincae.evaluation.evaluate import evaluate
-from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, error_parts, sums
+from lincae.evaluation.protocols import (
+    MIXTURE,
+    PROTOCOLS,
+    Chunk,
+    EvaluationConfig,
+    error_parts,
+    overlap_add,
+    sums,
+    window_starts,
+)
 from lincae.interop.references import TanhToy
+from lincae.machine import generator
 
 PARTS = ["level_rel_l2", "constant_rel_l2", "shape_rel_l2"]
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=2.0, gains=(-3, -1, 0.5, 2.0))
@@ -32,6 +44,23 @@ def run(model, tracks=None, protocols=tuple(PROTOCOLS), config=CONFIG):
 def chunk_of(model, track=None, config=CONFIG, n_samples=None):
     track = track or FakeTrack()
     return Chunk(model, track, 0, n_samples or round(track.seconds * RATE), config)
+
+
+@given(st.integers(1, 60), st.floats(0, 0.5), st.integers(0, 340))
+def test_windows_of_a_signal_join_to_the_signal(window, share, more):
+    overlap = int(share * window)
+    signal = torch.randn(window + more, generator=generator(window, overlap, more))
+    starts = window_starts(len(signal), window, overlap)
+    windows = [signal[start : start + window] for start in starts]
+    assert all(len(part) == window for part in windows)
+    torch.testing.assert_close(overlap_add(windows, starts, overlap), signal)
+
+
+def test_windows_of_the_paper_fade_into_each_other():
+    starts = window_starts(441000, 88200, 22050)
+    assert (len(starts), starts[1], starts[-1]) == (7, 66150, 441000 - 88200)
+    joined = overlap_add([torch.zeros(6), torch.ones(6)], [0, 4], 2)
+    assert joined.tolist() == [0, 0, 0, 0, 0.25, 0.75, 1, 1, 1, 1]
 
 
 # ---------------------------------------------------------------- linear and not

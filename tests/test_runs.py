@@ -1,6 +1,5 @@
 """Run folders: killed, cut and full ones lose nothing; and one run of several processes."""
 
-import errno
 import json
 import logging
 import os
@@ -21,11 +20,10 @@ from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment
 from lincae.machine import generator
 from lincae.training import objective
-from lincae.training.logs import Log, Meter
 from lincae.training.loop import StepBatches, train
 from lincae.training.objective import Objective, learning_rate
 from lincae.training.processes import OutOfMemoryError, launched
-from lincae.training.states import Origin, newest, restore, source, states, store
+from lincae.training.runs import Log, Meter, Origin, newest, restore, source, states, store
 
 JOBS = Path(__file__).parent / "jobs.py"
 SMALL = {"batch_size": 4, "steps": 12, "log_every": 2, "validate_every": 3, "checkpoint_every": 4}
@@ -90,25 +88,21 @@ def test_a_fault_at_any_write_changes_nothing(tmp_path, fault):
         assert contents(tmp_path / str(number)) == undisturbed
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", [cut, empty, flip_a_bit])
+@pytest.mark.parametrize("damage", [cut, flip_a_bit])
 def test_damaged_state_falls_back_to_the_one_before(tmp_path, damage, caplog):
     run(tmp_path / "alone")
     run(tmp_path / "mine", stop_at=8)
-    damage(tmp_path / "mine/state-00000008.ckpt")
+    path = tmp_path / "mine/state-00000008.ckpt"
+    path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING):
         run(tmp_path / "mine")
     assert "state-00000008.ckpt is damaged" in caplog.text
@@ -121,7 +115,7 @@ def test_damaged_state_falls_back_to_the_one_before(tmp_path, damage, caplog):
 def test_damage_to_all_states_is_an_error_again_and_again(tmp_path):
     run(tmp_path, stop_at=8)
     for path in states(tmp_path):
-        cut(path)
+        path.write_bytes(b"")
     for _ in range(2):  # not a silent start from step 0
         with pytest.raises(ValueError, match=r"all training states are damaged .*another run folder"):
             run(tmp_path)
@@ -144,33 +138,22 @@ def test_a_damaged_state_is_named(tmp_path):
         read(tmp_path / "state-00000008.ckpt")
 
 
-@pytest.mark.parametrize("where", ["write", "fsync"])
-def test_full_disk_leaves_the_states_before(tmp_path, monkeypatch, where):
-    run(tmp_path, stop_at=6)
+def test_full_disk_leaves_the_states_before(tmp_path):
+    run(tmp_path / "mine", stop_at=6)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if where == "write":  # the state, at 1.5 MB, fails half-way; the weights fit
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
-    else:
-
-        def full_disk(_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr("lincae.data.audio.os.fsync", full_disk)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))  # the state fails half-way; weights fit
     try:
-        with pytest.raises(OSError, match=r"File too large|No space left") as caught:
-            run(tmp_path)
+        with pytest.raises(OSError, match="File too large") as caught:
+            run(tmp_path / "mine")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        monkeypatch.undo()
-    assert f"last good checkpoint: {tmp_path} at step 6" in caught.value.__notes__[0]
+    assert f"last good checkpoint: {tmp_path / 'mine'} at step 6" in caught.value.__notes__[0]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.ckpt")} == before
-    assert Autoencoder.load(tmp_path, "cpu").metadata["step"] in (6, 8)
-    assert Autoencoder.load(tmp_path / "best", "cpu").metadata["step"] <= 8
+    assert Autoencoder.load(tmp_path / "mine", "cpu").metadata["step"] in (6, 8)
     run(tmp_path / "alone")
-    run(tmp_path)
-    mine = {key: value for key, value in contents(tmp_path).items() if not key.startswith("alone")}
-    assert mine == contents(tmp_path / "alone")
+    run(tmp_path / "mine")
+    assert contents(tmp_path / "mine") == contents(tmp_path / "alone")
 
 
 def test_the_newest_states_stay(tmp_path):
@@ -249,10 +232,9 @@ def test_log_gains_columns(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "st", "step,a", "step,a\n", "step,a\n1"])
 def test_log_cut_at_its_beginning(tmp_path, text):
-    path = tmp_path / "log.csv"
-    path.write_text(text)
-    Log(path, 5).write({"step": 1, "a": 2})
-    assert path.read_text().split() == ["step,a", "1,2"]
+    (tmp_path / "log.csv").write_text(text)
+    Log(tmp_path / "log.csv", 5).write({"step": 1, "a": 2})
+    assert (tmp_path / "log.csv").read_text().split() == ["step,a", "1,2"]
 
 
 def test_decoder_linearity_is_measured():
@@ -266,10 +248,9 @@ def test_decoder_linearity_is_measured():
     audio = Noise().crops(range(4), 1000, 0)
     linear = objective.validate(Toy(lambda z: 3 * z), audio)
     bent = objective.validate(Toy(lambda z: torch.tanh(20 * z)), audio)
-    for key in ("dec_homogeneity_snr_db", "dec_additivity_snr_db"):
-        assert linear[key] > 80
+    # The encoder of both adds: both sides of additivity decode the same latent.
+    assert min(linear["dec_homogeneity_snr_db"], bent["dec_additivity_snr_db"]) > 80
     assert bent["dec_homogeneity_snr_db"] < 20
-    assert bent["dec_additivity_snr_db"] > 80  # its encoder adds: both sides decode the same latent
 
 
 # ---------------------------------------------------------------- memory
@@ -302,7 +283,7 @@ def test_processes_share_the_crops_of_a_batch():
 
 @pytest.mark.parametrize("devices", [3, 8])
 def test_batch_that_cannot_be_shared(tmp_path, devices):
-    with pytest.raises(ValueError, match=rf"batch_size 8 cannot be shared by {devices} processes"):
+    with pytest.raises(ValueError, match=rf"batch_size 8 .* {devices} processes"):
         run(tmp_path, recipe("test", batch_size=8), devices=devices)
 
 
@@ -344,24 +325,32 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, caplog):
     assert relative(list(state["model"].values()), list(model.network.state_dict().values())) < 1e-5
 
     config = recipe("test", **changes)
-    with pytest.raises(ValueError, match=r"2 processes trained this state, now there are 1\..*--regroup"):
+    with pytest.raises(ValueError, match=r"number of processes \(processes: 2 -> 1\).*--regroup"):
         run(tmp_path, config)
     with caplog.at_level(logging.WARNING):
         run(tmp_path, config, regroup=True)
-    assert "2 processes trained this state, now there are 1: from step 3 on" in caplog.text
+    assert "from step 3 on of another number of processes (processes: 2 -> 1)" in caplog.text
 
 
-def test_a_signal_to_one_process_stops_all(tmp_path):
-    """Here with processes that Fabric starts; the signal reaches one of them."""
-    process = start("train", tmp_path, {"devices": 2}, SMALL | {"steps": 100_000})
+@pytest.mark.parametrize(
+    ("number", "options", "status"),
+    [(signal.SIGTERM, {"devices": 2}, 143), (signal.SIGTERM, {}, 143), (signal.SIGINT, {"workers": 1}, 1)],
+)
+def test_signals_write_a_checkpoint_first(tmp_path, number, options, status):
+    """SIGTERM reaches one of the processes that Fabric starts; Ctrl-C all of the group, data workers too."""
+    process = start("train", tmp_path, options, SMALL | {"steps": 100_000}, start_new_session=True)
     while not (tmp_path / "log.csv").exists() and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 143, errors
+    assert process.returncode in (status, -number), errors
     stored = torch.load(states(tmp_path)[0], weights_only=True)
-    assert stored["processes"] == 2
+    assert stored["processes"] == options.get("devices", 1)
     assert Autoencoder.load(tmp_path, "cpu").metadata["step"] == stored["step"]
+    assert ("a checkpoint was written" in errors) == (number == signal.SIGINT)
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lincae.consistency import step_size
 from lincae.interop.recipes import recipe
-from lincae.linearity import gain_range
 from lincae.training.config import PRESETS, TrainingConfig
 from lincae.training.objective import learning_rate, update_ema
 
@@ -22,7 +20,6 @@ PAPER = TrainingConfig()
         (0, 0),
         (1, 1e-8),
         (5_000, 5e-5),
-        (9_999, 9.999e-5),
         (10_000, 1e-4),
         (405_000, 5.05e-5),
         (800_000, 1e-6),
@@ -32,32 +29,10 @@ def test_learning_rate_anchors(step, rate):
     assert learning_rate(step, PAPER) == pytest.approx(rate, rel=1e-9, abs=1e-15)
 
 
-def test_learning_rate_rises_then_falls():
-    rates = [learning_rate(step, PAPER) for step in range(0, 800_001, 1000)]
-    peak = rates.index(max(rates))
-    assert peak == 10
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-
-
 def test_learning_rate_without_warm_up_and_in_a_short_run():
     assert learning_rate(0, replace(PAPER, warmup_steps=0)) == 1e-4
     short = replace(PAPER, steps=100, warmup_steps=10)
     assert learning_rate(55, short) == pytest.approx(5.05e-5)
-
-
-@pytest.mark.parametrize(
-    ("step", "delta", "low", "high"),
-    [
-        (0, 0.1, 0, 3),
-        (300_000, 0.1**1.375, 0.146, 2.707),
-        (440_000, 0.1**1.55, 0.5, 2),
-        (800_000, 0.01, 1, 1),
-    ],
-)
-def test_schedules_run_over_the_whole_training(step, delta, low, high):
-    assert step_size(step / PAPER.steps, PAPER.consistency) == pytest.approx(delta)
-    assert gain_range(step / PAPER.steps, PAPER.linearity) == pytest.approx((low, high), abs=6e-4)
 
 
 # ---------------------------------------------------------------- EMA
@@ -69,19 +44,13 @@ def scalar(value: float) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize(("n", "decay"), [(1, 2 / 11), (10, 11 / 20), (990, 991 / 1000), (89_991, 0.9999)])
+@pytest.mark.parametrize(("n", "decay"), [(1, 2 / 11), (10, 11 / 20), (89_991, 0.9999), (10**6, 0.9999)])
 def test_ema_decay(n, decay):
     """(1 + n) / (10 + n), which reaches 0.9999 at n = 89,990: after the 80,000 updates of a training."""
     ema = scalar(0.0)
     update_ema(ema, scalar(1.0), n, 0.9999)
     assert ema.weight.item() == pytest.approx(1 - decay, rel=1e-12)
     assert (1 + 89_989) / (10 + 89_989) < 0.9999 <= (1 + 89_990) / (10 + 89_990)
-
-
-def test_ema_is_capped():
-    ema = scalar(0.0)
-    update_ema(ema, scalar(1.0), 1_000_000, 0.9999)
-    assert ema.weight.item() == pytest.approx(1e-4)
 
 
 def test_ema_is_a_power_law_average():

@@ -77,7 +77,7 @@ def test_written_blocks_are_read_back(tmp_path, suffix):
 def test_what_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match=r"a\.wav: nothing to write"):
         write_blocks(tmp_path / "a.wav", [], RATE)
-    with pytest.raises(ValueError, match=r"a\.wav has 1 non-finite samples"):
+    with pytest.raises(ValueError, match=r"a\.wav are not finite"):
         write_blocks(tmp_path / "a.wav", [torch.zeros(1, 5), torch.full((1, 1), torch.nan)], RATE)
     assert not list(tmp_path.iterdir())
 

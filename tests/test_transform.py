@@ -5,32 +5,14 @@ import math
 import pytest
 import torch
 
-from lincae.autoencoder import AutoencoderConfig
 from lincae.transform import Transform, TransformConfig
 
-PAPER = AutoencoderConfig()
 T = Transform(TransformConfig())
 SMALL = Transform(TransformConfig(hop=16))
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize(
-    ("n_samples", "n_frames", "n_latents", "n_decoded"),
-    [
-        (2048, 1, 1, 5632),
-        (34304, 64, 8, 34304),
-        (34816, 65, 9, 38400),
-        (88200, 169, 22, 91648),
-        (441000, 858, 108, 443904),
-    ],
-)
-def test_length_anchors(n_samples, n_frames, n_latents, n_decoded):
-    assert T.n_frames(n_samples) == n_frames
-    assert -(-n_frames // PAPER.network.time_factor) == n_latents
-    assert T.n_samples(n_latents * PAPER.network.time_factor) == n_decoded
 
 
 def test_lengths_are_those_of_the_tensors():
@@ -42,16 +24,11 @@ def test_lengths_are_those_of_the_tensors():
     assert SMALL.n_frames(0) == 0
 
 
-def test_squared_windows_sum_to_three_halves():
-    sums = T.analysis_window.square().reshape(4, 512).sum(0)
-    torch.testing.assert_close(sums, torch.full((512,), 1.5), rtol=0, atol=1e-6)
-    torch.testing.assert_close(T.synthesis_window, T.analysis_window / 1.5, rtol=0, atol=1e-6)
-
-
-def test_window_is_the_periodic_hann():
+def test_windows_are_the_periodic_hann_whose_squares_sum_to_three_halves():
     n = torch.arange(2048, dtype=torch.float64)
     hann = 0.5 - 0.5 * torch.cos(2 * math.pi * n / 2048)
     torch.testing.assert_close(T.analysis_window.double(), hann, rtol=0, atol=1e-6)
+    torch.testing.assert_close(T.synthesis_window.double(), hann / 1.5, rtol=0, atol=1e-6)
 
 
 def low_passed(n_samples: int) -> torch.Tensor:
@@ -84,13 +61,6 @@ def test_ceiling_of_a_perfect_network(n_samples, ceiling_db):
     x = x[:, : y.shape[-1]]
     snr_db = 10 * math.log10((x**2).sum() / ((y - x) ** 2).sum())
     assert snr_db == pytest.approx(ceiling_db, abs=0.4)
-
-
-def test_lost_nyquist_bin_is_all_that_the_interior_loses():
-    x = randn(1, 40 * 512)
-    y = T.inverse(T(x))
-    inner = slice(1536, -1536)
-    assert 0.008 < (y - x)[:, inner].norm() / x[:, inner].norm() < 0.02
 
 
 def test_warp_is_the_formula():
@@ -128,7 +98,9 @@ def test_inverse_does_not_clamp():
 
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1e-9, 1.0])
 def test_gradients_are_finite_down_to_silence(level):
-    x = (level * randn(1, 256)).requires_grad_()
+    x = level * randn(1, 256)
+    x[:, 100:200] = 0
+    x.requires_grad_()
     spectrogram = SMALL(x)
     spectrogram.square().sum().backward()
     assert level or not spectrogram.any()
@@ -138,15 +110,6 @@ def test_gradients_are_finite_down_to_silence(level):
     audio.sum().backward()
     assert level or not audio.any()
     assert torch.isfinite(spectrogram.grad).all()
-
-
-def test_partly_silent_audio_has_finite_gradients():
-    x = randn(1, 512)
-    x[:, 100:400] = 0
-    x.requires_grad_()
-    SMALL.inverse(SMALL(x)).square().sum().backward()
-    assert torch.isfinite(x.grad).all()
-    assert x.grad.any()
 
 
 def test_bad_input():

@@ -19,7 +19,7 @@ from lincae.linearity import augment, implicit_conditioning
 from lincae.machine import generator
 from lincae.training.loop import train
 from lincae.training.objective import validate
-from lincae.training.states import states
+from lincae.training.runs import states
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig
 from lincae.vae.discriminator import BANDS, MultiBandDiscriminator
 from lincae.vae.model import kl_divergence, reparameterised

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from lincae.checkpoints import BUNDLED, CARD, HASH_ROW, from_dict, read_checkpoint
+from lincae.checkpoints import CARD, HASH_ROW, from_dict, read_checkpoint
 from lincae.files import atomic_write, sha256_of
+from lincae.interop.bundled import BUNDLED
 from lincae.interop.models import load
 from lincae.machine import resolve_device
 from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe

@@ -1,7 +1,9 @@
 """What several subcommands share: options that take many values, and the same names for the same things."""
 
 import itertools
+import json
 from functools import partial
+from typing import Any
 
 import click
 
@@ -74,6 +76,28 @@ music = together(
     option("--data", "dataset", default="embedded", help=DATASETS),
     option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only."),
 )
-changes = several("--set", "changes", metavar="FIELD=VALUE", help="Settings to change, e.g. steps=1000.")
+
+
+def assignments(_context, _option, texts) -> dict[str, Any]:
+    """FIELD=VALUE texts by field; a value is JSON, or else text."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values
+
+
+changes = several(
+    "--set",
+    "changes",
+    metavar="FIELD=VALUE",
+    callback=assignments,
+    help="Settings to change, e.g. steps=1000.",
+)
 # torchrun on Python 3.11 takes --run for an abbreviation of its own --run-path.
 run_folder = option("--run-folder", "--run", "run", help="Continued if it exists. Under torchrun: long name.")

@@ -18,7 +18,7 @@ from lincae.reencoder.linear import DESIGNS
 from lincae.reencoder.module import SIZES, TASKS
 from lincae.reencoder.pairs import LatentPairs, sources_of, write_pairs
 from lincae.training import loop
-from lincae.training.config import assignment, changed
+from lincae.training.config import changed
 
 task = click.argument("task", type=click.Choice(TASKS))
 songs = option("--songs", type=int, help="Synthetic songs to encode; default: all.")
@@ -56,11 +56,10 @@ def train(
         lincae reencoder train stereo --model lin-cae --preset full --data musdb18hq/train
     """
     config = recipe(task, preset, size, objective, layout)
-    chosen = dict(map(assignment, changes))
-    for name, value in chosen.items():
+    for name, value in changes.items():
         config = changed(config, name.split("."), value)
     autoencoder = loaded(model, device)
-    if "chunk_s" not in chosen:
+    if "chunk_s" not in changes:
         config = training.fitted(config, autoencoder.latent_rate)
     training.check_chunks(config, autoencoder.latent_rate)
     if objective == "l1+mel":

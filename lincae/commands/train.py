@@ -1,7 +1,6 @@
 """`lincae train`."""
 
 import shlex
-from pathlib import Path
 
 import click
 
@@ -9,8 +8,6 @@ from lincae.commands.options import WORDS, Command, changes, choice, device, opt
 from lincae.data.crops import training_data
 from lincae.interop.recipes import PRESET_NAMES, VARIANT_NAMES, objective_of, recipe
 from lincae.training import loop
-from lincae.training.config import assignment
-from lincae.training.logs import noted
 
 SOURCES = "synthetic, free-music, FOLDER=WEIGHT ... or shards:FOLDER."
 HELD_OUT = {("synthetic",): "test", ("free-music",): "valid"}
@@ -40,7 +37,7 @@ def train(context, preset, variant, sources, validation, run, changes, **setting
         lincae train --preset desk --variant lin-cae
         lincae train --preset paper --data jamendo=60 moisesdb=20 --workers 8 --set batch_size=16
     """
-    config = recipe(preset, variant, **dict(map(assignment, changes)))
+    config = recipe(preset, variant, **changes)
     data = training_data(sources, config.sample_rate, split="train")
 
     # Validation crops come from other songs where there are some, else from other draws of the same files.
@@ -52,13 +49,11 @@ def train(context, preset, variant, sources, validation, run, changes, **setting
         held_out = training_data(sources, config.sample_rate, HELD_OUT[sources])
         validation_seed = 0
 
-    folder = Path(run or f"runs/{preset}-{variant}")
-    with noted(folder, loop.LOG):
-        loop.train(
-            objective_of(config),
-            data,
-            folder,
-            validation=held_out.crops(range(16), config.crop_samples, validation_seed),
-            command=shlex.join(["lincae", "train", *context.meta[WORDS]]),
-            **settings,
-        )
+    loop.train(
+        objective_of(config),
+        data,
+        run or f"runs/{preset}-{variant}",
+        validation=held_out.crops(range(16), config.crop_samples, validation_seed),
+        command=shlex.join(["lincae", "train", *context.meta[WORDS]]),
+        **settings,
+    )

@@ -15,10 +15,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import REPOSITORY_DATA
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.containers import stamp_of
-from lincae.files import atomic_write, json_object, write_json
+from lincae.files import atomic_write, json_object
 from lincae.training.environment import user_cache
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
@@ -33,7 +32,8 @@ log = logging.getLogger(__name__)
 def data_folder(name: str) -> Path:
     """Where a data set lies by default: `$LINCAE_DATA/NAME`, else `data/NAME` of the repository, or of the
     working directory where there is no repository."""
-    here = REPOSITORY_DATA if REPOSITORY_DATA.is_dir() else "data"
+    repository = Path(__file__).resolve().parents[2] / "data"
+    here = repository if repository.is_dir() else "data"
     return Path(os.environ.get("LINCAE_DATA", here)) / name
 
 
@@ -131,6 +131,11 @@ def file_index(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
 
 
 # ---------------------------------------------------------------- what a folder says of itself
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def claim(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from tqdm.auto import tqdm
 from lincae.checkpoints import tensors_in
 from lincae.evaluation.probes import PROBES
 from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
-from lincae.files import atomic_write, printable
+from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import listed, load
 from lincae.machine import generator
@@ -62,6 +63,11 @@ VERSION = 5
 """Version of the protocols: results of another are not continued."""
 
 log = logging.getLogger(__name__)
+
+
+def printable(name: str) -> str:
+    """The name of a file as text for tables and pages: a byte that is not UTF-8 becomes `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def evaluate(

@@ -19,7 +19,6 @@ from torch.nn.functional import pad
 from lincae import metrics
 from lincae.interface import AutoencoderLike
 from lincae.machine import generator
-from lincae.streaming import overlap_add, window_starts
 
 MIXTURE = "mixture"
 NOISES = ("common", "independent")
@@ -85,6 +84,24 @@ class EvaluationConfig:
         ):
             if not ok:
                 raise ValueError(f"evaluation needs {allowed}, got {self}")
+
+
+def window_starts(n_samples: int, window: int, overlap: int) -> list[int]:
+    """Start of every window, neighbours sharing `overlap` samples; the last one ends with the signal."""
+    last = n_samples - window
+    return [*range(0, last, window - overlap), last]
+
+
+def overlap_add(windows: Sequence[Tensor], starts: Sequence[int], overlap: int) -> Tensor:
+    """Join windows (T,), each fading in linearly over `overlap` samples: weights sum to one everywhere."""
+    out = windows[0].new_empty(starts[-1] + len(windows[-1]))
+    ramp = (torch.arange(overlap, device=out.device, dtype=out.dtype) + 0.5) / max(overlap, 1)
+    for window, start in zip(windows, starts, strict=True):
+        fade = overlap if start else 0
+        head = out[start : start + fade]
+        out[start : start + fade] = torch.lerp(head, window[:fade], ramp[:fade])
+        out[start + fade : start + len(window)] = window[fade:]
+    return out
 
 
 @dataclass(eq=False)
@@ -166,7 +183,7 @@ class Chunk:
         parts = []
         for z in latents.split(self.config.batch_size):
             parts += self.decode_windows(z, self.window, reseeded)
-        audio = overlap_add(parts, self.starts, self.starts[-1] + self.window, self.overlap)
+        audio = overlap_add(parts, self.starts, self.overlap)
         return audio[: self.n_samples]
 
     def decode_windows(self, z: Tensor, length: int, reseeded: bool = False) -> Tensor:

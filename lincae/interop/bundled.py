@@ -6,6 +6,12 @@ from pathlib import Path
 from lincae.checkpoints import CARD, HASH_ROW, refuse_pointer
 from lincae.files import sha256_of
 
+PACKAGE = Path(__file__).resolve().parent.parent
+BUNDLED = PACKAGE.parent / "data" / "checkpoints"
+"""The checkpoints that ship: in a clone they lie with the other data, in an installed package within it."""
+if not BUNDLED.is_dir():
+    BUNDLED = PACKAGE / "bundled"
+
 
 def check_hash(path: Path, otherwise: str = "load the folder by its path to use it as it is") -> None:
     """Raises FileNotFoundError for a missing weights file; ValueError where its sha256 is not the one that

@@ -14,9 +14,9 @@ import torch
 
 from lincae.autoencoder import Autoencoder
 from lincae.bypass.model import BypassAutoencoder
-from lincae.checkpoints import BUNDLED, WEIGHTS, fetching, kind_of
+from lincae.checkpoints import WEIGHTS, fetching, kind_of
 from lincae.interface import AutoencoderLike
-from lincae.interop.bundled import check_hash
+from lincae.interop.bundled import BUNDLED, check_hash
 from lincae.interop.codecs import HUB, codec_kind, load_codec
 from lincae.interop.official import load_official, official_files
 from lincae.interop.references import EXAMPLES, REFERENCES, reference

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lincae.bypass.model import mdct_bands
-from lincae.checkpoints import BUNDLED, content_fingerprint
+from lincae.checkpoints import content_fingerprint
 from lincae.data.audio import resample
+from lincae.interop.bundled import BUNDLED
 from lincae.interop.checked import Checked
 from lincae.machine import generator
 

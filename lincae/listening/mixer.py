@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lincae.checkpoints import BUNDLED, opened
+from lincae.checkpoints import opened
 from lincae.data.audio import read_audio, resample
 from lincae.data.folders import audio_files
 from lincae.data.stereo import constant_power
 from lincae.data.tracks import Track
 from lincae.interface import AutoencoderLike, check_audio
+from lincae.interop.bundled import BUNDLED
 from lincae.latents.algebra import mix
 from lincae.listening.loudness import amplitude
 from lincae.metrics import is_silent

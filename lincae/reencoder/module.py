@@ -18,16 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lincae.checkpoints import (
-    BUNDLED,
     FORMAT_VERSION,
-    check_fits,
     from_dict,
     load_strictly,
     read_checkpoint,
     write_weights,
 )
 from lincae.interface import AutoencoderLike, check_fields, check_finite, check_latents
-from lincae.interop.bundled import check_hash
+from lincae.interop.bundled import BUNDLED, check_hash
 from lincae.latents.store import check_description, check_same_model, describe
 from lincae.machine import generator, resolve_device
 from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock
@@ -334,10 +332,10 @@ class ReEncoder(nn.Module):
         if type(latent_std) not in (int, float) or not 0 < latent_std < math.inf:
             raise ValueError(f"{path}: latent_std must be a number > 0, got {latent_std!r:.80}")
         with torch.device("meta"):
-            check_fits(cls(config, owner), tensors, str(path))
+            load_strictly(cls(config, owner), tensors, str(path))
 
         module = cls(config, owner, latent_std, description.get("metadata"))
-        load_strictly(module, tensors, str(path))
+        module.load_state_dict(tensors)
         return module.eval().to(resolve_device(device))
 
 

@@ -18,7 +18,7 @@ from lincae.reencoder.config import ReEncoderTraining
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.objective import LatentDiscriminator, decoded_mel_loss, feature_matching, latent_l1
 from lincae.reencoder.pairs import LatentPairs
-from lincae.training.objective import TrainingObjective, scheduled
+from lincae.training.objective import TrainingObjective
 from lincae.vae.discriminator import adversarial_loss, discriminator_loss, with_fixed_weights
 from lincae.vae.model import kl_divergence, reparameterised
 
@@ -113,7 +113,8 @@ class ReEncoderObjective(TrainingObjective):
         if optimiser == "optimizer":
             return super().learning_rate(optimiser, step)
         rate = self.config.discriminator_learning_rate
-        return scheduled(step, self.config.steps, self.config.discriminator_warmup_steps, rate, rate)
+        warmup_steps = self.config.discriminator_warmup_steps
+        return rate * step / warmup_steps if step < warmup_steps else rate
 
     def parts(self) -> dict[str, nn.Module]:
         own = {} if self.discriminator is None else {"discriminator": self.discriminator}

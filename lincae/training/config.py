@@ -1,7 +1,6 @@
 """What to train: the configuration of a run, the presets and the variants of the paper's ablation."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -19,10 +18,9 @@ from lincae.transform import TransformConfig
 class RunConfig:
     """What every run has, whatever it trains. Schedules run over `steps`: to train less, lower it.
 
-    `batch_size`: items of the data in a step, shared by all processes. `warmup_steps` of `learning_rate`, of
-    which the first is 0; a subclass says with `final_learning_rate` where the rate ends. `precision`: see
-    `lincae.machine.fabric_precision`. `log_every`, `validate_every`, `checkpoint_every`: steps between rows
-    of the log, validations and checkpoints.
+    `batch_size`: items of the data in a step, shared by all processes. `warmup_steps` of `learning_rate`; a
+    subclass says with `final_learning_rate` where the rate ends. `precision`: see
+    `lincae.training.processes.fabric_precision`. `log_every`, `validate_every`, `checkpoint_every`: in steps.
     """
 
     batch_size: int = 20
@@ -37,39 +35,36 @@ class RunConfig:
 
     FEWEST_ITEMS: ClassVar[int] = 1
     """Items that a process needs at least."""
+    ITEMS_PER_CROP: ClassVar[int] = 1
+    """Items that are trained on for each item of the data."""
     LOWERABLE: ClassVar[tuple[str, ...]] = ("batch_size",)
     """Fields that decide how much memory a step takes."""
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("batch_size", "steps", "log_every", "validate_every", "checkpoint_every"):
+        for name in ("steps", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.share(1)
 
     def share(self, processes: int) -> int:
         """Items of a batch for each process. Raises ValueError for unequal or too small parts."""
         size, rest = divmod(self.batch_size, processes)
         if rest or size < self.FEWEST_ITEMS:
+            parts = f"equal parts of {self.FEWEST_ITEMS} items or more"
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {processes} processes: each takes the "
-                f"same number, and at least {self.FEWEST_ITEMS}"
+                f"batch_size {self.batch_size} cannot be shared by {processes} processes in {parts}"
             )
         return size
-
-    @property
-    def seen_items(self) -> int:
-        """Items that a step trains on, for the speed in the log."""
-        return self.batch_size
 
 
 @dataclass(frozen=True)
 class AutoencoderRunConfig(RunConfig):
     """A run that trains an autoencoder of spectrogram frames; a subclass says which, as `autoencoder`.
 
-    `crop_frames`: spectrogram frames of a crop. `batch_size`: originals of a step, doubled by mixtures. After
-    the warm-up the rate falls on a cosine to `final_learning_rate`. `ema_every`, `ema_max_decay`: every so
-    many steps ema += (1 - d) (weights - ema), d = min(ema_max_decay, (1 + n) / (10 + n)) at update n.
-    `optimiser`: "radam", the paper's, or "muon".
+    `crop_frames`: spectrogram frames of a crop. `batch_size`: originals of a step, doubled by mixtures.
+    `ema_every`, `ema_max_decay`: every so many steps ema += (1 - d) (weights - ema), with
+    d = min(ema_max_decay, (1 + n) / (10 + n)) at update n. `optimiser`: "radam", the paper's, or "muon".
     """
 
     linearity: LinearityConfig = field(default_factory=LinearityConfig)
@@ -80,6 +75,7 @@ class AutoencoderRunConfig(RunConfig):
     optimiser: str = "radam"
 
     FEWEST_ITEMS = 2  # a mixture takes two
+    ITEMS_PER_CROP = 2  # itself, and a mixture
     LOWERABLE = ("batch_size", "crop_frames", "precision")
 
     def __post_init__(self):
@@ -87,8 +83,6 @@ class AutoencoderRunConfig(RunConfig):
         factor = self.autoencoder.network.time_factor
         if self.crop_frames < 1 or self.crop_frames % factor:
             raise ValueError(f"crop_frames must be a multiple of {factor}, got {self.crop_frames}")
-        if self.batch_size < self.FEWEST_ITEMS:
-            raise ValueError(f"mixtures need batch_size >= {self.FEWEST_ITEMS}, got {self.batch_size}")
         if self.optimiser not in OPTIMISERS:
             raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}")
         if self.ema_every < 1:
@@ -102,23 +96,15 @@ class AutoencoderRunConfig(RunConfig):
     def sample_rate(self) -> int:
         return self.autoencoder.sample_rate
 
-    @property
-    def seen_items(self) -> int:
-        """Originals and mixtures."""
-        return 2 * self.batch_size
-
 
 @dataclass(frozen=True)
 class TrainingConfig(AutoencoderRunConfig):
-    """A training run of a consistency autoencoder. The defaults are preset `paper`, the paper's section
-    3.3; where the paper is silent, the released code's.
+    """A training run of a consistency autoencoder. The defaults are preset `paper`, the paper's section 3.3.
 
     Differences of the released code, all in preset `official`: crops of 64 frames (the paper says 2 s: here
     168 frames, 1.985 s, the nearest length that the U-Net takes); mixture weights random in [0.5, 1]
     instead of 0.5; gains computed but not applied without homogeneity; half of m2l's originals averaged
-    with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16, which
-    needs none. `small`, `desk` and `test` pad the edges and start with another initialisation; `desk`
-    has a centred encoder, other noise levels, originals at many levels and Muon besides.
+    with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16.
 
     Where the paper is silent or short, both presets do as the code does: the Pseudo-Huber constant and the
     density of noise levels (`ConsistencyConfig`); the cap on every gain, drawn or not (`LinearityConfig`);
@@ -133,64 +119,57 @@ class TrainingConfig(AutoencoderRunConfig):
 
 # ---------------------------------------------------------------- presets of models
 
+# Without the numbers that released checkpoints alone carry, from a start that suits small budgets.
+LEAN = NetworkConfig(unused_projections=False, unit_variance_init=True)
+
+# Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
+# most, are what a CPU can train: benchmarks/desk_trials.csv.
+DESK_MODEL = AutoencoderConfig(
+    sample_rate=16000,
+    transform=TransformConfig(hop=64),
+    network=replace(
+        LEAN,
+        base_channels=16,
+        multipliers=(1, 2, 4),
+        attention=(False, False, False),
+        encoder_blocks=(1, 1, 1),
+        unet_blocks=(0, 1, 1),
+        downsampling=(FREQUENCY, BOTH),
+        bottleneck_channels=128,
+        bottleneck_blocks=1,
+        latent_channels=16,
+        noise_channels=64,
+        centred=True,
+    ),
+    noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
+    pad_edges=True,
+    window_frames=1536,
+    context_frames=256,
+    norm_frames=256,
+)
+
 MODEL_PRESETS = {
     "paper": AutoencoderConfig(),
     "official": AutoencoderConfig(),
     "small": AutoencoderConfig(
-        network=NetworkConfig(
-            base_channels=16,
-            bottleneck_channels=160,
-            noise_channels=64,
-            unused_projections=False,
-            unit_variance_init=True,
-        ),
-        pad_edges=True,
+        network=replace(LEAN, base_channels=16, bottleneck_channels=160, noise_channels=64), pad_edges=True
     ),
-    # Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
-    # most, are what a CPU can train: benchmarks/desk_trials.csv.
-    "desk": AutoencoderConfig(
-        sample_rate=16000,
-        transform=TransformConfig(hop=64),
-        network=NetworkConfig(
-            base_channels=16,
-            multipliers=(1, 2, 4),
-            attention=(False, False, False),
-            encoder_blocks=(1, 1, 1),
-            unet_blocks=(0, 1, 1),
-            downsampling=(FREQUENCY, BOTH),
-            bottleneck_channels=128,
-            bottleneck_blocks=1,
-            latent_channels=16,
-            noise_channels=64,
-            unused_projections=False,
-            unit_variance_init=True,
-            centred=True,
-        ),
-        noise=NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25),
-        pad_edges=True,
-        window_frames=1536,
-        context_frames=256,
-        norm_frames=256,
-    ),
-    "test": AutoencoderConfig(
-        sample_rate=16000,
-        transform=TransformConfig(hop=64),
-        network=NetworkConfig(
+    "desk": DESK_MODEL,
+    "test": replace(
+        DESK_MODEL,
+        network=replace(
+            DESK_MODEL.network,
             base_channels=8,
             multipliers=(1, 1, 2),
             attention=(False, False, True),
-            encoder_blocks=(1, 1, 1),
             unet_blocks=(1, 1, 1),
-            downsampling=(FREQUENCY, BOTH),
             bottleneck_channels=32,
-            bottleneck_blocks=1,
             latent_channels=8,
             noise_channels=16,
             heads=2,
-            unused_projections=False,
-            unit_variance_init=True,
+            centred=False,
         ),
-        pad_edges=True,
+        noise=NoiseConfig(),
         window_frames=256,
         context_frames=48,
         norm_frames=64,
@@ -208,10 +187,9 @@ CURRICULUM = ConsistencyConfig(
 
 
 # t uniform (a wide normal): small steps need teachers at every noise level. Steps end at a third: from
-# sigma_max the teachers stand at 0.17 and 0.03, between the levels of the loud and of the quiet bins. There
-# they restore what regression leaves silent, and see enough of the rest to pass on few errors.
+# sigma_max the teachers stand at 0.17 and 0.03, between the levels of the loud and of the quiet bins.
 DESK = TrainingConfig(
-    autoencoder=MODEL_PRESETS["desk"],
+    autoencoder=DESK_MODEL,
     linearity=LinearityConfig(input_gain_min=0.1),
     consistency=replace(CURRICULUM, step_end=0.34, step_hold=0.35, log_sigma_std=100.0),
     crop_frames=64,
@@ -282,18 +260,14 @@ def schedule_of(preset: str, **changes: Any) -> dict[str, Any]:
     return {name: getattr(PRESETS[preset], name) for name in shared} | changes
 
 
-# Variants of our own: lin-cae with these changes.
-ODD = {"autoencoder.network.centred": False, "autoencoder.network.odd": True}
-
-
 # Every sound at a gain of its own, quiet ones by up to 20 dB: what all latents share (a constant behind every
 # sound that is not silence) is scaled as well, and heard.
 ALL_GAINS = {"gain_max": 10.0, "gain_probability": 1.0}
+
+# Variants of our own: lin-cae with these changes.
+ODD = {"autoencoder.network.centred": False, "autoencoder.network.odd": True}
 WIDE = {f"linearity.{name}": value for name, value in ALL_GAINS.items()}
-
-
 SUB = {"linearity.subtraction_probability": 0.5}
-
 
 OWN_VARIANTS: dict[str, dict[str, Any]] = {
     "lin-cae-sub": SUB,
@@ -319,17 +293,3 @@ def changed(config: Any, path: Sequence[str], value: Any) -> Any:
     if rest:
         value = changed(getattr(config, name), rest, value)
     return replace(config, **{name: value})
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """The field and value of a command line's FIELD=VALUE; the value is JSON, or else text.
-
-    Raises ValueError for another form.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes FIELD=VALUE, got {text!r}")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value

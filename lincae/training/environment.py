@@ -27,14 +27,11 @@ def hardware(device: torch.device) -> str:
     if device.type != "cpu":
         module = torch.get_device_module(device)
         return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
-    named = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:  # other systems than Linux have no such file
-        found = None
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")  # which Linux alone has
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     n_threads = torch.get_num_threads()
-    threads = "1 thread" if n_threads == 1 else f"{n_threads} threads"
-    return f"{found[1] if found else named}, {threads}"
+    return f"{found[1] if found else processor}, {n_threads} thread{'s' if n_threads > 1 else ''}"
 
 
 def user_cache() -> Path:
@@ -48,14 +45,11 @@ def user_cache() -> Path:
 
 
 def give_numba_a_cache() -> None:
-    """Make `import librosa` work without a home folder that can be written.
-
-    numba, which compiles parts of librosa, otherwise refuses to where it cannot keep what it compiled.
-    """
-    folder = user_cache() / "numba"
+    """Have numba, which librosa imports, keep what it compiles elsewhere where the user's cache cannot be
+    written: it refuses to be imported otherwise."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
+        (user_cache() / "numba").mkdir(parents=True, exist_ok=True)
+        writable = os.access(user_cache() / "numba", os.W_OK)
     except OSError:
         writable = False
     if not writable and "NUMBA_CACHE_DIR" not in os.environ:

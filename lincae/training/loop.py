@@ -1,18 +1,8 @@
 """The trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
 
-    lincae train --preset desk --variant lin-cae --data synthetic --run runs/desk-lin-cae
-    lincae train --preset desk --variant lin-vae
-    torchrun --nproc-per-node 4 -m lincae.training --preset paper --data FOLDER=WEIGHT ...
-
-What is trained, and what it minimises, is an objective's matter (`lincae.training.objective`).
-
 The crops of step k are a pure function of (seed, k), whatever the number W of processes; process r takes the
 r-th of W equal parts. What depends on W: an item is mixed with its neighbour within its part, and gains,
 noise levels and noise are a pure function of (seed, k, r). Gradients are averaged over the processes.
-
-A resumed run thus needs no generator state. A run folder holds `log.csv`, `validation.csv`, `state-STEP.ckpt`
-(training states) and what the objective publishes: of an autoencoder its EMA weights as a checkpoint that
-`lincae.load` reads, and another one in `best/`, of the highest `rec_snr_db` in a validation.
 """
 
 import contextlib
@@ -21,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -33,14 +23,10 @@ from lincae.files import locked
 from lincae.machine import generator
 from lincae.training.config import RunConfig
 from lincae.training.environment import commit, hardware
-from lincae.training.logs import Log, Meter
-from lincae.training.objective import SkippingData, TrainingData, TrainingObjective, compile_network
+from lincae.training.objective import TrainingData, TrainingObjective, compile_network
 from lincae.training.processes import Interruption, NonFiniteError, explained, launch, leave_interrupts
-from lincae.training.states import Origin, described, newest, restore, store
+from lincae.training.runs import Log, Meter, Origin, described, newest, restore, store
 
-LOG = "log.csv"
-VALIDATION = "validation.csv"
-SKIPPED = "skipped.csv"
 BEST = "best"
 
 log = logging.getLogger(__name__)
@@ -68,14 +54,15 @@ def train(
     """Train, or continue the run in `run_dir`, until its last step (or `stop_at`); returns what is published.
 
     `objective`: a model and what it minimises (`lincae.interop.recipes.objective_of` makes one of a recipe).
-
     `validation`: held-out data for the objective's `validate`, for an autoencoder audio `(B, T)`. `name`: of
     the model (by default that of the folder). `devices`: processes on each of `nodes` machines (by default
     what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data for
     each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another number of
-    processes. `other_data`: continue a run on other data, or with other validation. `compiler`: a backend of
-    torch.compile, such as inductor, which takes minutes first. `command`: what started the run, for the
-    checkpoint's card.
+    processes, with other mixtures, gains and noise. `other_data`: continue it on other data or validation.
+    `compiler`: a backend of torch.compile, such as inductor. `command`: what started the run, for its card.
+
+    The folder holds `log.csv`, `validation.csv`, training states, and what the objective publishes: of an
+    autoencoder its EMA weights as a checkpoint, and in `best/` those of the best validation.
 
     Ctrl-C and SIGTERM, whichever process gets it, finish the step, write a checkpoint and then end the run. A
     damaged training state is put aside for the one before, with a warning. Raises ValueError for data that
@@ -99,30 +86,17 @@ def train(
         run = Run(objective, data, validation, run_dir, fabric, keep)
         run.resume(regroup, other_data)
         run.open_folder(stop_at, command)
-        with Interruption() as interruption, explained(run.lowerable(), run.where):
+        with Interruption() as interruption, explained(objective.config, run.where):
             stopping = None
             for batch in run.batches(workers, progress):
                 run.backward(batch)
-                due = run.due(interruption.signal)
-                run.update(due)
-                run.write(due)
-                stopping = due.stopping
+                stopping = run.update(interruption.signal)
                 if stopping:
                     break
-    if isinstance(data, SkippingData) and data.skipped and fabric.is_global_zero:
+    if fabric.is_global_zero and getattr(data, "skipped", None):
         log.warning(data.skip_report())
     interruption.raise_if_any(stopping)
     return objective.load(run_dir, str(fabric.device))
-
-
-class Due(NamedTuple):
-    """What is to be done after a step. `stopping`: the number of a signal that one of the processes got."""
-
-    reading: bool
-    log: bool
-    validation: bool
-    checkpoint: bool
-    stopping: int | None
 
 
 class Run:
@@ -170,12 +144,12 @@ class Run:
     def open_folder(self, stop_at: int | None, command: str | None) -> None:
         """Logs, the best score so far, the list of skipped files, and what a checkpoint says of the run."""
         self.stop = self.config.steps if stop_at is None else min(stop_at, self.config.steps)
-        if isinstance(self.data, SkippingData):
-            self.data.share_skipped(self.folder / SKIPPED)
+        if hasattr(self.data, "share_skipped"):
+            self.data.share_skipped(self.folder / "skipped.csv")
         if not self.writes:
             return
-        self.log = Log(self.folder / LOG, self.first)
-        self.validation_log = Log(self.folder / VALIDATION, self.first)
+        self.log = Log(self.folder / "log.csv", self.first)
+        self.validation_log = Log(self.folder / "validation.csv", self.first)
         self.best = -math.inf
         if self.objective.criterion and (self.folder / BEST).exists():
             self.best = self.validation_log.best(self.objective.criterion)
@@ -193,10 +167,6 @@ class Run:
         last = f"{self.folder} at step {self.saved}" if self.saved else "none"
         rate = self.objective.learning_rate("optimizer", self.step)
         return f"step {self.step} (lr {rate:.3g}); last good checkpoint: {last}"
-
-    def lowerable(self) -> dict[str, Any]:
-        """The settings that decide how much memory a step takes."""
-        return {name: getattr(self.config, name) for name in self.config.LOWERABLE}
 
     # -------- a step
 
@@ -234,63 +204,56 @@ class Run:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.meter.add({**terms, "grad_norm": torch.nn.utils.get_total_norm(gradients)})
 
-    def due(self, signal: int | None) -> Due:
-        """What is to be done after this step; the same in all processes, or some would wait for others."""
+    def update(self, signal: int | None) -> int | None:
+        """Move the parameters and what follows them, then write what is due: log, validation and checkpoint.
+
+        Returns the number of a signal that one of the processes got. What is due is the same in all of them,
+        or some would wait for others. Raises NonFiniteError, where numbers are read.
+        """
         done = self.step + 1
         is_last = done == self.stop
-        logs = done % self.config.log_every == 0
-        checkpoints = done % self.config.checkpoint_every == 0 or is_last
-        validates = self.validation is not None and (done % self.config.validate_every == 0 or is_last)
-        # Reading numbers off an accelerator waits for it: there, only as often as they are written.
-        reading = logs or checkpoints or self.fabric.device.type == "cpu"
         if self.fabric.world_size > 1:
-            signal = self._highest(signal or 0)
-            if reading:
+            # The highest signal, exchanged by the CPUs: no accelerator waits.
+            shared = torch.tensor(signal or 0)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, self.cpu_group)
+            signal = int(shared)
+        logs = done % self.config.log_every == 0
+        validates = self.validation is not None and (done % self.config.validate_every == 0 or is_last)
+        checkpoints = done % self.config.checkpoint_every == 0 or is_last or bool(signal)
+
+        # Reading numbers off an accelerator waits for it: there, only as often as they are written.
+        if logs or checkpoints or self.fabric.device.type == "cpu":
+            if self.fabric.world_size > 1:
                 self.meter.totals = self.fabric.all_reduce(self.meter.totals)
-        return Due(reading or bool(signal), logs, validates, checkpoints or bool(signal), signal)
-
-    def _highest(self, signal: int) -> int:
-        """The highest of the processes' signals, exchanged by their CPUs: no accelerator waits."""
-        shared = torch.tensor(signal)
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX, self.cpu_group)
-        return int(shared)
-
-    def update(self, due: Due) -> None:
-        """Move the parameters, and what follows them; before, NonFiniteError where numbers are read."""
-        if due.reading and not self.meter.finite():
-            raise NonFiniteError(f"loss or gradient is not finite at {self.where()}")
+            if not self.meter.finite():
+                raise NonFiniteError(f"loss or gradient is not finite at {self.where()}")
         for optimiser in self.optimisers.values():
             optimiser.step()
-        self.objective.follow(self.step + 1)
+        self.objective.follow(done)
+
+        if logs and self.writes:
+            self.log_row()
+        if validates and self.writes:
+            self.validate()
+        if checkpoints:
+            self.checkpoint()
+        return signal
 
     # -------- what happens every so many steps
 
-    def write(self, due: Due) -> None:
-        """Whatever is due of the log, the validation and the checkpoint, in this order."""
-        if due.log:
-            self.log_row()
-        if due.validation:
-            self.validate()
-        if due.checkpoint:
-            self.checkpoint()
-
     def log_row(self) -> None:
         """The means since the last row."""
-        if not self.writes:
-            return
         means, steps_per_s = self.meter.read()
         rate = self.objective.learning_rate("optimizer", self.step)
         row = {"step": self.step + 1, "loss": means.pop("loss"), "lr": rate}
         row |= self.objective.schedules(self.step / self.config.steps)
         row |= means
-        row["items_per_s"] = round(self.config.seen_items * steps_per_s, 2)
+        row["items_per_s"] = round(self.config.batch_size * self.config.ITEMS_PER_CROP * steps_per_s, 2)
         self.log.write(row)
         self.bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{rate:.2g}", refresh=False)
 
     def validate(self) -> None:
         """A row of scores, and a checkpoint in `best/` where they are the highest so far."""
-        if not self.writes:
-            return
         scores = self.objective.validate(self.validation)
         self.validation_log.write({"step": self.step + 1, **scores})
         if self.objective.criterion and scores[self.objective.criterion] > self.best:

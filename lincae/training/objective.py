@@ -1,14 +1,10 @@
-"""What the trainer minimises, follows and watches: loss, learning rate, EMA, validation (paper 3.3).
-
-The axis legend is that of `lincae.interface`.
-"""
+"""What the trainer minimises, follows and watches: loss, learning rate, EMA, validation (paper 3.3)."""
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +19,18 @@ from lincae.metrics import relative_l2, snr_db
 from lincae.network import Network
 from lincae.training.config import AutoencoderRunConfig, RunConfig, TrainingConfig
 from lincae.training.optimisers import optimisers
-from lincae.training.states import source
+from lincae.training.runs import source
 
 N_NAMED = 8
 """Items whose levels tell one source of data from another."""
 
 
 class TrainingData(Protocol):
-    """Crops to train on. Item i is a pure function of (seed, i); see `lincae.data`."""
+    """Crops to train on. Item i is a pure function of (seed, i); see `lincae.data`.
+
+    Data that goes on without the files that it cannot read has `skipped`, `share_skipped` and `skip_report`
+    besides (`lincae.data.corpora.WeightedFiles`).
+    """
 
     description: str
 
@@ -38,30 +38,12 @@ class TrainingData(Protocol):
         """Items `indices`: audio (B, length), or what else the objective is made for."""
 
 
-@runtime_checkable
-class SkippingData(Protocol):
-    """Training data that goes on without the files that it cannot read, and keeps a list of them."""
-
-    skipped: Mapping[str, str]
-    """File -> reason: all that failed so far, in any process of the run."""
-
-    def share_skipped(self, path: str | Path) -> None:
-        """List them in the CSV `path` (file, reason): to be called before data workers start."""
-
-    def skip_report(self) -> str:
-        """One line for the log: how many, the first with their reasons, where the list is."""
-
-
 # ---------------------------------------------------------------- what a run asks for
 
 
 class TrainingObjective(nn.Module):
-    """All that the training loop asks of what it trains: a model, a loss, optimisers, what is watched and
-    what is published.
-
-    Fabric wraps it, so that precision and gradient averaging apply to `forward`. All of its parameters that
-    require a gradient are trained.
-    """
+    """All that the training loop asks of what it trains. Fabric wraps it, so that precision and gradient
+    averaging apply to `forward`."""
 
     criterion: ClassVar[str | None] = None
     """The column of a validation by whose highest value the checkpoint in `best/` is chosen, if any."""
@@ -83,17 +65,16 @@ class TrainingObjective(nn.Module):
         raise NotImplementedError
 
     def sources(self, data: TrainingData, held_out: Any) -> dict[str, dict[str, Any] | None]:
-        """The data and what validation hears, as a training state names them (`states.Origin`)."""
-
-        def named(items: Any) -> dict[str, Any] | None:
-            if items is None:
-                return None
+        """The data and what validation hears, as a training state names them (`runs.Origin`)."""
+        named = {}
+        for name, items in (("data", data), ("validation", held_out)):
+            named[name] = None
             if isinstance(items, Tensor):
-                return source(f"{len(items)} items of {items.shape[-1]} samples", items)
-            crops = items.crops(range(N_NAMED), self.crop_length(items), self.config.seed)
-            return source(items.description, crops if isinstance(crops, Tensor) else crops[0])
-
-        return {"data": named(data), "validation": named(held_out)}
+                named[name] = source(f"{len(items)} items of {items.shape[-1]} samples", items)
+            elif items is not None:
+                crops = items.crops(range(N_NAMED), self.crop_length(items), self.config.seed)
+                named[name] = source(items.description, crops if isinstance(crops, Tensor) else crops[0])
+        return named
 
     def begin(self, name: str) -> None:
         """Called once, before the optimisers are made and a training state is read."""
@@ -146,8 +127,8 @@ class TrainingObjective(nn.Module):
 
 
 class AutoencoderObjective(TrainingObjective):
-    """What the objectives of autoencoders share: the paper's augmentation, an EMA, which is what is validated
-    and published, and the measures of a validation. A subclass says which model, and the loss."""
+    """What the objectives of autoencoders share: the paper's augmentation, and an EMA, which is what is
+    validated and published. A subclass says which model, and the loss."""
 
     criterion = "rec_snr_db"
     model_class: ClassVar[type[FramewiseAutoencoder]]
@@ -162,10 +143,8 @@ class AutoencoderObjective(TrainingObjective):
 
     def check_data(self, data: TrainingData, held_out: Tensor | None = None) -> None:
         if data.sample_rate != self.config.sample_rate:
-            raise ValueError(
-                f"the data ({data.description}) is at {data.sample_rate} Hz, the model works at "
-                f"{self.config.sample_rate} Hz: load it at the model's rate"
-            )
+            wanted = f"the model works at {self.config.sample_rate} Hz: load it at that rate"
+            raise ValueError(f"the data ({data.description}) is at {data.sample_rate} Hz, {wanted}")
         if held_out is not None and len(check_audio(held_out, name="validation")) % 2:
             raise ValueError(f"validation takes an even number of items, got {len(held_out)}")
 
@@ -252,9 +231,8 @@ class Objective(AutoencoderObjective):
 def compile_network(model: nn.Module, backend: str | None, device: torch.device) -> None:
     """Let a backend of torch.compile take what it makes faster; the state dict stays as it is. None: nothing.
 
-    On a CPU, for a consistency autoencoder, these are the loops between the convolutions (`lincae.kernels`),
-    in this process as a whole: the network in one piece is slower there than without a compiler. Elsewhere
-    they are the parts of the network, which of a Re-Encoder is the module itself.
+    For a consistency autoencoder on a CPU these are the loops of `lincae.kernels`, in the whole process: the
+    network in one piece is slower there than without a compiler. Elsewhere they are the network's parts.
     """
     network = unwrapped(getattr(model, "network", model))
     on_cpu = isinstance(network, Network) and device.type == "cpu"
@@ -266,16 +244,12 @@ def compile_network(model: nn.Module, backend: str | None, device: torch.device)
 
 def learning_rate(step: int, config: RunConfig) -> float:
     """Linear from 0 over the warm-up, then a cosine to the final rate at `steps` (section 3.3)."""
-    return scheduled(
-        step, config.steps, config.warmup_steps, config.learning_rate, config.final_learning_rate
-    )
-
-
-def scheduled(step: int, steps: int, warmup_steps: int, peak: float, final: float) -> float:
-    """Linear from 0 to `peak` over the warm-up, then a cosine that ends at `final` after `steps`."""
+    warmup_steps = config.warmup_steps
+    peak = config.learning_rate
+    final = config.final_learning_rate
     if step < warmup_steps:
         return peak * step / warmup_steps
-    moved = (step - warmup_steps) / max(1, steps - warmup_steps)
+    moved = (step - warmup_steps) / max(1, config.steps - warmup_steps)
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * moved))
 
 
@@ -289,15 +263,13 @@ def update_ema(ema: nn.Module, model: nn.Module, n_updates: int, max_decay: floa
 
 @torch.no_grad()
 def validate(model: FramewiseAutoencoder, audio: Tensor) -> dict[str, float]:
-    """What a run should watch: means over held-out crops `(B, T)`, B even and at least 2.
+    """What a run should watch: means over held-out crops `(B, T)`, B even, without silent references.
 
-    `rec_rel_l2`: one-step reconstruction error in the transform domain, `rec_snr_db` on the waveform;
-    `swap_rel_l2`: the same error when every item is given another item's latent (a decoder that ignores its
-    latent scores no worse); `level_ratio`: |Enc(0.1 x)| / |Enc(x)|, 0.1 when homogeneous, 1 when the
-    encoder is blind to level; `enc_additivity_error`: relative L2 of Enc(u) + Enc(v) against Enc(u + v);
-    `dec_homogeneity_snr_db`: Dec(0.5 z) against 0.5 Dec(z); `dec_additivity_snr_db`: Dec(Enc(u) + Enc(v))
-    against Dec(Enc(u + v)). All decodes start from the same noise. Items with a silent reference, for which
-    `lincae.metrics` gives NaN, do not count.
+    `rec_rel_l2`: one-step reconstruction error in the transform domain, `rec_snr_db` on the waveform.
+    `swap_rel_l2`: the same error with another item's latent, no worse where a decoder ignores its latent.
+    `level_ratio`: |Enc(0.1 x)| / |Enc(x)|, 0.1 when homogeneous, 1 when the encoder is blind to level.
+    `enc_additivity_error`: relative L2 of Enc(u) + Enc(v) against Enc(u + v), `dec_additivity_snr_db` of
+    their decodes. `dec_homogeneity_snr_db`: Dec(0.5 z) against 0.5 Dec(z). All decodes share their noise.
     """
 
     def decode(z: Tensor) -> Tensor:

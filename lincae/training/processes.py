@@ -4,14 +4,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from lincae.machine import fabric_precision, keep_freed_memory, resolve_device
+from lincae.machine import keep_freed_memory, resolve_device
 from lincae.training.config import RunConfig
 
 
@@ -36,10 +36,19 @@ def launch(config: RunConfig, device: str, devices: int | None, nodes: int | Non
     return fabric
 
 
+def fabric_precision(precision: str, device: torch.device) -> str:
+    """Fabric's name of a precision: "fp32", "bf16" (autocast), a name of Fabric's own, or "auto",
+    which is bf16 where a CUDA device computes in it, else fp32."""
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    return {"fp32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+
+
 def launched(devices: int | None, nodes: int | None) -> tuple[int, int]:
     """Processes per node and nodes: what torchrun or SLURM started, else what is asked for (one each).
 
-    Raises ValueError where both differ: every process would take itself for the only one.
+    Raises ValueError where both differ.
     """
     if TorchElasticEnvironment.detect():
         launcher = "torchrun"
@@ -52,10 +61,8 @@ def launched(devices: int | None, nodes: int | None) -> tuple[int, int]:
     else:
         return devices or 1, nodes or 1
     if devices not in (None, started_devices) or nodes not in (None, started_nodes):
-        raise ValueError(
-            f"{launcher} started {started_devices} processes on each of {started_nodes} nodes, which does "
-            f"not match devices={devices}, nodes={nodes}: leave both out"
-        )
+        started = f"{launcher} started {started_devices} processes on each of {started_nodes} nodes"
+        raise ValueError(f"{started}, not devices={devices}, nodes={nodes}: leave both out")
     return started_devices, started_nodes
 
 
@@ -107,15 +114,15 @@ class OutOfMemoryError(RuntimeError):
 
 
 @contextlib.contextmanager
-def explained(lowerable: Mapping[str, Any], where: Callable[[], str]) -> Iterator[None]:
+def explained(config: RunConfig, where: Callable[[], str]) -> Iterator[None]:
     """Errors of the body say `where` training stood and, when memory ran out, which settings to lower."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        settings = ", ".join(f"{name} ({value})" for name, value in lowerable.items())
+        settings = ", ".join(f"{name} ({getattr(config, name)})" for name in config.LOWERABLE)
         raise OutOfMemoryError(
-            f"out of memory at {where()}. Lower {settings}; bf16-mixed needs less than fp32. Settings "
-            f"belong to a run folder: take another, or continue this one on more devices (--regroup). {error}"
+            f"out of memory at {where()}. Lower {settings} in another run folder, or continue this one on "
+            f"more devices (--regroup). {error}"
         ) from error
     except OSError as error:
         error.add_note(f"training stopped at {where()}")
