@@ -191,9 +191,7 @@ def opened(path: Path, kinds: Iterable[str] = ()) -> Iterator[tuple[safe_open, d
     model that is of none of these `kinds`, if any.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; a checkpoint is a folder with {WEIGHTS} and {CONFIG}"
-        )
+        raise FileNotFoundError(f"{path} is missing: a checkpoint is a folder with {WEIGHTS} and {CONFIG}")
     refuse_pointer(path)
     try:
         with tensors_in(path) as file:

@@ -109,10 +109,8 @@ def check_fields(config: Any) -> None:
             object.__setattr__(config, field.name, value)
         if not _fits(value, field.type):
             wanted = field.type.__name__ if isinstance(field.type, type) else field.type
-            raise ValueError(
-                f"{field.name} of {type(config).__name__} must be {wanted}, got {value!r} "
-                f"({type(value).__name__})"
-            )
+            got = f"{value!r} ({type(value).__name__})"
+            raise ValueError(f"{field.name} of {type(config).__name__} must be {wanted}, got {got}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
