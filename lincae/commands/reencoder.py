@@ -123,7 +123,7 @@ def linear(model, sources, validation, design, odd, run, out, device, changes) -
         lincae process song.safetensors linear.safetensors --module m2l-linear.safetensors
     """
     config = linear_training.LinearTraining(pair=linear_training.LinearConfig(design, odd))
-    for name, value in map(assignment, changes):
+    for name, value in changes.items():
         config = changed(config, name.split("."), value)
     autoencoder = loaded(model, device)
     linear_training.check_encoder(autoencoder)

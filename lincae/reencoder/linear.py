@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from lincae.checkpoints import (
     FORMAT_VERSION,
-    check_fits,
     content_fingerprint,
     from_dict,
     load_strictly,
@@ -335,9 +334,9 @@ class LinearPair(nn.Module):
         owner = description.get("autoencoder")
         check_description(owner, path)
         with torch.device("meta"):
-            check_fits(cls(config, owner), tensors, str(path))
+            load_strictly(cls(config, owner), tensors, str(path))
         pair = cls(config, owner, description.get("metadata"))
-        load_strictly(pair, tensors, str(path))
+        pair.load_state_dict(tensors)
         return pair.eval().to(resolve_device(device))
 
 
