@@ -40,7 +40,7 @@ def fabric_precision(precision: str, device: torch.device) -> str:
     """Fabric's name of a precision: "fp32", "bf16" (autocast), a name of Fabric's own, or "auto",
     which is bf16 where a CUDA device computes in it, else fp32."""
     if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = device.type != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
     return {"fp32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
 
