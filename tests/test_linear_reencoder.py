@@ -376,7 +376,7 @@ def test_a_training_that_diverges_names_step_and_last_good_pair(tmp_path):
         (lambda: LinearConfig(latent_channels=1), "two latent channels"),
         (lambda: LinearConfig(kernel=4), "kernel odd"),
         (lambda: LinearConfig(hidden=0), r"hidden must lie in 1\.\.4096"),
-        (lambda: LinearTraining(batch_size=1), "batch_size >= 2"),
+        (lambda: LinearTraining(batch_size=1), "batch_size 1 cannot be shared"),
         (lambda: LinearTraining(crop_s=0.0), "crop_s > 0"),
         (lambda: small().process(latents(1, 5, 9)), r"must be \(B, 6, L\)"),
         (lambda: small().process(latents(1, 6, 9) / 0), "not finite"),

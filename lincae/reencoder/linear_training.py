@@ -90,8 +90,6 @@ class LinearTraining(RunConfig):
         super().__post_init__()
         if not self.crop_s > 0 or self.frames < 0 or self.encoded_batches < 0:
             raise ValueError(f"need crop_s > 0, frames >= 0 and encoded_batches >= 0, got {self}")
-        if self.batch_size < self.FEWEST_ITEMS:
-            raise ValueError(f"mixtures need batch_size >= {self.FEWEST_ITEMS}, got {self.batch_size}")
 
     @property
     def final_learning_rate(self) -> float:
