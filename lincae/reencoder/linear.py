@@ -172,32 +172,20 @@ class Curve(nn.Module):
 
 
 class Coupling(nn.Module):
-    """In a learned orthogonal basis, one half of the channels scales and shifts the other."""
+    """In an orthonormal basis `(C, C)`, one half of the channels scales and shifts the other."""
 
     def __init__(self, config: LinearConfig):
         super().__init__()
-        channels = config.latent_channels
-        self.told = channels // 2
-        self.network = Network(self.told, channels - self.told, config)
-        self.register_buffer("start", torch.linalg.qr(torch.randn(channels, channels))[0])
-        self.turn = nn.Parameter(torch.zeros(channels, channels))
+        self.told = config.latent_channels // 2
+        self.network = Network(self.told, config.latent_channels - self.told, config)
 
-    def _basis(self) -> Tensor:
-        return torch.matrix_exp(self.turn - self.turn.T) @ self.start
-
-    def forward(self, x: Tensor) -> Tensor:
-        basis = self._basis()
+    def forward(self, x: Tensor, basis: Tensor, inverse: bool = False) -> Tensor:
         x = basis @ x
-        told, rest = x[:, : self.told], x[:, self.told :]
+        told = x[:, : self.told]
+        rest = x[:, self.told :]
         log_gain, shift = self.network(told)
-        return basis.T @ torch.cat((told, rest * log_gain.exp() + shift), 1)
-
-    def inverse(self, x: Tensor) -> Tensor:
-        basis = self._basis()
-        x = basis @ x
-        told, rest = x[:, : self.told], x[:, self.told :]
-        log_gain, shift = self.network(told)
-        return basis.T @ torch.cat((told, (rest - shift) * (-log_gain).exp()), 1)
+        rest = (rest - shift) * (-log_gain).exp() if inverse else rest * log_gain.exp() + shift
+        return basis.T @ torch.cat((told, rest), 1)
 
 
 class Flow(nn.Module):
@@ -206,22 +194,28 @@ class Flow(nn.Module):
 
     def __init__(self, config: LinearConfig):
         super().__init__()
-        self.register_buffer("centre", torch.zeros(config.latent_channels, 1))
+        channels = config.latent_channels
+        self.register_buffer("centre", torch.zeros(channels, 1))
         self.register_buffer("latent_std", torch.ones(()))
-        self.curve = Curve(config.latent_channels)
+        self.curve = Curve(channels)
         self.couplings = nn.ModuleList(Coupling(config) for _ in range(config.layers))
+        # The exponential of a skew matrix of such entries is a rotation far from the identity.
+        self.turns = nn.Parameter(torch.randn(config.layers, channels, channels))
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.curve((z - self.centre) / self.latent_std)
-        for coupling in self.couplings:
-            x = coupling(x)
+        for coupling, basis in zip(self.couplings, self._bases(), strict=True):
+            x = coupling(x, basis)
         return x * self.latent_std
 
     def inverse(self, w: Tensor) -> Tensor:
         x = w / self.latent_std
-        for coupling in reversed(self.couplings):
-            x = coupling.inverse(x)
+        for coupling, basis in zip(reversed(self.couplings), self._bases().flip(0), strict=True):
+            x = coupling(x, basis, inverse=True)
         return self.curve.inverse(x) * self.latent_std + self.centre
+
+    def _bases(self) -> Tensor:
+        return torch.matrix_exp(self.turns - self.turns.mT)
 
 
 class Inverse(nn.Module):

@@ -72,11 +72,11 @@ class LinearTraining(RunConfig):
     final_share: float = 0.02
     weight_decay: float = 1e-4
     largest_gradient: float = 1.0
-    batch_size: int = 8
+    batch_size: int = 16
     crop_s: float = 2.0
-    frames: int = 0
+    frames: int = 64
     encoded_batches: int = 200
-    steps: int = 4000
+    steps: int = 10_000
     precision: str = "fp32"
     log_every: int = 100
     validate_every: int = 500
