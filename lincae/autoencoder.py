@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lincae.checkpoints import Checkpointed, unwrapped
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
-from lincae.machine import generator
+from lincae.machine import frame_noise
 from lincae.network import Network, NetworkConfig
 from lincae.streaming import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 from lincae.transform import Transform, TransformConfig
@@ -268,9 +268,8 @@ class Autoencoder(FramewiseAutoencoder):
         return self.denoise(latents, shared, steps)
 
     def noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
-        """Noise `(1, 2, F, N)` of latent frames start..stop in one step, drawn on the CPU for any device."""
-        shape = (2, self.config.transform.n_bins, self.config.network.time_factor)
-        frames = []
-        for frame in range(start, stop):
-            frames.append(torch.randn(shape, generator=generator(seed, step, frame), dtype=torch.float32))
-        return torch.cat(frames, dim=-1)[None].to(self.device)
+        """Noise `(1, 2, F, N)` of latent frames start..stop in one step."""
+        bins = self.config.transform.n_bins
+        factor = self.config.network.time_factor
+        drawn = frame_noise(range(start, stop), 2 * bins * factor, seed, step, self.device)
+        return drawn.reshape(-1, 2, bins, factor).permute(1, 2, 0, 3).reshape(1, 2, bins, -1)

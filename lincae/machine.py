@@ -1,11 +1,15 @@
 """Devices, memory, seeds: what a computation runs on and starts from."""
 
 import ctypes
+import math
 import sys
 from numbers import Integral
 
 import numpy as np
 import torch
+from torch import Tensor
+
+UINT32 = 2**32 - 1
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -59,3 +63,48 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
     words = [word for key in keys for word in divmod(int(key), 2**32)]
     seed = np.random.SeedSequence([len(keys), *words]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def frame_noise(frames: range, n: int, seed: int, step: int = 0, device: str | torch.device = "cpu") -> Tensor:
+    """Standard normal numbers `(len(frames), n)` float32, each a pure function of (seed, step, frame, number).
+
+    The integers behind them are the same on every device (Philox4x32-10 of Salmon et al., "Parallel random
+    numbers: as easy as 1, 2, 3", 2011; counter: number, frame in two words, step; key: seed), and are drawn
+    in parallel, where they are used. The numbers agree to the last bits of log and cos.
+    Raises TypeError for a seed that is no integer, ValueError for one outside [0, 2**64).
+    """
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer in [0, 2**64), got {seed}")
+    seed = int(seed)
+    number = torch.arange(-(-n // 4), device=device)
+    frame = torch.arange(frames.start, frames.stop, device=device)[:, None]
+    counter = [number, frame & UINT32, frame >> 32, torch.tensor(step, device=device)]
+    words = philox(counter, (seed & UINT32, seed >> 32))
+
+    # Halves of 2**-23 are exact in float32 and never 0 or 1.
+    uniform = [((word >> 9).float() + 0.5) * 2**-23 for word in words]
+    normal = []
+    for first, second in (uniform[:2], uniform[2:]):
+        radius = (-2 * first.log()).sqrt()
+        angle = 2 * math.pi * second
+        normal += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(normal, dim=-1).flatten(1)[:, :n]
+
+
+def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10: four words of random bits for a counter of four words (int64 that hold 32 bits each)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The product's sign is wrong above 2**63; its 64 bits are right.
+        product0 = c0 * 0xD2511F53
+        product1 = c2 * 0xCD9E8D57
+        c0 = (product1 >> 32 & UINT32) ^ c1 ^ k0
+        c1 = product1 & UINT32
+        c2 = (product0 >> 32 & UINT32) ^ c3 ^ k1
+        c3 = product0 & UINT32
+        k0 = k0 + 0x9E3779B9 & UINT32
+        k1 = k1 + 0xBB67AE85 & UINT32
+    return [c0, c1, c2, c3]

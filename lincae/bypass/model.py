@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lincae.autoencoder import FramewiseAutoencoder
 from lincae.bypass.config import BypassConfig
-from lincae.machine import generator
+from lincae.machine import frame_noise
 from lincae.network import Encoder, Network
 
 REFERENCE_RMS = 0.1
@@ -151,12 +151,11 @@ class BypassAutoencoder(FramewiseAutoencoder):
         return odd * frame_gains(level, self.config.network.time_factor, self.transform)
 
     def _white_noise(self, start: int, n_frames: int, seed: int) -> Tensor:
-        """`(1, L hop + overlap)`, a function of seed and position, drawn on the CPU for any device."""
+        """`(1, L hop + overlap)`, a function of seed and position."""
         hop = self.network.hop
         n_samples = n_frames * hop + self.network.overlap
         frames = range(start, start + -(-n_samples // hop))
-        parts = [torch.randn(hop, generator=generator(seed, 0, frame)) for frame in frames]
-        return torch.cat(parts)[None, :n_samples].to(self.device)
+        return frame_noise(frames, hop, seed, device=self.device).reshape(1, -1)[:, :n_samples]
 
 
 # ---------------------------------------------------------------- parts

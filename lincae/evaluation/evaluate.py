@@ -59,7 +59,7 @@ KINDS = dict.fromkeys(LABELS, "str") | dict.fromkeys((*NUMBERS, *METRICS), "floa
 SHORTEST_S = 0.1
 """Least length of a track: mel spectrograms need 50 ms."""
 KNOWN = PROTOCOLS | PROBES
-VERSION = 5
+VERSION = 6
 """Version of the protocols: results of another are not continued."""
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,62 @@
+"""Seeds: the noise of decoding is one function of (seed, step, frame) on every device."""
+
+import math
+
+import pytest
+import torch
+
+from lincae.machine import frame_noise, philox
+
+ALL_ONES = 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "known"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((ALL_ONES,) * 4, (ALL_ONES,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers_of_its_authors(counter, key, known):
+    words = philox([torch.tensor([word]) for word in counter], key)
+    assert tuple(int(word) for word in words) == known
+
+
+def test_an_excerpt_of_the_noise_is_that_of_the_whole():
+    whole = frame_noise(range(2**32 - 40, 2**32 + 40), 37, seed=5, step=2)
+    excerpt = frame_noise(range(2**32 - 3, 2**32 + 9), 37, seed=5, step=2)
+    assert torch.equal(excerpt, whole[37:49])
+    assert torch.equal(frame_noise(range(2**32 - 3, 2**32 + 9), 6, seed=5, step=2), excerpt[:, :6])
+
+
+def test_the_noise_is_standard_normal_and_uncorrelated():
+    drawn = frame_noise(range(400), 1000, seed=1).double()
+    n = drawn.numel()
+    assert abs(drawn.mean()) < 5 / math.sqrt(n)
+    assert abs(drawn.var() - 1) < 5 * math.sqrt(2 / n)
+    assert abs((drawn**4).mean() - 3) < 5 * math.sqrt(96 / n)
+    for lag in (1, 2, 3, 4):
+        assert abs((drawn[:, lag:] * drawn[:, :-lag]).mean()) < 5 / math.sqrt(n)
+        assert abs((drawn[lag:] * drawn[:-lag]).mean()) < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("other", [{"seed": 4}, {"seed": 3 + 2**32}, {"step": 1}, {"first": 1}])
+def test_other_seeds_steps_and_frames_have_other_noise(other):
+    def drawn(seed=3, step=0, first=0):
+        return frame_noise(range(first, first + 8), 500, seed, step)
+
+    correlation = (drawn() * drawn(**other)).mean()
+    assert abs(correlation) < 5 / math.sqrt(4000)
+
+
+def test_a_seed_outside_64_bits_is_named():
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=str(seed)):
+            frame_noise(range(3), 4, seed)
+    with pytest.raises(TypeError, match=r"2\.5"):
+        frame_noise(range(3), 4, 2.5)
