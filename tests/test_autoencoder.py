@@ -241,7 +241,7 @@ def test_configurations_refuse(changes, message):
 
 @pytest.mark.parametrize("seed", [1.5, "1", None])
 def test_a_seed_is_an_integer(seed):
-    with pytest.raises(TypeError, match="keys must be integers"):
+    with pytest.raises(TypeError, match="must be an integer"):
         shared_model("consistency").decode(noise(1, 8, 4), seed=seed)
 
 
