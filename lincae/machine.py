@@ -65,8 +65,10 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
     return torch.Generator(device).manual_seed(int(seed))
 
 
-def frame_noise(frames: range, n: int, seed: int, step: int = 0, device: str | torch.device = "cpu") -> Tensor:
-    """Standard normal numbers `(len(frames), n)` float32, each a pure function of (seed, step, frame, number).
+def frame_noise(
+    frames: range, n: int, seed: int, step: int = 0, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Standard normal numbers `(len(frames), n)`, float32, each a function of seed, step, frame and number.
 
     The integers behind them are the same on every device (Philox4x32-10 of Salmon et al., "Parallel random
     numbers: as easy as 1, 2, 3", 2011; counter: number, frame in two words, step; key: seed), and are drawn
