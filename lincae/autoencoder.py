@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lincae.checkpoints import Checkpointed, unwrapped
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
-from lincae.machine import frame_noise
+from lincae.machine import computing_in, frame_noise
 from lincae.network import Network, NetworkConfig
 from lincae.streaming import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 from lincae.transform import Transform, TransformConfig
@@ -57,15 +57,13 @@ class AutoencoderConfig:
         return self.transform.hop * self.network.time_factor
 
 
-PRECISIONS = ("fp32", "bf16")
-
-
 class FramewiseAutoencoder(Checkpointed):
     """Encode and decode signals of any length; an `AutoencoderLike`.
 
     A subclass says what the latents of one window are (`_latents_of`) and how they become frames again
-    (`_frames_of`). `precision`, "fp32" or "bf16", may be set at any time: that of the network in encode and
-    decode. bf16 is faster, and close to fp32 (benchmarks/inference.csv); weights stay fp32.
+    (`_frames_of`). `precision`, one of `lincae.machine.precisions`, may be set at any time: that of the
+    network in encode and decode. bf16 is faster, and close to fp32 (benchmarks/inference.csv); weights stay
+    fp32.
     """
 
     precision = "fp32"
@@ -228,14 +226,12 @@ class FramewiseAutoencoder(Checkpointed):
 
     @contextlib.contextmanager
     def _precise(self) -> Iterator[None]:
-        """Raises ValueError for an unknown precision, and for weights not in fp32."""
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
+        """Raises ValueError for a precision that the device lacks, and for weights not in fp32."""
         dtype = next(self.network.parameters()).dtype
         if dtype != torch.float32:
             fix = 'call model.float(), and set model.precision = "bf16" for less precision'
             raise ValueError(f"{self.name} has weights in {dtype}, lincae computes with float32: {fix}")
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computing_in(self.precision, self.device):
             yield
 
 

@@ -1,14 +1,17 @@
-"""Devices, memory, seeds: what a computation runs on and starts from."""
+"""Devices, precision, memory, seeds: what a computation runs on and starts from."""
 
+import contextlib
 import ctypes
 import math
 import sys
+from collections.abc import Iterator
 from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 UINT32 = 2**32 - 1
 
 
@@ -33,6 +36,53 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         sees = f"torch {torch.__version__} sees {n_here} {resolved.type.upper()} devices"
         raise ValueError(f"device {device!r} is not available: {sees}")
     return resolved
+
+
+def precisions(device: torch.device) -> tuple[str, ...]:
+    """Those of PRECISIONS that a device offers.
+
+    "fp32" leaves torch's switches alone, by which CUDA devices round factors to 10 bits (TF32) in
+    convolutions, but not in matrix products; "tf32" has them do so in both. "tf32" and "bf16" take compute
+    capability 8 (A100, RTX 30): V100, T4 and RTX 20 have no bf16 convolutions. On a CPU fp16 is slower than
+    fp32, and bf16 fast where the processor has it.
+    """
+    if device.type == "cuda":
+        return PRECISIONS if torch.cuda.get_device_capability(device) >= (8, 0) else ("fp32", "fp16")
+    return ("fp32", "bf16", "fp16") if device.type == "mps" else ("fp32", "bf16")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises ValueError for what is none of PRECISIONS, and for one that the device lacks, naming those that
+    it offers."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if precision != "fp32" and precision not in precisions(device):
+        offered = " or ".join(precisions(device))
+        raise ValueError(f"precision {precision} is not for device {str(device)!r}: use {offered}")
+
+
+def allow_tf32(convolutions: bool = True, products: bool = True) -> tuple[bool, bool]:
+    """Have CUDA devices use TF32 in convolutions and matrix products of this process; returns what was."""
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.allow_tf32 = products
+    return before
+
+
+@contextlib.contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Have torch compute in one of `precisions(device)` while entered. Raises as `check_precision`."""
+    check_precision(precision, device)
+    if precision == "tf32":
+        before = allow_tf32()
+        try:
+            yield
+        finally:
+            allow_tf32(*before)
+        return
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+        yield
 
 
 def keep_freed_memory() -> bool:

@@ -133,9 +133,14 @@ def test_bf16_is_close(model):
         assert model.encode(audio).dtype == torch.float32
         assert 0 < (model.encode(audio) - exact).norm() / exact.norm() < 0.1
         assert 0 < (model.decode(exact) - decoded).norm() / decoded.norm() < 0.1
-        model.precision = "fp16"
-        with pytest.raises(ValueError, match=r"precision must be one of .*, got 'fp16'"):
-            model.encode(audio)
+        for precision, message in (
+            ("fp64", r"precision must be one of .*, got 'fp64'"),
+            ("fp16", r"fp16 is not for device 'cpu': use fp32 or bf16"),
+            ("tf32", r"tf32 is not for device 'cpu'"),
+        ):
+            model.precision = precision
+            with pytest.raises(ValueError, match=message):
+                model.encode(audio)
     finally:
         model.precision = "fp32"
 

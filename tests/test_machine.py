@@ -1,11 +1,12 @@
-"""Seeds: the noise of decoding is one function of (seed, step, frame) on every device."""
+"""Seeds: the noise of decoding is one function of (seed, step, frame) on every device. Precisions."""
 
 import math
 
 import pytest
 import torch
 
-from lincae.machine import frame_noise, philox
+from lincae.machine import computing_in, frame_noise, philox
+from lincae.training.processes import training_precision
 
 ALL_ONES = 2**32 - 1
 
@@ -60,3 +61,41 @@ def test_a_seed_outside_64_bits_is_named():
             frame_noise(range(3), 4, seed)
     with pytest.raises(TypeError, match=r"2\.5"):
         frame_noise(range(3), 4, 2.5)
+
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "found"),
+    [
+        ("auto", CPU, None, "fp32"),
+        ("bf16-mixed", CPU, None, "bf16"),
+        ("auto", GPU, (7, 5), "fp32"),
+        ("auto", GPU, (8, 6), "bf16"),
+        ("tf32", GPU, (9, 0), "tf32"),
+        ("bf16", GPU, (7, 0), r"bf16 is not for device 'cuda:1': use fp32 or fp16"),
+        ("tf32", CPU, None, r"tf32 is not for device 'cpu': use fp32 or bf16"),
+        ("16-mixed", GPU, (7, 0), "fp16 is not for training, .*scaling.*fp32"),
+        ("fp8", GPU, (9, 0), "precision must be one of .* got 'fp8'"),
+    ],
+)
+def test_training_asks_the_device_for_its_precision(monkeypatch, asked, device, capability, found):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {GPU: capability}.__getitem__)
+    if " " not in found:
+        assert training_precision(asked, device) == found
+    else:
+        with pytest.raises(ValueError, match=found):
+            training_precision(asked, device)
+
+
+def test_tf32_is_for_the_time_of_a_computation(monkeypatch):
+    def switches():
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    before = switches()
+    with computing_in("tf32", GPU):
+        assert switches() == (True, True)
+    assert switches() == before != (True, True)

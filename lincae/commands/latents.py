@@ -14,7 +14,7 @@ from lincae.data.folders import read_skipped
 from lincae.data.streams import encode_file
 from lincae.interop.models import load
 from lincae.latents import algebra, store
-from lincae.machine import keep_freed_memory, resolve_device
+from lincae.machine import PRECISIONS, check_precision, keep_freed_memory, resolve_device
 from lincae.reencoder.linear import KIND as LINEAR
 from lincae.reencoder.linear import LinearPair
 from lincae.reencoder.module import KIND, ReEncoder
@@ -22,13 +22,15 @@ from lincae.reencoder.module import KIND, ReEncoder
 SOME_SKIPPED = 3
 KINDS = (KIND, LINEAR)
 
-precision = choice("--precision", ("fp32", "bf16"), default="fp32", help="bf16 is faster.")
+FASTER = "bf16 and tf32 are faster, where a GPU lacks them fp16."
+precision = choice("--precision", PRECISIONS, default="fp32", help=FASTER)
 dtype = choice("--dtype", store.DTYPES, default="float32", help="What latents are stored as.")
 
 
 def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0):
     """A model for the whole of this process, which is the `rank`-th of those that share a machine."""
     place = resolve_device(device)
+    check_precision(precision, place)
     if place.type == "cpu":
         keep_freed_memory()
     elif place.index is None:  # the processes of one machine share its devices

@@ -20,7 +20,8 @@ class RunConfig:
 
     `batch_size`: items of the data in a step, shared by all processes. `warmup_steps` of `learning_rate`; a
     subclass says with `final_learning_rate` where the rate ends. `precision`: see
-    `lincae.training.processes.fabric_precision`. `log_every`, `validate_every`, `checkpoint_every`: in steps.
+    `lincae.training.processes.training_precision`. `log_every`, `validate_every`, `checkpoint_every` are in
+    steps.
     """
 
     batch_size: int = 20

@@ -11,38 +11,54 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from lincae.machine import keep_freed_memory, resolve_device
+from lincae.machine import allow_tf32, check_precision, keep_freed_memory, precisions, resolve_device
 from lincae.training.config import RunConfig
+
+FABRIC_NAMES = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
 
 
 def launch(config: RunConfig, device: str, devices: int | None, nodes: int | None) -> Fabric:
     """Start the other processes of a run, unless a launcher did; devices and precision are Fabric's matter.
 
-    Raises ValueError for a device that is not there, and for processes that a batch cannot be shared by.
+    Raises ValueError for a device that is not there, for processes that a batch cannot be shared by, and as
+    `training_precision`.
     """
     first = resolve_device(device)
     devices, nodes = launched(devices, nodes)
     config.share(devices * nodes)
+    precision = training_precision(config.precision, first)
     one_chosen = first.index is not None and devices == 1
     fabric = Fabric(
         accelerator=first.type,
         devices=[first.index] if one_chosen else devices,
         num_nodes=nodes,
-        precision=fabric_precision(config.precision, first),
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True  # the shapes of a run are the same at every step
+    if precision == "tf32":
+        allow_tf32()
     return fabric
 
 
-def fabric_precision(precision: str, device: torch.device) -> str:
-    """Fabric's name of a precision: "fp32", "bf16" (autocast), a name of Fabric's own, or "auto",
-    which is bf16 where a CUDA device computes in it, else fp32."""
+def training_precision(precision: str, device: torch.device) -> str:
+    """The one of `lincae.machine.PRECISIONS` that a configuration asks for: "auto" is bf16 where a CUDA
+    device computes in it, else fp32; bf16 is autocast, and Fabric's names of both are known.
+
+    Raises ValueError for a precision that is unknown, that the device lacks, and for fp16.
+    """
+    precision = FABRIC_NAMES.get(precision, precision)
     if precision == "auto":
-        has_bf16 = device.type != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return {"fp32": "32-true", "bf16": "bf16-mixed"}.get(precision, precision)
+        has_bf16 = device.type not in ("cpu", "mps") and "bf16" in precisions(device)
+        return "bf16" if has_bf16 else "fp32"
+    if precision == "fp16":
+        reason = "its gradients need scaling, which the logged norm, the finiteness test and Muon lack"
+        raise ValueError(f"precision fp16 is not for training, {reason}: use auto, bf16 or fp32")
+    check_precision(precision, device)
+    return precision
 
 
 def launched(devices: int | None, nodes: int | None) -> tuple[int, int]:
