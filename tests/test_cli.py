@@ -130,9 +130,9 @@ def test_errors_are_one_sentence_with_notes_and_bugs_keep_their_traceback(monkey
 
     full = OSError("the disk is full")
     full.add_note("training stopped at step 3")
-    monkeypatch.setattr(command.known, "names", lambda: fails(full))
+    monkeypatch.setattr(command.known, "sources", lambda: fails(full))
     assert run("models") == "error: the disk is full\ntraining stopped at step 3"
-    monkeypatch.setattr(command.known, "names", lambda: fails(RuntimeError("a bug")))
+    monkeypatch.setattr(command.known, "sources", lambda: fails(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         run("models")
 
@@ -140,7 +140,7 @@ def test_errors_are_one_sentence_with_notes_and_bugs_keep_their_traceback(monkey
 def test_an_interrupt_ends_the_process_as_one():
     code = (
         "import os, signal, lincae.commands.models as command; from lincae.cli import main\n"
-        "command.known.names = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "command.known.sources = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "main(['models'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
