@@ -20,8 +20,14 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 DEVICE ?= # empty: the notebooks' and the trainer's own choice, CUDA where there is one
 PRESET ?= desk
-VARIANTS ?= lin-cae lin-cae-2 no-additivity no-homogeneity m2l lin-cae-odd lin-cae-odd-sub lin-vae vae
+# In the order of what is asked first. Each takes three core-hours.
+VARIANTS ?= m2l lin-cae lin-bypass-code lin-bypass no-homogeneity no-additivity lin-cae-2 lin-bypass-learned
 SEEDS ?= 0
+# Runs are named STUDY-variant. DATA: what they train on; VALIDATION: what they are watched on.
+STUDY ?= study
+MUSIC := runs/free-music-16k
+DATA ?= shards:$(MUSIC)
+VALIDATION ?= shards:$(MUSIC)-valid
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l lin-vae vae
 SONGS ?= 24
@@ -86,10 +92,7 @@ test: lint
 
 # The checkpoints that ship: the EMA weights of finished runs in half precision, with the runs' logs.
 bundle: $(READY)
-	for variant in $(VARIANTS); do \
-	  [ ! -e runs/desk-$$variant/model.safetensors ] || \
-	    $(BIN)/python tools/bundle.py runs/desk-$$variant desk/$$variant || exit; \
-	done
+	$(BIN)/python tools/bundle.py --study runs/$(STUDY)
 
 # Modules of an autoencoder: each run has a folder named by its hash, so another autoencoder of the same name gets
 # new ones, and finished runs only write their module again. With a mel loss or a discriminator they start from
@@ -115,20 +118,29 @@ reencoder: $(READY)
 bench: $(READY)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit; done
 
-train: $(READY)
+# Recordings of the split train, weighted by how much music a package has and how alike it is.
+music: $(MUSIC)/index.safetensors $(MUSIC)-valid/index.safetensors
+
+TRAIN_MUSIC := wesnoth-1.16-music=3 warzone2100-music=3 ufoai-music=2.5 singularity-music=1.5
+VALID_MUSIC := asc-music=1 ufoai-music=3
+$(MUSIC)/index.safetensors: | $(READY)
+	$(BIN)/python -m lincae data free-music
+	$(BIN)/python -m lincae shards $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(MUSIC) --sample-rate 16000
+
+$(MUSIC)-valid/index.safetensors: | $(MUSIC)/index.safetensors
+	$(BIN)/python -m lincae shards $(addprefix data/free-music/valid/,$(VALID_MUSIC)) $(MUSIC)-valid --sample-rate 16000
+
+train: $(READY) $(if $(findstring $(MUSIC),$(DATA)),music)
 	for variant in $(VARIANTS); do for seed in $(SEEDS); do \
-	  if [ $$seed = 0 ]; then seeded=; else \
-	    seeded="--set seed=$$seed --run-folder runs/$(PRESET)-$$variant-seed$$seed"; fi; \
-	  $(BIN)/python -m lincae train --preset $(PRESET) --variant $$variant $(if $(DEVICE),--device $(DEVICE)) \
-	    $$seeded || exit; \
+	  run=runs/$(STUDY)-$$variant; [ $$seed = 0 ] || run=$$run-seed$$seed; \
+	  $(BIN)/python -m lincae train --preset $(PRESET) --variant $$variant --run $$run \
+	    --data $(DATA) $(if $(VALIDATION),--validation $(VALIDATION)) \
+	    $(if $(DEVICE),--device $(DEVICE)) --set seed=$$seed || exit; \
 	done; done
 
 study: $(READY)
 	$(MAKE) train SEEDS="0 1 2"
-	$(MAKE) train PRESET=small VARIANTS="lin-cae m2l"
-
-music: $(READY)
-	$(BIN)/python -m lincae data free-music
+	$(MAKE) train STUDY=small PRESET=small VARIANTS="lin-cae m2l" DATA=synthetic VALIDATION=
 
 lab: $(READY)
 	$(BIN)/jupyter lab

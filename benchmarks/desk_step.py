@@ -40,7 +40,7 @@ except ImportError:  # the commit before the package had folders
 half, compiled, n_steps = json.loads(sys.argv[2])
 torch.set_num_threads(1)
 keep_freed_memory()
-config = lincae.recipe("desk")
+config = lincae.recipe("desk-8x")
 objective = Objective.build(config, "desk")
 model = objective.model
 if compiled:
@@ -81,7 +81,7 @@ from lincae.machine import generator
 from lincae.training.objective import Objective
 from torch.utils.flop_counter import FlopCounterMode
 
-config = lincae.recipe("desk")
+config = lincae.recipe("desk-8x")
 objective = Objective.build(config, "desk")
 k, generate = config.steps // 2, generator(0, 0)
 with FlopCounterMode(display=False) as flops:

@@ -66,7 +66,7 @@ CENTRED = LEVELS | {NETWORK + "centred": True}
 HALF = CENTRED | {"consistency.step_hold": 0.5}
 QUIET = HALF | {"autoencoder.noise": NoiseConfig(sigma_min=0.01, sigma_max=20.0, rho=-3.0, sigma_data=0.25)}
 NOT_ANNEALED = {"linearity.anneal": False}
-TRIALS = {  # name: (steps, changes of preset desk)
+TRIALS = {  # name: (steps, changes of preset desk-8x)
     "former desk": (230, FORMER),
     "bf16": (330, BF16),
     "bf16, cheap network, 16 channels": (300, CHEAP),
@@ -152,7 +152,7 @@ def main(names: list[str]) -> None:
             continue
         steps, changes = TRIALS[name]
         once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), steps)
-        config = lincae.recipe("desk", "lin-cae", warmup_steps=min(50, steps // 10), **once, **changes)
+        config = lincae.recipe("desk-8x", "lin-cae", warmup_steps=min(50, steps // 10), **once, **changes)
         rate = config.autoencoder.sample_rate
         data, held_out = (training_data("synthetic", rate, split) for split in ("train", "test"))
         start = time.process_time()

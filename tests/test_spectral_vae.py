@@ -49,7 +49,7 @@ def test_sizes_of_the_presets(preset, low, high, rate, compression):
     if preset == "full":
         assert (config.sample_rate, config.hop, net.latent_channels) == (44100, 1024, 64)
     if preset == "desk":
-        assert model.compression == Autoencoder(MODEL_PRESETS["desk"]).compression
+        assert model.compression == Autoencoder(MODEL_PRESETS["desk-8x"]).compression
 
 
 def test_without_blocks_it_is_linear_from_sound_to_sound():

@@ -1,6 +1,7 @@
 """Checkpoints that ship: finished runs into data/checkpoints/, in half precision, each with a card.
 
-    python tools/bundle.py runs/desk-lin-cae desk/lin-cae
+    python tools/bundle.py runs/study-lin-cae study/lin-cae
+    python tools/bundle.py --study runs/study        # every finished run runs/study-NAME as study/NAME
     python tools/bundle.py --reencoder data/checkpoints/reencoder/lin-cae
 
 The card holds the weights' sha256, which `lincae.load` compares for every bundled model, and
@@ -48,10 +49,32 @@ def bundle(run: str | Path, name: str, folder: str | Path = BUNDLED, **facts: st
     return target
 
 
+def bundle_study(prefix: str | Path, folder: str | Path = BUNDLED) -> list[Path]:
+    """Every run PREFIX-NAME as a bundled model of the prefix's last part, such as study/NAME.
+
+    Says which are left out, since they are not finished. Raises FileNotFoundError where there is none.
+    """
+    prefix = Path(prefix)
+    runs = sorted(prefix.parent.glob(f"{prefix.name}-*/model.safetensors"))
+    if not runs:
+        raise FileNotFoundError(f"no runs {prefix}-NAME with a model: `make train` makes them")
+    bundled = []
+    for run in (path.parent for path in runs):
+        try:
+            bundled.append(bundle(run, f"{prefix.name}/{run.name.removeprefix(prefix.name + '-')}", folder))
+        except UnfinishedError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return bundled
+
+
+class UnfinishedError(ValueError):
+    """A run or module that stands before its last step."""
+
+
 def _refuse_unfinished(path: Path, metadata: dict[str, Any]) -> None:
     done, steps = metadata.get("step"), metadata.get("training", {}).get("steps")
     if done != steps:
-        raise ValueError(f"{path} stands at step {done} of {steps}: finish it first")
+        raise UnfinishedError(f"{path} stands at step {done} of {steps}: finish it first")
 
 
 # ---------------------------------------------------------------- Re-Encoders
@@ -149,17 +172,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("run", nargs="?", help="folder of the run")
     parser.add_argument("name", nargs="?", help="such as desk/lin-cae")
+    parser.add_argument("--study", metavar="PREFIX", help="instead: all finished runs PREFIX-NAME")
     parser.add_argument("--reencoder", metavar="FOLDER", help="instead: write the card of its modules")
     parser.add_argument(
         "--fact", nargs="*", default=[], metavar="KEY=TEXT", help="more for the card, such as hardware=..."
     )
     options = parser.parse_args(arguments)
-    if bool(options.reencoder) == bool(options.name) or bool(options.reencoder and options.run):
-        parser.error("give the folder of a run and a name, or --reencoder and a folder of modules")
+    given = [bool(options.name), bool(options.study), bool(options.reencoder)]
+    if given.count(True) != 1 or bool(options.run) != bool(options.name):
+        parser.error("give the folder of a run and a name, or --study or --reencoder and what it takes")
     try:
         facts = dict(text.split("=", 1) for text in options.fact)
         if options.reencoder:
             print(reencoder_card(options.reencoder, **facts))
+        elif options.study:
+            print(*bundle_study(options.study), sep="\n")
         else:
             print(bundle(options.run, options.name, **facts))
     except (ValueError, OSError) as error:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lincae.autoencoder import FramewiseAutoencoder
 from lincae.bypass.config import BypassConfig
 from lincae.machine import frame_noise
-from lincae.network import Encoder, Network
+from lincae.network import Encoder, Network, zeroed
 
 REFERENCE_RMS = 0.1
 """Level at which the network meets every sound: that of music, which the noise levels are made for."""
@@ -49,31 +49,40 @@ class BypassNetwork(Network):
         # The network meets bands at about unit deviation, and the code within (-1, 1).
         deviation = torch.full((config.bands,), config.bands**-0.5)
         if config.code_bound:
-            one_channel = replace(config.network, latent_channels=1)
-            self.encoder = Encoder(one_channel, config.transform.n_bins, config.norm_frames)
-            deviation = torch.cat((deviation, torch.tensor([config.code_bound])))
+            of_code = replace(config.network, latent_channels=config.code_channels)
+            self.encoder = Encoder(of_code, config.transform.n_bins, config.norm_frames)
+            deviation = torch.cat((deviation, torch.full((config.code_channels,), config.code_bound)))
         else:
             self.encoder = nn.Identity()
         scale = math.sqrt(config.hop) * REFERENCE_RMS * deviation
         self.register_buffer("scale", scale[:, None], persistent=False)
 
         old = self.denoiser.conv_in
-        self.denoiser.conv_in = nn.Conv2d(2 * old.in_channels, old.out_channels, 3, padding=1)
+        signals = 4 if config.correction else 2
+        self.denoiser.conv_in = nn.Conv2d(signals, old.out_channels, 3, padding=1)
         with torch.no_grad():
-            nn.init.normal_(self.denoiser.conv_in.weight, std=(18 * old.in_channels) ** -0.5)
-            self.denoiser.conv_in.weight[:, : old.in_channels] = old.weight
+            nn.init.normal_(self.denoiser.conv_in.weight, std=(9 * signals) ** -0.5)
+            if config.correction:
+                self.denoiser.conv_in.weight[:, :2] = old.weight
             nn.init.zeros_(self.denoiser.conv_in.bias)
+
+        # The denoiser's answer is a correction of the preview, and behind it how loud the haze is.
+        answers = 2 * config.correction + config.haze
+        self.denoiser.conv_out = zeroed(nn.Conv2d(self.denoiser.conv_out.in_channels, answers, 3, padding=1))
+        if config.haze:
+            self.haze_gain = nn.Parameter(usual_haze(config))
 
     @property
     def _offset(self) -> int:
-        """Samples from a latent frame's first to that of its MDCT window, which lies in their middle."""
+        """Samples from a latent frame's first to that of its MDCT window: both have one middle."""
         return (self.hop + self.overlap - self.analysis.shape[-1]) // 2
 
     def bands_of(self, audio: Tensor) -> Tensor:
         """W x: audio `(B, T)` to `(B, bands, L)`, L = ceil((T - overlap) / hop), always in fp32."""
         n_frames = -(-(audio.shape[-1] - self.overlap) // self.hop)
         n_samples = (n_frames - 1) * self.hop + self.analysis.shape[-1]
-        from_first = F.pad(audio, (0, self.hop))[:, None, self._offset : self._offset + n_samples]
+        end = self._offset + n_samples - audio.shape[-1]
+        from_first = F.pad(audio[:, None], (-self._offset, end))
         with torch.autocast(audio.device.type, enabled=False):
             return F.conv1d(from_first.float(), self.analysis, stride=self.hop)
 
@@ -107,6 +116,8 @@ class BypassAutoencoder(FramewiseAutoencoder):
 
     def __init__(self, config: BypassConfig, name: str = "bypass", metadata: dict | None = None):
         super().__init__(config, BypassNetwork(config), name, metadata)
+        if config.pad_edges:
+            self._edge = max(self._edge, config.aliased_samples)
 
     def latents(self, audio: Tensor) -> Tensor:
         """Audio `(B, T)` of one window to unscaled latents `(B, C, L)`."""
@@ -120,6 +131,8 @@ class BypassAutoencoder(FramewiseAutoencoder):
         with torch.no_grad():
             spectrogram = self.transform(audio / of_samples)
         code = torch.tanh(network.encoder.raw(spectrogram).float())
+        if not self.config.correction:
+            code = (1 + code) / 2  # the decoder's network hears no signs
         full_scale = network.code_bound * REFERENCE_RMS * math.sqrt(network.hop)
         return torch.cat((bands, full_scale * level * code), 1)
 
@@ -132,11 +145,19 @@ class BypassAutoencoder(FramewiseAutoencoder):
         audio = self.network.preview(latents)
         preview = self.transform(audio)
         start = noise_frames(audio * noise, self.transform)
-        sigma_data = self.config.noise.sigma_data
-        top = torch.full((len(latents),), self.config.noise.sigma_max, device=latents.device)
-        pyramid = self.network.pyramid(latents / self.network.scale)
-        heard = torch.cat((start, preview / sigma_data), 1)
-        return preview + sigma_data * self.network.denoiser(heard, top, pyramid)
+        config = self.config
+        sigma_data = config.noise.sigma_data
+        top = torch.full((len(latents),), config.noise.sigma_max, device=latents.device)
+        heard, z = [start, preview / sigma_data], latents / self.network.scale
+        if not config.correction:
+            heard, z = [frames.norm(dim=1, keepdim=True) for frames in heard], z.abs()
+        answer = self.network.denoiser(torch.cat(heard, 1), top, self.network.pyramid(z))
+
+        added = sigma_data * answer[:, :2] if config.correction else 0.0
+        if config.haze:
+            gain = (self.network.haze_gain + answer[:, -1:].float()).exp()
+            added = added + gain * self.transform(audio * noise)
+        return preview + F.pad(added[:, :, config.kept_bins :], (0, 0, config.kept_bins, 0))
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         if steps != 1:
@@ -145,10 +166,10 @@ class BypassAutoencoder(FramewiseAutoencoder):
         level_free = latents / level
         noise = self._white_noise(start, latents.shape[-1], seed)
         with self._precise():
-            positive = self.answer(level_free, noise)
-            negative = self.answer(-level_free, noise)
-        odd = (positive.float() - negative.float()) / 2
-        return odd * frame_gains(level, self.config.network.time_factor, self.transform)
+            frames = self.answer(level_free, noise).float()
+            if self.config.correction:
+                frames = (frames - self.answer(-level_free, noise).float()) / 2
+        return frames * frame_gains(level, self.config.network.time_factor, self.transform)
 
     def _white_noise(self, start: int, n_frames: int, seed: int) -> Tensor:
         """`(1, L hop + overlap)`, a function of seed and position."""
@@ -168,6 +189,18 @@ def mdct_bands(n_bands: int, hop: int) -> Tensor:
     window = torch.sin(math.pi * (n + 0.5) / (2 * hop))
     phase = math.pi / hop * (n + 0.5 + hop / 2) * (k + 0.5)
     return (math.sqrt(2 / hop) * window * torch.cos(phase)).float()
+
+
+def usual_haze(config: BypassConfig) -> Tensor:
+    """Where the gain of haze starts, as logarithms of factors of frames `(F, 1)`.
+
+    What music has above the bands, over noise times the bands, falls by 11 dB an octave from -2 dB at 1 kHz;
+    nearest the bands, where most of the energy is, haze starts lower (medians of the study's training music).
+    """
+    n_bins = config.transform.n_bins
+    frequency_khz = (torch.arange(n_bins) + 0.5) * config.sample_rate / 2000 / n_bins
+    gain_db = (-2 - 11 * frequency_khz.log2()).clamp_max(-4)
+    return (gain_db * config.transform.alpha * math.log(10) / 20)[:, None]
 
 
 def noise_frames(audio: Tensor, transform: nn.Module) -> Tensor:

@@ -23,6 +23,9 @@ FLOOR = 1e-4
 QUIET = 0.1
 """Norm that is added to that of the target, so that next to silence errors do not count without bound."""
 
+TINY = 0.01
+"""Relative error that counts as none."""
+
 
 class BypassObjective(AutoencoderObjective):
     """Weighted sum of the terms of `BypassLossConfig`, over latents and targets of either sign."""
@@ -60,7 +63,8 @@ class BypassObjective(AutoencoderObjective):
         frames = frames * frame_gains(quieter[:, None, None], 1, self.model.transform)
         distances = pseudo_huber(frames, self.spectrogram(target), HUBER_C)
 
-        edge = 2 * self.model.config.transform.hop
+        # Where windows of frames or bands have no neighbour, the target is not to be had.
+        edge = self.model.config.aliased_samples
         decoded = self.model.transform.inverse(frames)[:, edge:-edge]
         target = target[:, edge:-edge]
         errors = (decoded - target).norm(dim=1) / (target.norm(dim=1) + QUIET)
@@ -70,6 +74,7 @@ class BypassObjective(AutoencoderObjective):
             log_mels.append(log_mel_distance(decoded, target, n_fft, n_mels, self.config.sample_rate))
         terms = {
             "waveform": errors.mean(),
+            "decibels": (errors + TINY).log().mean(),
             "spectral": torch.stack(log_mels).mean(),
             "frames": distances.mean(),
         }

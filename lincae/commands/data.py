@@ -21,6 +21,7 @@ def data() -> None:
 @option("--seconds", default=SONG_S, help="Length of a song.")
 @option("--sample-rate", default=44100, help="In Hz.")
 @option("--seed", default=0)
+@option("--sampled", is_flag=True, help="Played by a soundfont's instruments (the extra `sampled`).")
 def synthetic(out, **settings) -> None:
     """Render synthetic songs with their stems into OUT, shaped as MUSDB18-HQ.
 

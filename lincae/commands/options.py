@@ -71,7 +71,7 @@ def choice(name: str, allowed, **settings):
 
 model = option("--model", required=True, help="A name that `lincae models` lists, or a checkpoint.")
 device = option("--device", default="auto", help="auto, cpu, cuda or mps.")
-DATASETS = "embedded, clip, synthetic, musdb, free-music, pairs, a folder."
+DATASETS = "embedded, clip, synthetic, sampled, musdb, free-music, pairs, a folder."
 music = together(
     option("--data", "dataset", default="embedded", help=DATASETS),
     option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only."),

@@ -192,6 +192,8 @@ class Instrument:
     # RMS of the noise, its decay in seconds, the share of it that stays.
     noise: tuple[float, float, float] = (0.0, 0.01, 0.0)
     colour: Callable[[Array], Array] = np.ones_like  # the spectrum of the noise: hz -> gain
+    # What plays it where songs are sampled: a family of `instrument`, "bass", "voice" or a kind of drum.
+    family: str = ""
 
     def spectra(self, f0_hz: Array, t_s: Array, velocity: float, sample_rate: int) -> Array:
         """Complex harmonics (K, H) at pitch f0_hz (K,), whose loudest frame has an RMS of `level`."""
@@ -321,6 +323,7 @@ def instrument(rng: Rng, family: str) -> Instrument:
         detune_cents=((0.0,), (0.0,), (-spread, spread), (-spread, 0.1 * spread, spread))[rng.integers(4)],
         noise=(rng.uniform(0, 0.06), 0.1, 1.0) if bowed else (rng.uniform(0, 0.3), 0.01, 0.0),
         colour=lambda hz: _band(hz, 0.2 * noise_hz, noise_hz),
+        family=family,
     )
 
 
@@ -335,6 +338,7 @@ def _drum(rng: Rng, name: str) -> tuple[Instrument, Note]:
         spectrum=lambda k, hz, t_s: (k < 2) * np.exp(-t_s / decay_s),
         level=level,
         noise=(noise, noise_s, 0.0),
+        family=name,
         colour=lambda hz: _band(hz, low_hz, high_hz) * (1 + _peaks(hz, ring_hz, [9] * 25, ring_gains)),
     )
     return drum, Note(0.0, 6 * max(decay_s, noise_s), midi, midi + fall, 1.0)
@@ -378,7 +382,7 @@ def _strokes(
 def _bass(song: Song, rng: Rng) -> list[tuple[Instrument, Note]]:
     """One player, low, who slides in some songs."""
     family = rng.choice(("analogue", "analogue", "modulated", "plucked", "organ", "sub"))
-    player = replace(instrument(rng, family), detune_cents=(0.0,), attack_s=0.005)
+    player = replace(instrument(rng, family), detune_cents=(0.0,), attack_s=0.005, family="bass")
     notes = _part(song, rng, "bass", rng.choice(BASSES, 2), octave=0, slides=rng.choice((0, 0.2)))
     return [(player, note) for note in notes]
 
@@ -415,7 +419,7 @@ def _vocals(song: Song, rng: Rng) -> list[tuple[Instrument, Note]]:
     size = rng.uniform(0.9, 1.25)
     tilt = rng.uniform(0.2, 1)
     breath = _log_uniform(rng, 0.003, 0.15)
-    singer = replace(instrument(rng, "bowed"), attack_s=0.03, release_s=0.08)
+    singer = replace(instrument(rng, "bowed"), attack_s=0.03, release_s=0.08, family="voice")
     syllables = [_syllable(rng, singer, size, tilt, breath) for _ in range(6)]
     notes = _part(song, rng, "vocals", [_tune(rng) for _ in range(3)], rng.integers(1, 3), slides=0.6)
     return [(syllables[rng.integers(6)], note) for note in notes]
@@ -462,8 +466,16 @@ def _desk(rng: Rng, stem: Array, room: Array, sample_rate: int) -> Array:
     return stem * (level / _loudness(stem, sample_rate))
 
 
-def render_song(seed: int, seconds: float = 20.0, sample_rate: int = 44_100) -> Array:
-    """The stems (S, T) of song `seed` in STEMS order, float32, whose sum peaks between 0.3 and 0.95."""
+def render_song(
+    seed: int,
+    seconds: float = 20.0,
+    sample_rate: int = 44_100,
+    perform: Callable[[list[tuple[Instrument, Note]], int, int], Array] = _perform,
+) -> Array:
+    """The stems (S, T) of song `seed` in STEMS order, float32, whose sum peaks between 0.3 and 0.95.
+
+    `perform`: what plays a score, as (score, length in samples, sample rate) -> (T,).
+    """
     if sample_rate < 8000:
         raise ValueError(f"sample_rate is {sample_rate} Hz, but must be at least 8000")
     if not 1 <= seconds * sample_rate < np.inf:
@@ -476,6 +488,6 @@ def render_song(seed: int, seconds: float = 20.0, sample_rate: int = 44_100) -> 
     gain_db = np.interp(np.arange(length) / sample_rate, bars_s, [bar.gain_db for bar in song.bars])
     stems = np.zeros((len(STEMS), length), np.float32)
     for stem, rng, write in zip(stems, rngs, (_drums, _bass, _other, _vocals), strict=True):
-        dry = _perform(write(song, rng), length, sample_rate)
+        dry = perform(write(song, rng), length, sample_rate)
         stem += 10 ** (gain_db / 20) * _desk(rng, dry, room, sample_rate)
     return stems * np.float32(mix_rng.uniform(0.3, 0.95) / max(1e-9, np.abs(stems.sum(axis=0)).max()))

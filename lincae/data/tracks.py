@@ -31,11 +31,13 @@ from tqdm.auto import tqdm
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
 from lincae.data.folders import audio_files, claim, data_folder
 from lincae.data.free_music import recordings
+from lincae.data.sampled import render_sampled_song, soundfont_hash
 from lincae.data.synth import STEMS, render_song
 from lincae.files import json_object, locked
 
 SPLITS = {
     "synthetic": ("train", "test"),
+    "sampled": ("train", "test"),
     "clip": ("test",),
     "musdb": ("train", "valid", "test"),
     "embedded": ("test",),
@@ -111,6 +113,7 @@ def tracks(
 
     - "synthetic": songs of `lincae.data.synth` in `root`, rendered on first use; by default in
       `$LINCAE_DATA/synthetic`, else `data/synthetic` of the repository, without one of the working directory.
+    - "sampled": other songs of the same composer, played by a soundfont (`lincae.data.sampled`), likewise.
     - "clip": the real four-stem track that the stempeg package carries (CC BY-NC-SA 3.0), for testing only;
       without the spikes at its two ends.
     - "embedded": the clip, then the synthetic test songs (`root` is theirs).
@@ -143,7 +146,9 @@ def tracks(
         return _folder_tracks(folder, n_tracks)
     found = [_clip()] if dataset in ("clip", "embedded") else []
     if dataset in ("synthetic", "embedded") and len(found) != n_tracks:
-        found += _synthetic_tracks(split, root)
+        found += _rendered_tracks("synthetic", split, root)
+    elif dataset == "sampled":
+        found = _rendered_tracks("sampled", split, root)
     elif dataset == "musdb":
         found = _musdb_tracks(split, root)
     elif dataset == "free-music":
@@ -160,20 +165,21 @@ def check_split(dataset: str | Path, split: str) -> None:
         raise ValueError(f"dataset {str(dataset)!r} has no split {split!r}: use one of {splits}")
 
 
-def _synthetic_tracks(split: str, root: str | Path | None) -> list[Track]:
-    root = Path(root or data_folder("synthetic"))
+def _rendered_tracks(dataset: str, split: str, root: str | Path | None) -> list[Track]:
+    root = Path(root or data_folder(dataset))
     manifest = root / MANIFEST
     known = json_object(manifest.read_bytes(), manifest) if manifest.is_file() else {}
     parameters = ("n_train", "n_test", "seconds", "sample_rate", "seed")
     stated = {key: value for key, value in known.items() if key in parameters}
+    sampled = dataset == "sampled"
     try:
-        write_synthetic(root, splits=(split,), **stated)
+        write_synthetic(root, splits=(split,), sampled=sampled, **{"seed": int(sampled)} | stated)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         fix = "set LINCAE_DATA to a folder that can, or pass root=..."
-        raise PermissionError(f"{root}, for synthetic songs, cannot be written ({error}): {fix}") from error
-    return [_song_track(song, "synthetic") for song in _song_folders(root / split)]
+        raise PermissionError(f"{root}, for {dataset} songs, cannot be written ({error}): {fix}") from error
+    return [_song_track(song, dataset) for song in _song_folders(root / split)]
 
 
 def _musdb_tracks(split: str, root: str | Path | None) -> list[Track]:
@@ -364,31 +370,37 @@ def write_synthetic(
     seed: int = 0,
     workers: int | None = None,
     splits: Sequence[str] = ("train", "test"),
+    sampled: bool = False,
 ) -> Path:
     """Render songs into `root`, shaped as MUSDB18-HQ: train/ and test/, a folder a song, 16-bit mono WAV.
 
     A later call continues an interrupted one, and leaves complete songs as they are. `workers` processes
-    (None: one a core); only the songs of `splits`. Raises ValueError where `root` has songs of other
-    parameters or of another version of the synthesizer, or something else.
+    (None: one a core); only the songs of `splits`; `sampled`: played by a soundfont.
+
+    Raises ValueError where `root` has songs of other parameters or of another version of the synthesizer, or
+    something else; ImportError where the soundfont is missing.
     """
     root = Path(root)
     wanted = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "sample_rate": sample_rate}
     wanted |= {"seed": seed, "version": SYNTH_VERSION}
+    if sampled:
+        wanted["soundfont"] = soundfont_hash()
     # The first manifests state no version.
     claim(root / MANIFEST, "songs", wanted, later=("version",) if SYNTH_VERSION == 1 else ())
     jobs = []
     for split, n_songs in (("train", n_train), ("test", n_test)):
         for index in range(n_songs if split in splits else 0):
             song = root / split / f"{split}_{index:03d}"
-            jobs.append((song, song_seed(split, index, seed), seconds, sample_rate))
+            jobs.append((song, song_seed(split, index, seed), seconds, sample_rate, sampled))
     # Notebooks side by side, or the processes of one training: the first renders, the others wait for it.
     with locked(root / ".lock"):
         list(parallel(_write_song, [job for job in jobs if not job[0].is_dir()], workers))
     return root
 
 
-def _write_song(folder: Path, seed: int, seconds: float, sample_rate: int) -> None:
-    stems = np.round(render_song(seed, seconds, sample_rate).astype(np.float64) * 2**15)
+def _write_song(folder: Path, seed: int, seconds: float, sample_rate: int, sampled: bool) -> None:
+    render = render_sampled_song if sampled else render_song
+    stems = np.round(render(seed, seconds, sample_rate).astype(np.float64) * 2**15)
     wavs = {**dict(zip(STEMS, stems, strict=True)), "mixture": stems.sum(0)}
     peak = max(np.abs(samples).max() for samples in wavs.values())
     if peak >= 2**15:

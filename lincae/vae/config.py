@@ -148,7 +148,7 @@ VAE_PRESETS = {
         linearity=LinearityConfig(input_gain_min=0.1, **ALL_GAINS),
         loss=VaeLossConfig(fft_sizes=(256, 1024), mel_fft_sizes=(512,), mel_bins=64),
         **schedule_of(
-            "desk",
+            "desk-8x",
             steps=3_000,
             learning_rate=2e-3,
             warmup_steps=50,
