@@ -134,6 +134,7 @@ DESK_MODEL = BypassConfig(
     level_frames=8,
     kept_bins=6,
     haze=True,
+    correction=False,
 )
 LISTEN_MODEL = replace(DESK_MODEL, network=replace(DESK_MODEL.network, latent_channels=128), kept_bins=30)
 TEST_MODEL = BypassConfig(
@@ -144,7 +145,7 @@ TEST_MODEL = BypassConfig(
     norm_frames=64,
 )
 # The sum of log-mel distance and decibels, and no more: a distance of frames asks haze to be quiet.
-OF_SOUND = BypassLossConfig(waveform=0.0, decibels=2.5, frames=0.0)
+OF_SOUND = BypassLossConfig(waveform=0.0, decibels=1.5, frames=0.0)
 LONG_CROPS = schedule_of("desk", crop_frames=64, batch_size=4)
 BYPASS_PRESETS = {
     "desk": BypassTrainingConfig(autoencoder=DESK_MODEL, loss=OF_SOUND, **LONG_CROPS),
