@@ -120,16 +120,18 @@ def step_size(progress: float, config: ConsistencyConfig) -> float:
 
 
 @cache
-def level_weights(noise: NoiseConfig, log_sigma_mean: float, log_sigma_std: float) -> Tensor:
+def level_weights(
+    noise: NoiseConfig, log_sigma_mean: float, log_sigma_std: float, device: str | torch.device = "cpu"
+) -> Tensor:
     """How likely each of the levels t = j / GRID is to be drawn, up to a factor: `(GRID,)`."""
     sigma = sigma_of(torch.arange(GRID, dtype=torch.float64) / GRID, noise)
-    return torch.exp(-0.5 * ((sigma.log() - log_sigma_mean) / log_sigma_std) ** 2).float()
+    return torch.exp(-0.5 * ((sigma.log() - log_sigma_mean) / log_sigma_std) ** 2).float().to(device)
 
 
 def sample_t2(n: int, noise: NoiseConfig, config: ConsistencyConfig, generator: torch.Generator) -> Tensor:
     """The student's noise levels `(n,)`: each is drawn from the grid, then moved within its cell."""
     device = generator.device
-    weights = level_weights(noise, config.log_sigma_mean, config.log_sigma_std).to(device)
+    weights = level_weights(noise, config.log_sigma_mean, config.log_sigma_std, device)
     level = torch.multinomial(weights, n, replacement=True, generator=generator)
     t2 = (level + torch.rand(n, generator=generator, device=device)) / GRID
     if config.sigma_max_share > 0:

@@ -3,6 +3,9 @@
 On a CPU, in training and in long windows, feature maps are channels last: `(B, channels, F, N)` tensors in
 memory as `(B, F, N, channels)`, which convolutions take as they are. PyTorch's own GroupNorm is slow and
 inaccurate in that order: here it is loops over the rows of a map `(B, F N, channels)`, in fp32 at least.
+
+Accelerators keep the usual order. Under autocast PyTorch turns the maps that it normalises to fp32, and keeps
+those for the backward pass; here they stay in half precision, and their statistics are in fp32.
 """
 
 from collections.abc import Callable
@@ -37,7 +40,7 @@ def autocast_like(x: Tensor, *others: Tensor) -> list[Tensor]:
 
 def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False) -> Tensor:
     """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ...)`, with statistics of the whole map."""
-    if x.device.type == "cpu" and is_channels_last(x):
+    if x.device.type != "cpu" or is_channels_last(x):
         (x,) = autocast_like(x)
         return _Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     h = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
@@ -68,16 +71,18 @@ class NormSiLUConv(torch.autograd.Function):
         statistics = _statistics(x, groups, eps)
         h = _normalised(x, norm_weight, norm_bias, *statistics, silu=True)
         kept = h if h.nbytes <= KEPT_BYTES else None
-        ctx.groups, ctx.padding = groups, padding
+        ones = [1] * len(padding)
+        ctx.groups = groups
+        ctx.options = ones, padding, ones, False, [0] * len(padding), 1
         ctx.save_for_backward(x, norm_weight, norm_bias, *statistics, weight, kept)
-        return torch.ops.aten.convolution(h, weight, bias, [1, 1], padding, [1, 1], False, [0, 0], 1)
+        return torch.ops.aten.convolution(h, weight, bias, *ctx.options)
 
     @staticmethod
     def backward(ctx, grad):
         *of_norm, weight, h = ctx.saved_tensors
         if h is None:
             h = _normalised(*of_norm, silu=True)
-        options = [1, 1], ctx.padding, [1, 1], False, [0, 0], 1, [True, True, True]
+        options = *ctx.options, [True, True, True]
         grad, *of_conv = torch.ops.aten.convolution_backward(grad, h, weight, [len(weight)], *options)
         return *_norm_backward(grad, *of_norm, ctx.groups, silu=True), *of_conv, None, None, None
 
@@ -98,7 +103,16 @@ def _group_means(sums: Tensor, x: Tensor, groups: int) -> Tensor:
 
 
 def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation of each channel's group, `(B, 1, channels)` each."""
+    """Mean and inverse deviation of each group, `(B, groups)`; of maps channels last of each channel's group,
+    `(B, 1, channels)`."""
+    if not is_channels_last(x):
+        values = x.unflatten(1, (groups, -1)).flatten(2)
+        if torch.finfo(x.dtype).bits > 16:
+            variance, mean = torch.var_mean(values, 2, correction=0)
+        else:
+            mean, power = _mean_and_power(values)
+            variance = torch.addcmul(power, mean, mean, value=-1).clamp_min(0)
+        return mean, (variance + eps).rsqrt()
     sums, squares = _moments(_rows(x))
     mean = _group_means(sums.double(), x, groups)
     power = _group_means(squares.double(), x, groups)
@@ -106,16 +120,44 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     return mean.to(sums.dtype), rstd.to(sums.dtype)
 
 
+def _mean_and_power(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of numbers and of their squares over dimension 2, in fp32 at least."""
+    if torch.finfo(values.dtype).bits > 16:
+        variance, mean = torch.var_mean(values, 2, correction=0)
+        return mean, torch.addcmul(variance, mean, mean)
+    deviation = torch.linalg.vector_norm(values, dim=2, dtype=torch.float32)
+    return values.mean(2, dtype=torch.float32), deviation.square() / values.shape[2]
+
+
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool) -> Tensor:
+    if not is_channels_last(x):
+        h = _plainly(x, weight, bias, mean, rstd)
+        return F.silu(h, inplace=True) if silu else h
     scale = rstd * weight
     scaled = _scaled_silu if silu else _scaled
     return _map_like(scaled(_rows(x), scale, bias - mean * scale), x)
+
+
+def _plainly(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """A map in the usual order, normalised in one pass in fp32, in its own type."""
+    groups = mean.shape[1]
+    scale = rstd[..., None] * weight.view(groups, -1)
+    shift = torch.addcmul(bias.view(groups, -1), mean[..., None], scale, value=-1)
+    per_channel = (len(x), -1, *[1] * (x.dim() - 2))
+    return torch.addcmul(shift.view(per_channel), x, scale.view(per_channel), out=torch.empty_like(x))
 
 
 def _norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, weight and bias."""
+    if not is_channels_last(x):
+        if silu:
+            grad = torch.ops.aten.silu_backward(grad, _plainly(x, weight, bias, mean, rstd))
+        statistics = (tensor.to(x.dtype) for tensor in (mean, rstd, weight))
+        sizes = (*x.shape[:2], x[0, 0].numel(), groups)
+        backward = torch.ops.aten.native_group_norm_backward
+        return backward(grad.contiguous(), x.contiguous(), *statistics, *sizes, [True] * 3)
     rows, grad = _rows(x), _rows(grad.contiguous(memory_format=torch.channels_last))
     scale = rstd * weight
     if silu:
@@ -203,12 +245,16 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
     """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ..., N)`, each frame by the statistics of the `width`
     frames around it (at the ends, the first or last ones); `width` <= N."""
     groups = norm.num_groups
-    n_values = width * x[0, :, ..., 0].numel() // groups
-    mean, power = (_around(_frame_moments(x, groups), width) / n_values)[..., None, :].unbind()
+    means = _means_around(x, groups, width) if x.device.type == "cpu" else pooled_means(x, groups, width)
+    mean, power = means[..., None, :].unbind()
     variance = torch.addcmul(power, mean, mean, value=-1).clamp_min(0)
     rstd = (variance + norm.eps).rsqrt().float()
     scale = rstd * norm.weight.view(groups, -1, 1)  # (B, groups, channels of a group, N)
-    shift = norm.bias.view(groups, -1, 1) - mean.float() * scale
+    bias = norm.bias.view(groups, -1, 1)
+    if x.device.type == "cpu":
+        shift = bias - mean.float() * scale
+    else:
+        shift = torch.addcmul(bias, mean, scale, value=-1)
     scale, shift = scale.flatten(1, 2), shift.flatten(1, 2)
     if is_channels_last(x):
         rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
@@ -221,9 +267,33 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
     return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
 
 
+def pooled_means(x: Tensor, groups: int, width: int) -> Tensor:
+    """Means of the numbers, and of their squares, of each group in the `width` frames around each frame:
+    `(2, B, groups, N)` in fp32. In few launches, and without double precision, which not every accelerator
+    has: each mean is taken afresh."""
+    of_frames = torch.stack(_mean_and_power(x.unflatten(1, (groups, -1)).flatten(2, -2)))
+    return _to_the_edges(F.avg_pool1d(of_frames.flatten(0, 1), width, stride=1), width)
+
+
+def _means_around(x: Tensor, groups: int, width: int) -> Tensor:
+    """As `pooled_means`, in double precision."""
+    # Differences of running sums: a quiet passage may follow a loud one.
+    running = F.pad(_frame_moments(x, groups).double().cumsum(-1), (1, 0))
+    of_windows = running[..., width:] - running[..., :-width]
+    n_values = width * x[0, :, ..., 0].numel() // groups
+    return _to_the_edges(of_windows.flatten(0, 1), width) / n_values
+
+
+def _to_the_edges(of_windows: Tensor, width: int) -> Tensor:
+    """What is true of windows `(2 B, groups, N - width + 1)`, for the frame in the middle of each and, of the
+    first and last, up to the ends: `(2, B, groups, N)`."""
+    edges = width // 2, (width - 1) // 2
+    return F.pad(of_windows, edges, mode="replicate").unflatten(0, (2, -1))
+
+
 def _frame_moments(x: Tensor, groups: int) -> Tensor:
     """Sums, and sums of squares, over the numbers of a group in a frame: `(2, B, groups, N)` in fp32."""
-    if x.device.type != "cpu" or not is_channels_last(x):
+    if not is_channels_last(x):
         grouped = x.unflatten(1, (groups, -1)).flatten(2, -2)
         squares = torch.linalg.vector_norm(grouped, dim=2, dtype=torch.float32).square()
         return torch.stack((grouped.sum(2, dtype=torch.float32), squares))
@@ -237,16 +307,6 @@ def _frame_moments(x: Tensor, groups: int) -> Tensor:
     return moments.view(2, len(x), x.shape[3], groups, -1).sum(4).transpose(2, 3)
 
 
-def _around(sums: Tensor, width: int) -> Tensor:
-    """Sums of frames `(2, B, groups, N)` to those of the `width` frames around each."""
-    # Differences of running sums, in double precision: a quiet passage may follow a loud one.
-    double = torch.float32 if sums.device.type == "mps" else torch.float64
-    running = F.pad(sums.to(double).cumsum(-1), (1, 0))
-    of_windows = running[..., width:] - running[..., :-width]
-    edges = width // 2, (width - 1) // 2
-    return F.pad(of_windows.flatten(0, 1), edges, mode="replicate").unflatten(0, (2, -1))
-
-
 # ---------------------------------------------------------------- other layers
 
 
@@ -255,14 +315,13 @@ def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
     return F.conv2d(x, linear.weight[:, :, None, None], linear.bias)
 
 
-def enlarge(conv: nn.Conv2d, x: Tensor, factor: tuple[int, int]) -> Tensor:
+def enlarge(conv: nn.Conv2d, x: Tensor, factor: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
     """`conv` of the map enlarged by `factor` (nearest neighbour), as one transposed convolution of the map.
+    `rows` and `columns` are the `enlarged_taps` of the two axes.
 
     The enlarged map repeats its values: most taps fall on equal ones, and the transposed kernel holds sums of
     them. It takes 2.5 (4 rows, 5 taps) or 2.25 times (2 rows and columns, 3 x 3 taps) fewer multiplications.
     """
-    rows = enlarged_taps(factor[0], conv.kernel_size[0]).to(conv.weight)
-    columns = enlarged_taps(factor[1], conv.kernel_size[1]).to(conv.weight)
     kernel = torch.einsum("ds,er,oisr->iode", rows, columns, conv.weight)
     return _Transposed.apply(*autocast_like(x, kernel, conv.bias), factor, conv.padding)
 

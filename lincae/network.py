@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lincae import kernels
 from lincae.interface import check_fields
-from lincae.kernels import KEPT_BYTES, channels_last, enlarge, pointwise
+from lincae.kernels import KEPT_BYTES, channels_last, enlarge, enlarged_taps, pointwise
 
 FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
 
@@ -66,7 +66,7 @@ class Norm(nn.GroupNorm):
 def norm_silu_conv(norm: Norm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """`conv(silu(norm(x)))` of `(B, channels, ..., N)`."""
     whole = norm.neighbourhood.width(x.shape[-1]) is None
-    if not whole or x.device.type != "cpu" or not kernels.is_channels_last(x):
+    if not whole or (x.device.type == "cpu" and not kernels.is_channels_last(x)):
         return conv(norm(x, silu=True))
     x, weight, bias = kernels.autocast_like(x, conv.weight, conv.bias)
     settings = (norm.num_groups, norm.eps, list(conv.padding))
@@ -83,7 +83,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 class FrequencyAttention(nn.Module):
     """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens.
 
-    On a CPU the backward pass computes what lies between again where it is large: seven times as x.
+    The backward pass computes what lies between again where it is large: seven times as x.
     """
 
     def __init__(self, channels: int, heads: int, neighbourhood: Neighbourhood):
@@ -96,7 +96,7 @@ class FrequencyAttention(nn.Module):
         nn.init.zeros_(self.to_qkv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and x.nbytes > KEPT_BYTES:
+        if torch.is_grad_enabled() and x.nbytes > KEPT_BYTES:
             return checkpoint(self.attend, x, use_reentrant=False, preserve_rng_state=False)
         return self.attend(x)
 
@@ -153,7 +153,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement, then a convolution; on a CPU both in one."""
+    """Nearest-neighbour enlargement, then a convolution, both in one."""
 
     def __init__(self, c_in: int, c_out: int, kind: str):
         super().__init__()
@@ -162,12 +162,12 @@ class Upsample(nn.Module):
         else:
             self.factor, taps = (2, 2), (3, 3)
         self.conv = nn.Conv2d(c_in, c_out, taps, padding=(taps[0] // 2, taps[1] // 2))
+        self.register_buffer("rows", enlarged_taps(self.factor[0], taps[0]), persistent=False)
+        self.register_buffer("columns", enlarged_taps(self.factor[1], taps[1]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, c_in, F, N)` -> `(B, c_out, 4 F, N)` or `(B, c_out, 2 F, 2 N)`."""
-        if x.device.type == "cpu":
-            return enlarge(self.conv, x, self.factor)
-        return self.conv(F.interpolate(x, scale_factor=self.factor, mode="nearest"))
+        return enlarge(self.conv, x, self.factor, self.rows, self.columns)
 
 
 class NoiseEmbedding(nn.Module):

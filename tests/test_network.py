@@ -145,8 +145,9 @@ def test_bad_configuration(changes, match):
 
 @pytest.mark.parametrize("n_cached", [1, 10**6])
 @pytest.mark.parametrize("kept", [0, 10**6])
-def test_forms_of_training_on_a_cpu_are_the_plain_ones(monkeypatch, n_cached, kept):
-    """Norm, SiLU and convolution of maps channels last, in parts or whole, kept or computed again."""
+def test_forms_of_training_are_the_plain_ones(monkeypatch, n_cached, kept):
+    """Norm, SiLU and convolution of maps channels last, in parts or whole, kept or computed again; and those
+    of maps in the usual order, as on accelerators."""
     monkeypatch.setattr(kernels, "CACHED_NUMBERS", n_cached)
     monkeypatch.setattr(kernels, "KEPT_BYTES", kept)
     norm, conv = Norm(8, Neighbourhood(None)).double(), nn.Conv2d(8, 6, 3, padding=1).double()
@@ -154,18 +155,40 @@ def test_forms_of_training_on_a_cpu_are_the_plain_ones(monkeypatch, n_cached, ke
         nn.init.normal_(parameter)
     x = (3 + randn(3, 8, 4, 5)).double().requires_grad_()
     last = x.contiguous(memory_format=torch.channels_last)
+    settings = (norm.num_groups, norm.eps, [1, 1])
+    of_accelerators = kernels.NormSiLUConv.apply(x, *norm.parameters(), *conv.parameters(), *settings)
     forms = {
+        of_accelerators: conv(F.silu(norm(x))),
         norm(last): norm(x),
         norm(last, silu=True): F.silu(norm(x)),
         norm_silu_conv(norm, conv, last): conv(F.silu(norm(x))),
     }
     for form, plain in forms.items():
-        assert form.is_contiguous(memory_format=torch.channels_last)
+        assert form is of_accelerators or form.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(form, plain, rtol=1e-12, atol=1e-12)
         inputs = [x, *norm.parameters(), *(conv.parameters() if plain.shape[1] == 6 else ())]
         towards = randn(*plain.shape, seed=1).double()
         got, expected = (torch.autograd.grad((y * towards).sum(), inputs) for y in (form, plain))
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_norm_in_half_precision_has_statistics_in_full():
+    """A large mean would be lost in their sums, and PyTorch's autocast computes all in fp32."""
+    norm, x = nn.GroupNorm(2, 8), 100 + randn(2, 8, 3, 40)
+    half = x.bfloat16()
+    conv = nn.Conv1d(8, 8, 1, dtype=torch.bfloat16)
+    nn.init.zeros_(conv.bias)
+    conv.weight.data.copy_(torch.eye(8)[..., None])
+    settings = (norm.num_groups, norm.eps, [0])
+    maps = half.flatten(2)
+    got = kernels.NormSiLUConv.apply(maps, *norm.parameters(), *conv.parameters(), *settings)
+    torch.testing.assert_close(got.float(), F.silu(norm(maps.float())), rtol=0.01, atol=2e-3)
+    for width in (7, 8):
+        means = kernels.pooled_means(half, 2, width)[0]
+        around = half.float().unflatten(1, (2, 4)).mean((2, 3)).unfold(-1, width, 1).mean(-1)
+        torch.testing.assert_close(means[..., width // 2 : 41 - width + width // 2], around)
+        assert means.dtype == torch.float32
+        assert torch.equal(means[..., 0], means[..., width // 2])
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
