@@ -99,6 +99,15 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
 
 
+class OutOfMemoryError(RuntimeError):
+    """A step of training, or a window of inference, does not fit into memory; the message says what would."""
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, of an accelerator or of a CPU, whose allocator has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator:
     """A generator that is a pure function of its integer `keys`, such as (seed, step) or (seed, item).
 

@@ -263,7 +263,7 @@ def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch):
         return augment(audio, progress, *_)
 
     monkeypatch.setattr(objective, "augment", full)
-    settings = r"batch_size \(4\), crop_frames \(32\), precision \(auto\).*--regroup.*Tried to allocate"
+    settings = r"batch_size \(4\), crop_frames \(32\), precision \(auto\).*--accumulate 2 --regroup.*Tried"
     with pytest.raises(OutOfMemoryError, match=rf"at step 7 .*{tmp_path} at step 4\. Lower {settings}"):
         run(tmp_path)
 
@@ -274,17 +274,38 @@ def test_out_of_memory_names_what_to_lower(tmp_path, monkeypatch):
 def test_processes_share_the_crops_of_a_batch():
     config = recipe("test", batch_size=8)
     for step in (0, 3):
-        whole = StepBatches(config, Noise(), 999, 0, 1)[step]
-        for world in (2, 4):
-            parts = [StepBatches(config, Noise(), 999, rank, world)[step] for rank in range(world)]
+        [whole] = StepBatches(config, Noise(), 999, 0, 1)[step]
+        for world, accumulate in ((1, 2), (2, 2), (2, 4), (3, 4), (4, None)):
+            parts = []
+            for rank in range(world):
+                parts += StepBatches(config, Noise(), 999, rank, world, accumulate)[step]
+            assert len(parts) == (accumulate or world)
             assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(whole, StepBatches(config, Noise(), 999, 0, 1)[1])
+    assert not torch.equal(whole, StepBatches(config, Noise(), 999, 0, 1)[1][0])
 
 
-@pytest.mark.parametrize("devices", [3, 8])
-def test_batch_that_cannot_be_shared(tmp_path, devices):
-    with pytest.raises(ValueError, match=rf"batch_size 8 .* {devices} processes"):
-        run(tmp_path, recipe("test", batch_size=8), devices=devices)
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "accumulate", "shares", "fix"),
+    [
+        (20, 1, 10, [10], None),
+        (20, 3, 10, [3, 3, 4], None),
+        (20, 8, 10, [1, 1, 1, 2, 1, 1, 1, 2], None),
+        (32, 16, 16, [1] * 16, None),
+        (20, 3, None, None, "3 processes in 3 .*accumulate 4 or 5 or 10 would do"),
+        (20, 16, None, None, "16 processes in 16 .*batch_size 32 can"),
+        (20, 3, 2, None, "3 processes in 2 .*accumulate 4 or 5 or 10 would do"),
+        (20, 1, 0, None, "in 0 .*accumulate 1 or 2 or 4 or 5 or 10"),
+        (8, 8, None, None, "batch_size 8 .* 8 processes .*batch_size 16 can"),
+    ],
+)
+def test_what_fits_a_batch_is_named(tmp_path, batch_size, processes, accumulate, shares, fix):
+    config = recipe("test", batch_size=batch_size)
+    if fix is None:
+        loaded = [StepBatches(config, Noise(), 9, rank, processes, accumulate) for rank in range(processes)]
+        assert [len(part.numbers) for part in loaded] == shares
+    else:
+        with pytest.raises(ValueError, match=fix):
+            run(tmp_path, config, devices=processes, accumulate=accumulate)
 
 
 def shared_gradients(config, world: int) -> tuple[list[torch.Tensor], Autoencoder]:
@@ -298,7 +319,7 @@ def shared_gradients(config, world: int) -> tuple[list[torch.Tensor], Autoencode
         optimizer.zero_grad()
         for rank in range(world):
             generate = generator(config.seed, step, rank, 1)
-            audio = StepBatches(config, Noise(), config.crop_samples, rank, world)[step]
+            [audio] = StepBatches(config, Noise(), config.crop_samples, rank, world)[step]
             batch = augment(audio, step / config.steps, config.linearity, generate)
             (objective(batch, step, generate)["loss"] / world).backward()
         first = first or [p.grad.clone() for p in model.parameters()]
@@ -324,12 +345,29 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, caplog):
     state = torch.load(tmp_path / "state-00000003.ckpt", weights_only=True)
     assert relative(list(state["model"].values()), list(model.network.state_dict().values())) < 1e-5
 
-    config = recipe("test", **changes)
-    with pytest.raises(ValueError, match=r"number of processes \(processes: 2 -> 1\).*--regroup"):
+    run(tmp_path / "one", config, accumulate=2, keep=3)  # the same micro-batches in one process
+    alone = torch.load(tmp_path / "one/state-00000003.ckpt", weights_only=True)
+    assert relative(list(alone["model"].values()), list(state["model"].values())) < 1e-5
+    assert alone["meter"]["totals"] == pytest.approx(state["meter"]["totals"], rel=1e-4)
+
+    run(tmp_path, config, accumulate=2)  # which may go on with it
+    with pytest.raises(ValueError, match=r"number of micro-batches \(--accumulate: 2 -> 1\).*--regroup"):
         run(tmp_path, config)
     with caplog.at_level(logging.WARNING):
         run(tmp_path, config, regroup=True)
-    assert "from step 3 on of another number of processes (processes: 2 -> 1)" in caplog.text
+    assert "from step 3 on of another number of micro-batches (--accumulate: 2 -> 1)" in caplog.text
+
+
+@pytest.mark.slow
+def test_unequal_shares_have_the_gradients_of_one(tmp_path):
+    """Four micro-batches on three processes: one of them takes two."""
+    changes = SMALL | {"batch_size": 8, "steps": 3}
+    for folder, devices in (("three", 3), ("one", 1)):
+        options = {"devices": devices, "accumulate": 4}
+        finish(start("train", tmp_path / folder, options, changes))
+    three, one = (torch.load(states(tmp_path / name)[0], weights_only=True) for name in ("three", "one"))
+    assert relative(list(three["model"].values()), list(one["model"].values())) < 1e-5
+    assert three["meter"]["totals"] == pytest.approx(one["meter"]["totals"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

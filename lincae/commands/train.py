@@ -23,9 +23,10 @@ HELD_OUT = {("synthetic",): "test", ("free-music",): "valid"}
 @device
 @option("--devices", type=int, help="Processes per node; default: those of torchrun or SLURM, or 1.")
 @option("--nodes", type=int, help="Machines that share the run folder; default: likewise.")
+@option("--accumulate", type=int, help="Micro-batches of a step, shared by all processes; default: one each.")
 @option("--workers", default=0, help="Processes that load data, for each device.")
 @option("--keep", default=2, help="Training states to keep.")
-@option("--regroup", is_flag=True, help="Continue a run of another number of devices x nodes.")
+@option("--regroup", is_flag=True, help="Continue a run of another number of micro-batches.")
 @option("--other-data", is_flag=True, help="Continue a run on other data or with other validation.")
 @option("--compiler", metavar="BACKEND", help="Compile the network with torch, e.g. inductor.")
 @changes

@@ -35,7 +35,7 @@ class RunConfig:
     checkpoint_every: int = 5_000
 
     FEWEST_ITEMS: ClassVar[int] = 1
-    """Items that a process needs at least."""
+    """Items that a micro-batch needs at least."""
     ITEMS_PER_CROP: ClassVar[int] = 1
     """Items that are trained on for each item of the data."""
     LOWERABLE: ClassVar[tuple[str, ...]] = ("batch_size",)
@@ -48,15 +48,24 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         self.share(1)
 
-    def share(self, processes: int) -> int:
-        """Items of a batch for each process. Raises ValueError for unequal or too small parts."""
-        size, rest = divmod(self.batch_size, processes)
-        if rest or size < self.FEWEST_ITEMS:
-            parts = f"equal parts of {self.FEWEST_ITEMS} items or more"
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {processes} processes in {parts}"
-            )
-        return size
+    def share(self, processes: int, accumulate: int | None = None) -> int:
+        """Items of each of the micro-batches, `accumulate` in all, that make a step; by default every process
+        has one. Raises ValueError, naming what would do, unless they are equal and large enough and every
+        process has one."""
+        parts = processes if accumulate is None else accumulate
+        if parts >= processes and parts in self.micro_batches():
+            return self.batch_size // parts
+        enough = [n for n in self.micro_batches() if n >= processes]
+        least = processes * max(self.FEWEST_ITEMS, -(-self.batch_size // processes))
+        fix = f"accumulate {' or '.join(map(str, enough))} would do" if enough else f"batch_size {least} can"
+        kind = f"equal micro-batches of {self.FEWEST_ITEMS} items or more"
+        shared = f"batch_size {self.batch_size} cannot be shared by {processes} processes"
+        raise ValueError(f"{shared} in {parts} {kind}: {fix}")
+
+    def micro_batches(self) -> list[int]:
+        """The numbers of equal micro-batches, each large enough, that a batch can be divided into."""
+        most = self.batch_size // self.FEWEST_ITEMS
+        return [n for n in range(1, most + 1) if self.batch_size % n == 0]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """The trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
 
-The crops of step k are a pure function of (seed, k), whatever the number W of processes; process r takes the
-r-th of W equal parts. What depends on W: an item is mixed with its neighbour within its part, and gains,
-noise levels and noise are a pure function of (seed, k, r). Gradients are averaged over the processes.
+The crops of step k are a pure function of (seed, k). A step is made of P equal micro-batches, which the
+processes share as evenly as they can: by default one each, with `accumulate` as many as it says. What
+depends on P: an item is mixed with its neighbour within its micro-batch, and gains, noise levels and noise of
+the p-th are a pure function of (seed, k, p). Gradients are averaged over all micro-batches, so that equal P
+on any number of processes is the same training, to the rounding of sums.
 """
 
 import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ def train(
     device: str = "auto",
     devices: int | None = None,
     nodes: int | None = None,
+    accumulate: int | None = None,
     workers: int = 0,
     keep: int = 2,
     regroup: bool = False,
@@ -56,9 +60,11 @@ def train(
     `objective`: a model and what it minimises (`lincae.interop.recipes.objective_of` makes one of a recipe).
     `validation`: held-out data for the objective's `validate`, for an autoencoder audio `(B, T)`. `name`: of
     the model (by default that of the folder). `devices`: processes on each of `nodes` machines (by default
-    what torchrun or SLURM started, else 1); they share `run_dir`. `workers`: processes that load data for
-    each of them. `keep`: the newest training states that stay. `regroup`: continue a run of another number of
-    processes, with other mixtures, gains and noise. `other_data`: continue it on other data or validation.
+    what torchrun or SLURM started, else 1); they share `run_dir`. `accumulate`: micro-batches of a step,
+    shared by all processes, each of which takes its own one after the other (by default one each). `workers`:
+    processes that load data for each of them. `keep`: the newest training states that stay. `regroup`:
+    continue a run of another number of micro-batches, with other mixtures, gains and noise. `other_data`:
+    continue it on other data or validation.
     `compiler`: a backend of torch.compile, such as inductor. `command`: what started the run, for its card.
 
     The folder holds `log.csv`, `validation.csv`, training states, and what the objective publishes: of an
@@ -67,15 +73,15 @@ def train(
     Ctrl-C and SIGTERM, whichever process gets it, finish the step, write a checkpoint and then end the run. A
     damaged training state is put aside for the one before, with a warning. Raises ValueError for data that
     does not suit the model, where batch and processes do not match, and when `run_dir` holds a run of another
-    configuration, number of processes or data (showing the difference); NonFiniteError, OutOfMemoryError and
-    OSError (such as a full disk) with the step and the last good checkpoint; BlockingIOError while another
-    process trains in `run_dir`.
+    configuration, number of micro-batches or data (showing the difference); NonFiniteError, OutOfMemoryError
+    and OSError (such as a full disk) with the step and the last good checkpoint; BlockingIOError while
+    another process trains in `run_dir`.
     """
     run_dir = Path(run_dir)
     objective.check_data(data, validation)
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    fabric = launch(objective.config, device, devices, nodes)
+    fabric = launch(objective.config, device, devices, nodes, accumulate)
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = contextlib.nullcontext()
     if fabric.is_global_zero:
@@ -83,13 +89,13 @@ def train(
     with lock:
         objective.begin(name or run_dir.name)
         compile_network(objective.model, compiler, fabric.device)
-        run = Run(objective, data, validation, run_dir, fabric, keep)
+        run = Run(objective, data, validation, run_dir, fabric, accumulate, keep)
         run.resume(regroup, other_data)
         run.open_folder(stop_at, command)
-        with Interruption() as interruption, explained(objective.config, run.where):
+        with Interruption() as interruption, explained(objective.config, run.micro_batches, run.where):
             stopping = None
-            for batch in run.batches(workers, progress):
-                run.backward(batch)
+            for micro_batches in run.batches(workers, progress):
+                run.backward(micro_batches)
                 stopping = run.update(interruption.signal)
                 if stopping:
                     break
@@ -110,6 +116,7 @@ class Run:
         validation: Any,
         folder: Path,
         fabric: Fabric,
+        accumulate: int | None,
         keep: int,
     ):
         self.objective = objective
@@ -130,7 +137,12 @@ class Run:
         self.meter = Meter()
         self.state = {**objective.parts(), **self.optimisers, "meter": self.meter}
         config = dataclasses.asdict(self.config) | objective.identity()
-        self.origin = Origin(config, fabric.world_size, objective.sources(data, validation))
+        length = objective.crop_length(data)
+        self.loaded = StepBatches(
+            self.config, data, length, fabric.global_rank, fabric.world_size, accumulate
+        )
+        self.micro_batches = self.loaded.count
+        self.origin = Origin(config, self.micro_batches, objective.sources(data, validation))
 
     def resume(self, regroup: bool, other_data: bool) -> None:
         """Continue from the newest state in the folder, if there is one. Raises ValueError as `restore`."""
@@ -170,11 +182,10 @@ class Run:
 
     # -------- a step
 
-    def batches(self, workers: int, progress: bool) -> Iterator[Any]:
-        """This process's part of the batch of every step that is left, on its device, with a progress bar."""
-        length = self.objective.crop_length(self.data)
+    def batches(self, workers: int, progress: bool) -> Iterator[list[Any]]:
+        """This process's micro-batches of every step that is left, on its device, with a progress bar."""
         loader = DataLoader(
-            StepBatches(self.config, self.data, length, self.fabric.global_rank, self.fabric.world_size),
+            self.loaded,
             batch_size=None,
             sampler=range(self.first, self.stop),
             num_workers=workers,
@@ -191,18 +202,26 @@ class Run:
             self.step = step
             yield self.fabric.to_device(batch)
 
-    def backward(self, batch: Any) -> None:
-        """Gradients of the loss of one batch."""
+    def backward(self, batches: Sequence[Any]) -> None:
+        """Gradients of the mean loss of all micro-batches, from those of this process."""
         for name, optimiser in self.optimisers.items():
             optimiser.param_groups[0]["lr"] = self.objective.learning_rate(name, self.step)
             optimiser.zero_grad()
         device = self.fabric.device
-        draw = generator(self.config.seed, self.step, self.fabric.global_rank, 1, device=device)
-        prepared = self.objective.prepare(batch, self.step, draw)
-        terms = self.wrapped(prepared, self.step, draw)
-        self.fabric.backward(self.objective.minimised(terms))
+        numbers = self.loaded.numbers
+        weight = self.fabric.world_size / self.micro_batches  # the mean over the processes is taken after it
+        measured: dict[str, Any] = defaultdict(float)
+        for number, batch in zip(numbers, batches, strict=True):
+            draw = generator(self.config.seed, self.step, number, 1, device=device)
+            prepared = self.objective.prepare(batch, self.step, draw)
+            goes_on = number < numbers[-1]
+            with self.fabric.no_backward_sync(self.wrapped, enabled=goes_on):
+                terms = self.wrapped(prepared, self.step, draw)
+                self.fabric.backward(weight * self.objective.minimised(terms))
+            for name, term in terms.items():
+                measured[name] += weight * term.detach()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        self.meter.add({**terms, "grad_norm": torch.nn.utils.get_total_norm(gradients)})
+        self.meter.add({**measured, "grad_norm": torch.nn.utils.get_total_norm(gradients)})
 
     def update(self, signal: int | None) -> int | None:
         """Move the parameters and what follows them, then write what is due: log, validation and checkpoint.
@@ -231,7 +250,7 @@ class Run:
             optimiser.step()
         self.objective.follow(done)
 
-        if logs and self.writes:
+        if logs:
             self.log_row()
         if validates and self.writes:
             self.validate()
@@ -242,8 +261,10 @@ class Run:
     # -------- what happens every so many steps
 
     def log_row(self) -> None:
-        """The means since the last row."""
+        """The means since the last row; every process begins anew."""
         means, steps_per_s = self.meter.read()
+        if not self.writes:
+            return
         rate = self.objective.learning_rate("optimizer", self.step)
         row = {"step": self.step + 1, "loss": means.pop("loss"), "lr": rate}
         row |= self.objective.schedules(self.step / self.config.steps)
@@ -274,16 +295,25 @@ class Run:
 
 
 class StepBatches:
-    """Item k is this process's part of the batch of step k, which is the same for any number of processes."""
+    """Item k is this process's part of the batch of step k, in micro-batches: `numbers` of all `count`. The
+    crops of all together are the same for any number of them and of processes."""
 
-    def __init__(self, config: RunConfig, data: TrainingData, length: int, rank: int, world: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        data: TrainingData,
+        length: int,
+        rank: int,
+        world: int,
+        accumulate: int | None = None,
+    ):
         self.data = data
         self.length = length
         self.seed = config.seed
-        self.batch_size = config.batch_size
-        self.size = config.share(world)
-        self.offset = rank * self.size
+        self.size = config.share(world, accumulate)
+        self.count = config.batch_size // self.size
+        self.numbers = range(rank * self.count // world, (rank + 1) * self.count // world)
 
-    def __getitem__(self, step: int) -> Any:
-        start = step * self.batch_size + self.offset
-        return self.data.crops(range(start, start + self.size), self.length, self.seed)
+    def __getitem__(self, step: int) -> list[Any]:
+        starts = [(step * self.count + number) * self.size for number in self.numbers]
+        return [self.data.crops(range(start, start + self.size), self.length, self.seed) for start in starts]

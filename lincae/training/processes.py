@@ -11,13 +11,23 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
-from lincae.machine import allow_tf32, check_precision, keep_freed_memory, precisions, resolve_device
+from lincae.machine import (
+    OutOfMemoryError,
+    allow_tf32,
+    check_precision,
+    is_out_of_memory,
+    keep_freed_memory,
+    precisions,
+    resolve_device,
+)
 from lincae.training.config import RunConfig
 
 FABRIC_NAMES = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
 
 
-def launch(config: RunConfig, device: str, devices: int | None, nodes: int | None) -> Fabric:
+def launch(
+    config: RunConfig, device: str, devices: int | None, nodes: int | None, accumulate: int | None
+) -> Fabric:
     """Start the other processes of a run, unless a launcher did; devices and precision are Fabric's matter.
 
     Raises ValueError for a device that is not there, for processes that a batch cannot be shared by, and as
@@ -25,7 +35,7 @@ def launch(config: RunConfig, device: str, devices: int | None, nodes: int | Non
     """
     first = resolve_device(device)
     devices, nodes = launched(devices, nodes)
-    config.share(devices * nodes)
+    config.share(devices * nodes, accumulate)
     precision = training_precision(config.precision, first)
     one_chosen = first.index is not None and devices == 1
     fabric = Fabric(
@@ -125,21 +135,21 @@ class NonFiniteError(RuntimeError):
     """Training met a loss or gradient that is not finite."""
 
 
-class OutOfMemoryError(RuntimeError):
-    """A training step does not fit into the device's memory."""
-
-
 @contextlib.contextmanager
-def explained(config: RunConfig, where: Callable[[], str]) -> Iterator[None]:
+def explained(config: RunConfig, micro_batches: int, where: Callable[[], str]) -> Iterator[None]:
     """Errors of the body say `where` training stood and, when memory ran out, which settings to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         settings = ", ".join(f"{name} ({getattr(config, name)})" for name in config.LOWERABLE)
-        raise OutOfMemoryError(
-            f"out of memory at {where()}. Lower {settings} in another run folder, or continue this one on "
-            f"more devices (--regroup). {error}"
-        ) from error
+        fix = f"Lower {settings} in another run folder"
+        more = [n for n in config.micro_batches() if n > micro_batches]
+        if more:
+            items = f"{config.batch_size // more[0]} instead of {config.batch_size // micro_batches} items"
+            fix += f", or continue this one with --accumulate {more[0]} --regroup: {items} at once"
+        raise OutOfMemoryError(f"out of memory at {where()}. {fix}. {error}") from error
     except OSError as error:
         error.add_note(f"training stopped at {where()}")
         raise

@@ -127,12 +127,13 @@ class Meter:
 class Origin:
     """What a training state comes from. A run goes on from a state of the same origin alone.
 
-    `config`: the objective's configuration. `processes`: their number. `sources`: the data and what
-    validation hears, each as `source` names it, or None.
+    `config`: the objective's configuration. `micro_batches`: how many make a step ("processes" in the file:
+    they once had one each). `sources`: the data and what validation hears, each as `source` names it, or
+    None.
     """
 
     config: dict[str, Any]
-    processes: int
+    micro_batches: int
     sources: dict[str, dict[str, Any] | None]
 
 
@@ -164,7 +165,7 @@ def store(parts: Mapping[str, Any], origin: Origin, step: int, folder: Path, kee
     `parts`: by name, what has a `state_dict`.
     """
     content = {name: part.state_dict() for name, part in parts.items()}
-    content |= {"config": json.dumps(origin.config), "step": step, "processes": origin.processes}
+    content |= {"config": json.dumps(origin.config), "step": step, "processes": origin.micro_batches}
     content["sources"] = json.dumps(origin.sources)
     try:
         with atomic_write(folder / f"state-{step:08d}.ckpt") as file:
@@ -219,7 +220,7 @@ def restore(
     """Load a training state into its `parts`; returns the step to continue from.
 
     Raises ValueError for a file that is no training state, and for a state of another origin, showing the
-    difference: of another configuration, unless `regroup` of another number of processes, and unless
+    difference: of another configuration, unless `regroup` of another number of micro-batches, and unless
     `other_data` of other sources. Accepted other data is noted in `origin`. States of former versions say
     less.
     """
@@ -235,10 +236,10 @@ def restore(
     step = stored["step"]
     sources = json.loads(stored["sources"]) if "sources" in stored else origin.sources
     settings = _changes(flat(json.loads(stored["config"])), flat(json.loads(json.dumps(origin.config))))
-    groups = _changes({"processes": stored.get("processes", 1)}, {"processes": origin.processes})
+    groups = _changes({"--accumulate": stored.get("processes", 1)}, {"--accumulate": origin.micro_batches})
     data = _other_sources(sources, origin.sources)
     _accept(path, step, "with another configuration", settings)
-    _accept(path, step, "of another number of processes", groups, regroup, "--regroup (regroup=True)")
+    _accept(path, step, "of another number of micro-batches", groups, regroup, "--regroup (regroup=True)")
     _accept(path, step, "on other data", data, other_data, "--other-data (other_data=True)")
     for name, now in origin.sources.items():
         before = sources[name]
