@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 CACHED_NUMBERS = 2**18  # a CPU normalises a map in parts of one megabyte in fp32
 KEPT_BYTES = 2**23  # the backward pass computes larger maps between layers again, cheaper than their memory
+TILED_BYTES = 2**25  # without gradients, a CPU takes larger maps in tiles of TILE_BYTES
+TILE_BYTES = 2**22
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -244,6 +246,22 @@ def _combined(grad: Tensor, rows: Tensor, scale: Tensor, slope: Tensor, constant
 def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = False) -> Tensor:
     """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ..., N)`, each frame by the statistics of the `width`
     frames around it (at the ends, the first or last ones); `width` <= N."""
+    scale, shift = _sliding_scale(x, norm, width)
+    if is_channels_last(x):
+        h = _map_like(torch.addcmul(shift, _frequencies(x), scale), x)
+    else:
+        h = torch.addcmul(shift, x, scale)
+    return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
+
+
+def _frequencies(x: Tensor) -> Tensor:
+    """A map channels last as `(B, F, N channels)`."""
+    return x.permute(0, 2, 3, 1).flatten(2)
+
+
+def _sliding_scale(x: Tensor, norm: nn.GroupNorm, width: int) -> tuple[Tensor, Tensor]:
+    """What the norm multiplies each frame by, and adds: `(B, 1, N channels)` each for a map channels last,
+    else as x with ones between channels and frames."""
     groups = norm.num_groups
     means = _means_around(x, groups, width) if x.device.type == "cpu" else pooled_means(x, groups, width)
     mean, power = means[..., None, :].unbind()
@@ -257,14 +275,46 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
         shift = torch.addcmul(bias, mean, scale, value=-1)
     scale, shift = scale.flatten(1, 2), shift.flatten(1, 2)
     if is_channels_last(x):
-        rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
-        scale, shift = (s.transpose(1, 2).flatten(1)[:, None].to(x.dtype) for s in (scale, shift))
-        h = _map_like(torch.addcmul(shift, rows, scale), x)
-    else:
-        between = (1,) * (x.dim() - 3)
-        scale, shift = (s.view(*s.shape[:2], *between, -1).to(x.dtype) for s in (scale, shift))
-        h = torch.addcmul(shift, x, scale)
-    return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
+        return tuple(s.transpose(1, 2).flatten(1)[:, None].to(x.dtype) for s in (scale, shift))
+    between = (1,) * (x.dim() - 3)
+    return tuple(s.view(*s.shape[:2], *between, -1).to(x.dtype) for s in (scale, shift))
+
+
+def in_tiles(x: Tensor) -> bool:
+    """Whether a map is so large that layers without gradients take it by a few rows at a time."""
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return eager and x.device.type == "cpu" and x.nbytes > TILED_BYTES and is_channels_last(x)
+
+
+def tile_rows(x: Tensor) -> int:
+    """Frequencies of a map that are taken at a time, at least two."""
+    return max(2, TILE_BYTES // x[:, :, 0].nbytes) if in_tiles(x) else x.shape[2]
+
+
+def sliding_norm_silu_conv(
+    x: Tensor, norm: nn.GroupNorm, width: int, conv: nn.Conv2d, in_place: bool
+) -> Tensor:
+    """`conv(silu(sliding_group_norm(x)))` of a map channels last, for a 3 x 3 convolution, without a map in
+    between: by tiles, bit for bit what the whole gives. `in_place`: x may hold the result."""
+    scale, shift = _sliding_scale(x, norm, width)
+    parts = _frequencies(x).split(tile_rows(x), dim=1)
+    border = torch.zeros_like(parts[0][:, :1])
+    rows = border
+    out, n_done = x, 0
+    for part in parts:
+        h = F.silu(torch.addcmul(shift, part, scale), inplace=True)
+        after = [border] if part is parts[-1] else []
+        # The last two rows are met again by the first ones of the next tile, and come from here: x may be
+        # overwritten up to the row before the last.
+        rows = torch.cat([rows[:, -2:], h, *after], dim=1)
+        tile = rows.unflatten(2, (x.shape[3], -1)).permute(0, 3, 1, 2)
+        made = F.conv2d(tile, conv.weight, conv.bias, padding=(0, 1))
+        if n_done == 0 and not (in_place and made.dtype == x.dtype):
+            shape = (len(x), *x.shape[2:], made.shape[1])
+            out = made.new_empty(shape).permute(0, 3, 1, 2)
+        out[:, :, n_done : n_done + made.shape[2]] = made
+        n_done += made.shape[2]
+    return out
 
 
 def pooled_means(x: Tensor, groups: int, width: int) -> Tensor:
@@ -297,7 +347,7 @@ def _frame_moments(x: Tensor, groups: int) -> Tensor:
         grouped = x.unflatten(1, (groups, -1)).flatten(2, -2)
         squares = torch.linalg.vector_norm(grouped, dim=2, dtype=torch.float32).square()
         return torch.stack((grouped.sum(2, dtype=torch.float32), squares))
-    rows = x.permute(0, 2, 3, 1).flatten(2)  # (B, F, N channels)
+    rows = _frequencies(x)
     sums, squares = [], []
     for part in rows.split(max(1, CACHED_NUMBERS // rows.shape[1]), dim=2):
         values = part.float()

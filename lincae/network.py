@@ -63,10 +63,12 @@ class Norm(nn.GroupNorm):
         return kernels.sliding_group_norm(x, self, width, silu)
 
 
-def norm_silu_conv(norm: Norm, conv: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv(silu(norm(x)))` of `(B, channels, ..., N)`."""
-    whole = norm.neighbourhood.width(x.shape[-1]) is None
-    if not whole or (x.device.type == "cpu" and not kernels.is_channels_last(x)):
+def norm_silu_conv(norm: Norm, conv: nn.Conv1d | nn.Conv2d, x: Tensor, in_place: bool = False) -> Tensor:
+    """`conv(silu(norm(x)))` of `(B, channels, ..., N)`. `in_place`: x may hold the result."""
+    width = norm.neighbourhood.width(x.shape[-1])
+    if width and kernels.in_tiles(x):
+        return kernels.sliding_norm_silu_conv(x, norm, width, conv, in_place)
+    if width or (x.device.type == "cpu" and not kernels.is_channels_last(x)):
         return conv(norm(x, silu=True))
     x, weight, bias = kernels.autocast_like(x, conv.weight, conv.bias)
     settings = (norm.num_groups, norm.eps, list(conv.padding))
@@ -101,10 +103,20 @@ class FrequencyAttention(nn.Module):
         return self.attend(x)
 
     def attend(self, x: Tensor) -> Tensor:
-        qkv = pointwise(self.to_qkv, self.norm(x)).unflatten(1, (3, self.heads, -1))
+        normed = self.norm(x)
+        if not kernels.in_tiles(x):
+            return x + self.mixed(normed)
+        n_frames = max(1, kernels.TILE_BYTES // x[..., 0].nbytes)
+        for frames, of_norm in zip(x.split(n_frames, 3), normed.split(n_frames, 3), strict=True):
+            frames.add_(self.mixed(channels_last(of_norm)))
+        return x
+
+    def mixed(self, normed: Tensor) -> Tensor:
+        """The attention itself, of frames that are independent of each other."""
+        qkv = pointwise(self.to_qkv, normed).unflatten(1, (3, self.heads, -1))
         q, k, v = qkv.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (B N, heads, F, channels / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x), -1))
-        return x + pointwise(self.to_out, mixed.permute(0, 3, 1, 2, 4).flatten(-2).movedim(-1, 1))
+        mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(normed), -1))
+        return pointwise(self.to_out, mixed.permute(0, 3, 1, 2, 4).flatten(-2).movedim(-1, 1))
 
 
 class ResBlock(nn.Module):
@@ -133,7 +145,7 @@ class ResBlock(nn.Module):
         h = norm_silu_conv(self.norm1, self.conv1, x)
         if noise_embedding is not None:
             h.add_(self.noise_shift(noise_embedding)[:, :, None, None])
-        h = norm_silu_conv(self.norm2, self.conv2, h).add_(self.shortcut(x))
+        h = norm_silu_conv(self.norm2, self.conv2, h, in_place=True).add_(self.shortcut(x))
         return h if self.attention is None else self.attention(h)
 
 
@@ -405,6 +417,20 @@ class UNetLevel(nn.Module):
         self.resample = resample
 
 
+def block_input(h: Tensor, project: nn.Conv2d, latent_map: Tensor, skip: Tensor | None = None) -> Tensor:
+    """The sum of h, the projected map of the latent and, on the way up, what skips the coarser levels, with
+    the variance of one of them. Without gradients h holds it on the way up, where nothing else needs h."""
+    if torch.is_grad_enabled():
+        projected = project(latent_map)
+        total = torch.add(h, projected) if skip is None else torch.add(h, skip).add_(projected)
+    else:
+        total = h.clone() if skip is None else h.add_(skip)
+        n_rows = kernels.tile_rows(total)
+        for rows, of_map in zip(total.split(n_rows, 2), latent_map.split(n_rows, 2), strict=True):
+            rows.add_(project(of_map))
+    return total.mul_(0.5**0.5 if skip is None else 3**-0.5)
+
+
 class Denoiser(nn.Module):
     """F_theta of equation 3: scaled noisy spectrogram, sigma and pyramid -> `(B, 2, F, N)`."""
 
@@ -444,13 +470,13 @@ class Denoiser(nn.Module):
         skips = []
         for level, latent_map in zip(self.down_levels, pyramid, strict=True):
             for block, project in zip(level.blocks, level.projections, strict=True):
-                h = block(torch.add(h, project(latent_map)).mul_(0.5**0.5), embedding)
+                h = block(block_input(h, project, latent_map), embedding)
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
         for level, latent_map in zip(reversed(self.up_levels), reversed(pyramid), strict=True):
             for block, project in zip(level.blocks, level.projections, strict=True):
-                h = block(torch.add(h, skips.pop()).add_(project(latent_map)).mul_(3**-0.5), embedding)
+                h = block(block_input(h, project, latent_map, skips.pop()), embedding)
             if level.resample is not None:
                 h = level.resample(h)
         h = self.norm_out(torch.add(h, self.project_out(pyramid[0])).mul_(0.5**0.5), silu=True)
