@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from lincae.checkpoints import Checkpointed, unwrapped
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
-from lincae.machine import computing_in, frame_noise
+from lincae.machine import computing_in, frame_noise, free_bytes
 from lincae.network import Network, NetworkConfig
 from lincae.streaming import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 from lincae.transform import Transform, TransformConfig
@@ -57,6 +58,10 @@ class AutoencoderConfig:
         return self.transform.hop * self.network.time_factor
 
 
+MAPS_AT_ONCE = 6.2  # feature maps of the finest level that fit into the peak of a decode
+BYTES_PER_BIN = 150  # noise, spectrograms and their transforms, for a bin of a spectrogram
+
+
 class FramewiseAutoencoder(Checkpointed):
     """Encode and decode signals of any length; an `AutoencoderLike`.
 
@@ -64,9 +69,14 @@ class FramewiseAutoencoder(Checkpointed):
     (`_frames_of`). `precision`, one of `lincae.machine.precisions`, may be set at any time: that of the
     network in encode and decode. bf16 is faster, and close to fp32 (benchmarks/inference.csv); weights stay
     fp32.
+
+    `memory_gb`, likewise: 10^9 bytes that encode and decode may take beyond the weights, or "free" for four
+    fifths of what the device has left. Items of a batch then go through the network in as many turns as that
+    takes, and windows are shorter where one item is too much. None: windows as configured, the whole batch.
     """
 
     precision = "fp32"
+    memory_gb: float | str | None = None
 
     def __init__(self, config: Any, network: nn.Module, name: str, metadata: dict | None):
         super().__init__(config, network, name, metadata)
@@ -94,6 +104,30 @@ class FramewiseAutoencoder(Checkpointed):
     def compression(self) -> float:
         """Samples per latent number."""
         return self.config.hop / self.config.network.latent_channels
+
+    # -------- memory
+
+    @property
+    def frame_bytes(self) -> float:
+        """Peak of the memory that a latent frame of an item takes in encode or decode, beyond the weights."""
+        raise ValueError(f"memory_gb is not available for {self.name}: its memory has not been measured")
+
+    def _within_memory(self) -> tuple[int, int]:
+        """Latent frames of a window, and items that go through the network at once, for `memory_gb`.
+
+        Raises ValueError where a window would be no longer than three contexts or what norms see.
+        """
+        longest = self.config.window_frames
+        if self.memory_gb is None:
+            return longest, sys.maxsize
+
+        n_bytes = 0.8 * free_bytes(self.device) if self.memory_gb == "free" else 1e9 * self.memory_gb
+        n_frames = int(n_bytes / self.frame_bytes)
+        least = min(longest, max(3 * self.config.context_frames, self.config.norm_frames + 1))
+        if n_frames < least:
+            needed = f"the shortest window of {self.name} takes {least * self.frame_bytes / 1e9:.2f}"
+            raise ValueError(f"memory_gb {self.memory_gb!r} is too little: {needed}")
+        return min(longest, n_frames), max(1, n_frames // longest)
 
     # -------- lengths
 
@@ -135,13 +169,15 @@ class FramewiseAutoencoder(Checkpointed):
             needed = (self.latent_frames(n_samples) - 1) * config.hop + config.transform.window
             return max(self._edge, needed - n_samples - self._edge)
 
-        pieces = in_pieces(blocks, config.window_frames * config.hop)
+        size, n_items = self._within_memory()
+        pieces = in_pieces(blocks, size * config.hop)
         on_device = (piece.to(self.device, torch.float32) for piece in pieces)
         padded = between_silence(on_device, self._edge, silence_after)
         hops = {"hop": config.hop, "overlap": self._overlap}
-        for window in windowed(padded, config.window_frames, config.context_frames, **hops):
+        for window in windowed(padded, size, config.context_frames, **hops):
             with torch.no_grad():
-                z = self._latents_of(window.data)[..., window.keep].float() * config.latent_scale
+                found = [self._latents_of(items) for items in window.data.split(n_items)]
+                z = torch.cat(found)[..., window.keep].float() * config.latent_scale
             yield z
 
     # -------- decode
@@ -212,11 +248,13 @@ class FramewiseAutoencoder(Checkpointed):
         """Checked latents `(B, C, l_i)` to audio that overlaps: `_overlap` samples with the part after it."""
         config = self.config
         factor = config.network.time_factor
-        pieces = in_pieces(blocks, config.window_frames)
-        for window in windowed(pieces, config.window_frames, config.context_frames, first_frame):
+        size, n_items = self._within_memory()
+        pieces = in_pieces(blocks, size)
+        for window in windowed(pieces, size, config.context_frames, first_frame):
             with torch.no_grad():
                 z = window.data.to(self.device, torch.float32) / config.latent_scale
-                frames = self._frames_of(z, window.start, seed, steps)
+                made = [self._frames_of(items, window.start, seed, steps) for items in z.split(n_items)]
+                frames = torch.cat(made)
                 kept = slice(window.keep.start * factor, window.keep.stop * factor)
                 audio = self.transform.inverse(frames[..., kept])
             yield audio
@@ -244,6 +282,14 @@ class Autoencoder(FramewiseAutoencoder):
     def __init__(self, config: AutoencoderConfig, name: str = "autoencoder", metadata: dict | None = None):
         network = Network(config.network, config.transform.n_bins, config.norm_frames)
         super().__init__(config, network, name, metadata)
+
+    @property
+    def frame_bytes(self) -> float:
+        """As measured on a CPU (benchmarks/inference_memory.csv); elsewhere twice that, which is a guess."""
+        n_bins = self.config.transform.n_bins * self.config.network.time_factor
+        of_map = self.config.network.channels[0] * (4 if self.precision in ("fp32", "tf32") else 2)
+        on_cpu = n_bins * (MAPS_AT_ONCE * of_map + BYTES_PER_BIN)
+        return on_cpu if self.device.type == "cpu" else 2 * on_cpu
 
     def denoise(self, latents: Tensor, noises: Iterable[Tensor], steps: int = 1) -> Tensor:
         """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step to a spectrogram like these."""

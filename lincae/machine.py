@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -106,6 +107,18 @@ class OutOfMemoryError(RuntimeError):
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, of an accelerator or of a CPU, whose allocator has no error of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that tensors on a device can still have. Raises ValueError where it is not known."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.exists():
+        raise ValueError(f"what is free is not known for {device.type} on {sys.platform}: give a number")
+    kib = table.read_text().split("MemAvailable:")[1].split()[0]
+    return 1024 * int(kib)
 
 
 def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator:

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_autoencoder import TEST, noise, random_model
 
+from lincae import kernels
 from lincae import streaming as windows
 from lincae.interface import check_audio
 from lincae.machine import keep_freed_memory
@@ -240,7 +241,50 @@ def test_windows_agree_only_with_sliding_norms():
     assert agreement[16] > agreement[10**6] + 15
 
 
-# ---------------------------------------------------------------- precision and refusals
+# ---------------------------------------------------------------- memory, precision and refusals
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tiles_leave_the_result_as_it_is(monkeypatch, precision):
+    """Large maps go through the finest layers a few rows at a time: the very numbers of whole maps."""
+    network = dataclasses.replace(SHORT.network, odd=True, attention=(True, True, True))
+    model = random_model(dataclasses.replace(SHORT, network=network))
+    monkeypatch.setattr(model, "precision", precision)
+    audio = noise(2, 40 * HOP)
+    expected = model.encode(audio)
+    decoded = model.decode(expected, steps=2)
+    monkeypatch.setattr(kernels, "TILED_BYTES", 0)
+    for rows_bytes in (1, 10**5):
+        monkeypatch.setattr(kernels, "TILE_BYTES", rows_bytes)
+        assert torch.equal(model.encode(audio), expected)
+        assert torch.equal(model.decode(expected, steps=2), decoded)
+
+
+def test_memory_chooses_windows_and_items():
+    """Enough for all: the same bits. Less: items in turns. Too little for a window of one item: the result of
+    a shorter window. Less still is refused, with what would do."""
+    model = random_model(SHORT)
+    audio = noise(3, 60 * HOP)
+    whole, of_window = model.encode(audio), model.frame_bytes * SHORT.window_frames / 1e9
+    decoded = model.decode(whole)
+    for budget in (3.01 * of_window, "free"):
+        model.memory_gb = budget
+        assert torch.equal(model.encode(audio), whole)
+        assert torch.equal(model.decode(whole), decoded)
+
+    model.memory_gb = 1.01 * of_window
+    torch.testing.assert_close(model.encode(audio), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.decode(whole), decoded, rtol=0, atol=1e-4)
+
+    model.memory_gb = 20.5 / SHORT.window_frames * of_window
+    shorter = random_model(dataclasses.replace(SHORT, window_frames=20))
+    torch.testing.assert_close(model.decode(whole), shorter.decode(whole), rtol=0, atol=1e-4)
+    assert db(model.decode(whole), decoded) > 10
+
+    for budget in (0.5 * of_window, 0, -1.0):
+        model.memory_gb = budget
+        with pytest.raises(ValueError, match="memory_gb"):
+            model.encode(audio)
 
 
 @pytest.mark.parametrize(
