@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lincae.data import folders as module
 from lincae.data.audio import AudioFileError, audio_header
-from lincae.data.corpora import Corpora, weighted_folders
+from lincae.data.corpora import RETRY_WAITS_S, Corpora, weighted_folders
 from lincae.data.folders import audio_files, file_index
 from lincae.data.shards import Shards, write_shards
 from lincae.data.tracks import tracks
@@ -304,6 +304,31 @@ def test_files_that_vanish_shrink_or_fail_are_drawn_again(tmp_path, caplog):
     assert "non-finite" in reasons["002.wav"]
     assert sum(record.getMessage().startswith("skipped: ") for record in caplog.records) == 3
     assert "3 files skipped: " in corpora.skip_report()
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_fault_that_passes_changes_no_crop(corpus, monkeypatch, passes):
+    """The system reads no file before the last wait, or never."""
+    whole = Corpora({corpus: 1}, RATE).crops([7], 100, 0)
+    faulty = Corpora({corpus: 1}, RATE)
+    waits_s = []
+    sound_file = soundfile.SoundFile
+
+    def unreliable(*arguments, **options):
+        if passes and len(waits_s) == len(RETRY_WAITS_S):
+            return sound_file(*arguments, **options)
+        raise soundfile.LibsndfileError(2)  # "System error"
+
+    monkeypatch.setattr(soundfile, "SoundFile", unreliable)
+    monkeypatch.setattr("time.sleep", waits_s.append)
+    if passes:
+        assert torch.equal(faulty.crops([7], 100, 0), whole)
+        assert not faulty.skipped
+    else:
+        with pytest.raises(AudioFileError, match=r"draws failed.*System error"):
+            faulty.crops([7], 100, 0)
+    n_files = max(1, len(faulty.skipped))
+    assert waits_s == n_files * list(RETRY_WAITS_S)
 
 
 def test_more_than_one_percent_of_failed_draws_is_an_error(tmp_path):

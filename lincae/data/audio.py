@@ -17,11 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lincae.data.containers import AudioFileError, Decoder, decoded_frames, stamp_of, states_its_length
+from lincae.data.containers import (
+    AudioFileError,
+    Decoder,
+    UnreachableFileError,
+    decoded_frames,
+    stamp_of,
+    states_its_length,
+)
 from lincae.files import atomic_write
 from lincae.interface import check_audio
 
 CHANNEL_MODES = ("mono", "mean", "all")
+SYSTEM_ERROR = 2
+"""libsndfile's code of what is no fault of a file."""
 RATES_HZ = (1000, 1_000_000)
 """Sample rates that a file may state; others are damage, and resampling from 1 Hz fills the memory."""
 
@@ -101,7 +110,8 @@ def opened(path: str | Path, channels: str = "all") -> Iterator["AudioFile"]:
                 raise ValueError(f'{path}: has {sound.channels} channels, not one: use channels="mean"')
             yield file
     except soundfile.LibsndfileError as error:
-        raise AudioFileError(f"{path}: cannot be read as audio, or is truncated: {error}") from error
+        kind = UnreachableFileError if error.code == SYSTEM_ERROR else AudioFileError
+        raise kind(f"{path}: cannot be read as audio, or is truncated: {error}") from error
 
 
 class AudioFile:

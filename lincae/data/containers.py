@@ -30,6 +30,10 @@ class AudioFileError(ValueError):
     """An audio file that cannot be used; the message names the file."""
 
 
+class UnreachableFileError(AudioFileError, OSError):
+    """An audio file that the system could not read, which may pass."""
+
+
 def stamp_of(path: Path) -> tuple[int, int]:
     """Size and time of modification (ns) of a file: what is known of one holds as long as they stay."""
     stat = path.stat()

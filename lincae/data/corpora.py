@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,9 @@ MAX_FAILED = 0.01
 """The share of draws that may fail; fewer than FEW_DRAWS are judged as if they were so many."""
 FEW_DRAWS = 1000
 
+RETRY_WAITS_S = (1.0, 5.0, 25.0)
+"""After a fault of a disk, a network or an object store, which may pass."""
+
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +39,8 @@ class WeightedFiles:
 
     Files shorter than the crops asked for are left out. A file that fails, and a crop quieter than `min_rms`,
     is drawn again within its folder, so that weights hold. Files that failed are logged once and kept, with
-    the reason, in `skipped`. Item i is a pure function of (seed, i) as long as the same files can be read.
+    the reason, in `skipped`. Item i is a pure function of (seed, i) as long as the same files can be read:
+    what only the system could not read is first tried again, after RETRY_WAITS_S.
 
     Subclasses have `_read(folder, number, start, n_samples)`, a crop (T,) from frame `start` of a file on,
     which raises OSError or ValueError, and `_name(folder, number)`, where a file is one by its number.
@@ -102,7 +107,7 @@ class WeightedFiles:
             rate, n_frames = self._headers[folder][:, number].tolist()
             start = int(u_start * (n_frames - self._frames_of(n_samples, rate) + 1))
             try:
-                crop = self._read(folder, number, start, n_samples)
+                crop = self._read_patiently(folder, number, start, n_samples)
             # ValueError: an AudioFileError, or a start beyond the end of a file that has become shorter.
             except (OSError, ValueError) as error:
                 self._skip(self._name(folder, number), str(error))
@@ -111,6 +116,19 @@ class WeightedFiles:
                 return crop
         reason = f"{MAX_DRAWS} draws gave no {n_samples} samples of RMS >= {self.min_rms:g}"
         raise ValueError(f"{self._folders[folder]}: {reason}; {self.skip_report()}")
+
+    def _read_patiently(self, folder: int, number: int, start: int, n_samples: int) -> Tensor:
+        """`_read`, again while a fault may pass; not for a missing file, nor for one that was skipped."""
+        name = self._name(folder, number)
+        for wait_s in () if name in self._skipped else RETRY_WAITS_S:
+            try:
+                return self._read(folder, number, start, n_samples)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                log.warning("%s: tried again in %g s: %s", name, wait_s, error)
+                time.sleep(wait_s)
+        return self._read(folder, number, start, n_samples)
 
     @property
     def skipped(self) -> dict[str, str]:
