@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Iterator
 from numbers import Integral
@@ -37,6 +38,20 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         sees = f"torch {torch.__version__} sees {n_here} {resolved.type.upper()} devices"
         raise ValueError(f"device {device!r} is not available: {sees}")
     return resolved
+
+
+def launched_process() -> tuple[int, int, int]:
+    """Which process this is, of how many, and which of its machine, as torchrun or srun says; (0, 1, 0)
+    where neither started it.
+
+    A batch script of SLURM has the variables of its job without being one of several processes: it is srun
+    that numbers its step.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    rank, world, local_rank = names
+    return int(os.environ.get(rank, 0)), int(os.environ.get(world, 1)), int(os.environ.get(local_rank, 0))
 
 
 def precisions(device: torch.device) -> tuple[str, ...]:

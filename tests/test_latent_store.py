@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -449,6 +450,25 @@ def test_files_that_fail_are_listed_and_tried_again(tmp_path, capsys):
     (folder / "sub" / "worse.flac").unlink()
     encoded(folder, out, StftAutoencoder())
     assert read_skipped(out / "skipped.csv") == {}
+
+
+def test_the_next_files_are_read_while_one_is_encoded(corpus, tmp_path, monkeypatch):
+    second_is_read = threading.Event()
+    sha256_of = store.sha256_of
+
+    def noted(path):
+        if path.name != "a.wav":
+            second_is_read.set()
+        return sha256_of(path)
+
+    class Waits(Streams):
+        def encode_stream(self, blocks):
+            assert second_is_read.wait(timeout=60)
+            return super().encode_stream(blocks)
+
+    monkeypatch.setattr(store, "sha256_of", noted)
+    monkeypatch.setattr(store, "BLOCKS_AHEAD", 1)
+    assert encoded(corpus, tmp_path / "out", Waits(), channels="all").encoded == 5
 
 
 def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_path):

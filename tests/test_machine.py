@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lincae.machine import computing_in, frame_noise, philox
+from lincae.machine import computing_in, frame_noise, launched_process, philox
 from lincae.training.processes import training_precision
 
 ALL_ONES = 2**32 - 1
@@ -99,3 +99,23 @@ def test_tf32_is_for_the_time_of_a_computation(monkeypatch):
     with computing_in("tf32", GPU):
         assert switches() == (True, True)
     assert switches() == before != (True, True)
+
+
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "process"),
+    [
+        ({}, (0, 1, 0)),
+        (TORCHRUN, (3, 4, 2)),
+        (SLURM | {"SLURM_STEP_ID": "0"}, (5, 8, 1)),
+        (SLURM, (0, 1, 0)),  # a batch script, without srun
+        (SLURM | {"SLURM_STEP_ID": "0"} | TORCHRUN, (3, 4, 2)),
+    ],
+)
+def test_launchers_number_their_processes(monkeypatch, environment, process):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched_process() == process

@@ -1,7 +1,6 @@
 """`lincae encode`, `decode`, `mix`, `process` and `info`: latents of audio files."""
 
 import json
-import os
 from pathlib import Path
 
 import click
@@ -14,7 +13,13 @@ from lincae.data.folders import read_skipped
 from lincae.data.streams import encode_file
 from lincae.interop.models import load
 from lincae.latents import algebra, store
-from lincae.machine import PRECISIONS, check_precision, keep_freed_memory, resolve_device
+from lincae.machine import (
+    PRECISIONS,
+    check_precision,
+    keep_freed_memory,
+    launched_process,
+    resolve_device,
+)
 from lincae.reencoder.linear import KIND as LINEAR
 from lincae.reencoder.linear import LinearPair
 from lincae.reencoder.module import KIND, ReEncoder
@@ -56,12 +61,13 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
     """Encode folders of AUDIO, at any depth, into the folder OUT, which is continued if it exists.
 
     One audio file goes into one .safetensors file. Files that cannot be read are listed in OUT, and tried
-    again by the next call; the exit status is then 3 (under torchrun 0: another would end all processes).
+    again by the next call; the exit status is then 3 (under torchrun and srun 0: another would end them all).
 
     \b
         lincae encode data/jamendo data/moisesdb latents --model desk/lin-cae --dtype float16
         lincae encode song.wav song.safetensors --model desk/lin-cae
         torchrun --nproc-per-node 8 -m lincae encode data/jamendo latents --model desk/lin-cae
+        srun --ntasks 8 lincae encode data/jamendo latents --model desk/lin-cae
     """
     source = Path(audio[0])
     target = Path(out)
@@ -73,14 +79,13 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
     elif target.suffix == store.SUFFIX:
         raise ValueError(f"{out} takes one audio file, got {' '.join(audio)}: give OUT as a folder")
 
-    autoencoder = loaded(model, device, precision, int(os.environ.get("LOCAL_RANK", 0)))
+    rank, world, local_rank = launched_process()
+    autoencoder = loaded(model, device, precision, local_rank)
     if single:
         n_samples, latents = encode_file(autoencoder, source, channels)
         store.write_latents(target, store.describe(autoencoder), source.name, latents, n_samples, dtype)
         return 0
 
-    rank = int(os.environ.get("RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
     done = store.encode_corpus(autoencoder, audio, target, dtype, channels, rank, world)
     which = f"process {rank} of {world}: " if world > 1 else ""
     where = f", see {target / store.SKIPPED}" if done.skipped else ""

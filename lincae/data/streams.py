@@ -3,9 +3,13 @@
 Axis legend: `B` batch (channels of a file), `T` samples, `C` latent channels, `L` latent frames.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,15 +62,9 @@ def _resampled(
             yield out
 
 
-def encode_file(
-    model: AutoencoderLike, path: str | Path, channels: str = "mean"
-) -> tuple[int, Iterator[Tensor]]:
-    """Length of a file at the model's rate, and its consecutive latents (B, C, L_i).
-
-    In constant memory if the model has `encode_stream`, else at once. B is 1 for `channels` "mean", all that
-    the file has for "all". Raises AudioFileError for whatever is wrong with the file; the iterator does so
-    where it comes to it.
-    """
+def length_and_blocks(path: str | Path, sample_rate: int, channels: str) -> tuple[int, Iterator[Tensor]]:
+    """Length of a file at a rate, and its blocks as of `read_blocks`. Raises AudioFileError for whatever is
+    wrong with the file; the iterator does so where it comes to it."""
     try:
         rate, n_frames = audio_header(path)
     except OSError as error:
@@ -74,15 +72,58 @@ def encode_file(
 
     def blocks() -> Iterator[Tensor]:
         try:
-            yield from read_blocks(path, model.sample_rate, channels)
+            yield from read_blocks(path, sample_rate, channels)
         # An error of the input is not to be taken for one of the output.
         except OSError as error:
             raise AudioFileError(f"{path}: {error}") from error
 
-    n_samples = -(-n_frames * model.sample_rate // rate)
+    return -(-n_frames * sample_rate // rate), blocks()
+
+
+def encode_blocks(model: AutoencoderLike, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Consecutive audio (B, T_i) to consecutive latents (B, C, L_i): in constant memory if the model has
+    `encode_stream`, else at once."""
     if hasattr(model, "encode_stream"):
-        return n_samples, model.encode_stream(blocks())
-    return n_samples, (model.encode(torch.cat(list(b), 1)) for b in [blocks()])
+        return model.encode_stream(blocks)
+    return (model.encode(torch.cat(list(b), 1)) for b in [blocks])
+
+
+def encode_file(
+    model: AutoencoderLike, path: str | Path, channels: str = "mean"
+) -> tuple[int, Iterator[Tensor]]:
+    """Length of a file at the model's rate, and its consecutive latents (B, C, L_i), as of `encode_blocks`.
+
+    B is 1 for `channels` "mean", all that the file has for "all". Raises as `length_and_blocks`.
+    """
+    n_samples, blocks = length_and_blocks(path, model.sample_rate, channels)
+    return n_samples, encode_blocks(model, blocks)
+
+
+def read_ahead(pool: Executor, items: Iterator[Any], count: int) -> Iterator[Any]:
+    """The same items; a thread of the pool takes the first `count` of them from now on, and always the next
+    `count` while those before are used."""
+
+    def taken() -> list[Any]:
+        return list(itertools.islice(items, count))
+
+    def given(future: Future) -> Iterator[Any]:
+        while held := future.result():
+            future = pool.submit(taken)
+            yield from held
+
+    return given(pool.submit(taken))
+
+
+def begun_ahead(
+    names: Iterable[str], begin: Callable[[str], Iterator[Any]], count: int
+) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Each name with what `begin` makes of it, which is called for the `count` names after it before."""
+    begun: deque[tuple[str, Iterator[Any]]] = deque()
+    for name in names:
+        begun.append((name, begin(name)))
+        if len(begun) > count:
+            yield begun.popleft()
+    yield from begun
 
 
 def decode_blocks(

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -27,7 +28,14 @@ from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.containers import stamp_of
 from lincae.data.folders import audio_files, claim, read_skipped, write_skipped
-from lincae.data.streams import BLOCK_S, decode_blocks, encode_file
+from lincae.data.streams import (
+    BLOCK_S,
+    begun_ahead,
+    decode_blocks,
+    encode_blocks,
+    length_and_blocks,
+    read_ahead,
+)
 from lincae.files import atomic_write, json_object, locked, sha256_of
 from lincae.interface import AutoencoderLike, check_fields, first_non_finite
 from lincae.machine import generator
@@ -42,6 +50,8 @@ TENSOR_VALUES = 2**20  # from which a tensor is written
 SPOOLED_BYTES = 2**26  # held in memory of a long file while it is encoded
 SHARD_BYTES = 2**27  # a shard is full with so many bytes,
 SHARD_FILES = 10_000  # or so many audio files: its header is not to grow too long
+READERS = 4  # threads that read the files that come next,
+BLOCKS_AHEAD = 16  # of each so much at a time
 SPARE_FRAMES = 64  # that a model may leave out at the ends of a signal
 OPEN_SHARDS = 32  # that a dataset keeps mapped, in each process
 MANIFEST = "latents.json"
@@ -450,9 +460,9 @@ def encode_corpus(
 ) -> Summary:
     """Encode the audio files of some folders into a folder of shards; a later call continues a killed one.
 
-    Of `world` processes this one, `rank`, takes every world-th file. A file is encoded again only where it
-    has changed, or failed before. `channels`: "mean" encodes the mean of a file's channels, "all" each of
-    them, as items of a batch.
+    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next
+    while one is encoded. A file is encoded again only where it has changed, or failed before. `channels`:
+    "mean" encodes the mean of a file's channels, "all" each of them, as items of a batch.
 
     Raises ValueError for an `out` that holds something else, or latents of another model (naming both),
     dtype, precision or choice of channels, and where another process works as the same rank; LatentFileError
@@ -474,21 +484,35 @@ def encode_corpus(
     skipped: dict[str, str] = {}
     n_samples = 0
     present = 0
-    with locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
+    lock = locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}")
+    with lock, ThreadPoolExecutor(READERS) as pool:
         shards = Shards(out, described, dtype, rank, world)
+
+        def begin(name: str) -> Iterator[Any]:
+            return read_ahead(pool, read(name), BLOCKS_AHEAD)
+
+        def read(name: str) -> Iterator[Any]:
+            """What `changed_source` says, then of a file to be encoded the length and the blocks."""
+            source = changed_source(files[name], shards.done.get(name), model.sample_rate)
+            yield source
+            if source is not None:
+                length, blocks = length_and_blocks(files[name], model.sample_rate, channels)
+                yield length
+                yield from blocks
+
+        bar = tqdm(desc="encoding", total=len(mine), unit="file", disable=not progress or rank > 0)
         try:
-            for name in tqdm(mine, "encoding", unit="file", disable=not progress or rank > 0):
-                path = files[name]
-                known = shards.done.get(name)
+            for name, found in begun_ahead(mine, begin, READERS):
+                bar.update()
                 try:
-                    source = changed_source(path, known, model.sample_rate)
+                    source = next(found)
                     if source is None:
                         present += 1
                         continue
-                    if known:
-                        log.warning("%s has changed since it was encoded: it is encoded anew", path)
-                    length, latents = encode_file(model, path, channels)
-                    shards.add(name, latents, length, source)
+                    if name in shards.done:
+                        log.warning("%s has changed since it was encoded: it is encoded anew", files[name])
+                    length = next(found)
+                    shards.add(name, encode_blocks(model, found), length, source)
                     n_samples += length
                 except (AudioFileError, LatentFileError) as error:
                     skipped[name] = str(error)
