@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lincae.checkpoints import Checkpointed, unwrapped
 from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
-from lincae.machine import computing_in, frame_noise, free_bytes
+from lincae.machine import OutOfMemoryError, computing_in, frame_noise, free_bytes, is_out_of_memory
 from lincae.network import Network, NetworkConfig
 from lincae.streaming import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
 from lincae.transform import Transform, TransformConfig
@@ -129,6 +129,23 @@ class FramewiseAutoencoder(Checkpointed):
             raise ValueError(f"memory_gb {self.memory_gb!r} is too little: {needed}")
         return min(longest, n_frames), max(1, n_frames // longest)
 
+    @contextlib.contextmanager
+    def _fitting(self, batch: Tensor, n_items: int, n_frames: int) -> Iterator[None]:
+        """Raises OutOfMemoryError, naming what takes half as much, where memory runs out for `n_items` of the
+        batch, or all of it, in windows of `n_frames`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            n_items = min(n_items, len(batch))
+            half = n_items * n_frames // 2
+            fix = f"{max(1, n_items // 2)} in windows of {min(n_frames, half)} take half"
+            with contextlib.suppress(ValueError):  # of a model whose memory has not been measured
+                fix += f", as with model.memory_gb = {(half + 0.5) * self.frame_bytes / 1e9:.4g}"
+            tried = f"{n_items} items in windows of {n_frames} latent frames"
+            raise OutOfMemoryError(f"{self.name}: out of memory for {tried}; {fix}. {error}") from error
+
     # -------- lengths
 
     def latent_frames(self, n_samples: int) -> int:
@@ -175,7 +192,7 @@ class FramewiseAutoencoder(Checkpointed):
         padded = between_silence(on_device, self._edge, silence_after)
         hops = {"hop": config.hop, "overlap": self._overlap}
         for window in windowed(padded, size, config.context_frames, **hops):
-            with torch.no_grad():
+            with torch.no_grad(), self._fitting(window.data, n_items, size):
                 found = [self._latents_of(items) for items in window.data.split(n_items)]
                 z = torch.cat(found)[..., window.keep].float() * config.latent_scale
             yield z
@@ -251,7 +268,7 @@ class FramewiseAutoencoder(Checkpointed):
         size, n_items = self._within_memory()
         pieces = in_pieces(blocks, size)
         for window in windowed(pieces, size, config.context_frames, first_frame):
-            with torch.no_grad():
+            with torch.no_grad(), self._fitting(window.data, n_items, size):
                 z = window.data.to(self.device, torch.float32) / config.latent_scale
                 made = [self._frames_of(items, window.start, seed, steps) for items in z.split(n_items)]
                 frames = torch.cat(made)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from test_autoencoder import TEST, noise, random_model
 from lincae import kernels
 from lincae import streaming as windows
 from lincae.interface import check_audio
-from lincae.machine import keep_freed_memory
+from lincae.machine import OutOfMemoryError, keep_freed_memory
 from lincae.network import Neighbourhood, Network, Norm
 from lincae.streaming import Tape, windowed
 
@@ -285,6 +286,30 @@ def test_memory_chooses_windows_and_items():
         model.memory_gb = budget
         with pytest.raises(ValueError, match="memory_gb"):
             model.encode(audio)
+
+
+def test_out_of_memory_names_a_window_that_fits(monkeypatch):
+    model = random_model(SHORT)
+    audio = noise(3, 60 * HOP)
+    encoder = model.network.encoder
+    forward = encoder.forward
+    fits = 0.5 * SHORT.window_frames * model.config.network.time_factor  # half a window of one item
+
+    def full(spectrogram):
+        if len(spectrogram) * spectrogram.shape[-1] > fits:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to")
+        return forward(spectrogram)
+
+    monkeypatch.setattr(encoder, "forward", full)
+    for message in (
+        r"for 3 items in windows of 24 latent frames; 1 in windows of 24 take half.*memory_gb = (\S+)\. ",
+        r"for 1 items in windows of 24 latent frames; 1 in windows of 12 take half.*memory_gb = (\S+)\. ",
+    ):
+        with pytest.raises(OutOfMemoryError, match=message) as refused:
+            model.encode(audio)
+        model.memory_gb = float(re.search(message, str(refused.value))[1])
+    with pytest.raises(ValueError, match=r"memory_gb .* is too little"):  # three contexts of 6 frames
+        model.encode(audio)
 
 
 @pytest.mark.parametrize(
