@@ -241,6 +241,7 @@ CLAIMED = {
     "encoder additivity error": "add_enc",
     "encoder homogeneity error": "hom_enc",
     "decoder additivity MSS": "add_dec_mss",
+    "decoder additivity SNR": "add_dec_snr",
     "decoder homogeneity SNR": "hom_dec_snr",
     "decoder superposition SNR": "property2_snr",
     "separation SI-SDR": "separation_si_sdr",

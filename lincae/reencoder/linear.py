@@ -58,8 +58,8 @@ class LinearConfig:
     """All that defines a pair but its weights.
 
     `design`, `odd`: see the module docstring; odd maps cost twice as much. `latent_channels`: C of the
-    autoencoder. `layers`: couplings in a row. `hidden`, `blocks`, `expansion`, `kernel`: of the ConvNeXt-V2
-    blocks in every network. `norm_frames`: what levels and norms are taken over, around each frame.
+    autoencoder. `layers`: couplings in a row. `hidden`, `blocks`, `kernel`: width of every network, its
+    residual convolutions and their frames. `norm_frames`: over which levels are taken, around each frame.
     """
 
     design: str = "coupling"
@@ -87,7 +87,7 @@ class LinearConfig:
     @property
     def context_frames(self) -> int:
         """Latent frames on each side that a frame of w depends on; nothing here is causal."""
-        per_network = max(self.blocks * (self.kernel // 2), NEAR_FRAMES // 2) + self.norm_frames
+        per_network = (self.blocks + 1) * (self.kernel // 2) + max(self.norm_frames, NEAR_FRAMES)
         return per_network * (self.layers if self.design == "coupling" else 1)
 
 
