@@ -3,10 +3,11 @@
 #                  the evaluation (notebooks 02 to 06) of other models or data -> runs/musdb/
 # make check       lint, and the tests that take a minute
 # make test        lint, and all tests
-# make train       the desk study (resumable): one run per variant under runs/; SEEDS="0 1 2" for more of each
+# make train       the desk study on free-music (resumable): one run per variant, runs/study-VARIANT; SEEDS="0 1 2"
 # make study       all of it, for a GPU: three seeds of every desk variant, then `small` (resumable)
-# make music       recordings from free packages of Debian -> data/free-music/ (0.7 GB, by apt-get)
-# make bundle      finished runs of the desk study into data/checkpoints/
+# make music       recordings from free packages of Debian -> data/free-music/ (0.7 GB, by apt-get), and what
+#                  `make train` reads: the same as shards at 16 kHz -> runs/free-music-16k (1 GB)
+# make bundle      finished runs of the desk study into data/checkpoints/study/
 # make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
 # make bench       every benchmark, anew
 # make lab         JupyterLab
@@ -74,6 +75,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps linear-cae==0.1.4 music2latent==0.1.8 # peers, for parity
+	$(BIN)/python -m pip install --quiet --no-deps tinysoundfont==0.3.7 pretty_midi==0.2.11.post0 # without PortAudio
 	touch $@
 
 $(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) tools/notebooks.py | $(READY)

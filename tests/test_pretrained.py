@@ -22,7 +22,7 @@ from lincae.interop.references import EXAMPLES, StftAutoencoder, TanhToy
 from lincae.network import BOTH, FREQUENCY, NetworkConfig
 from lincae.training.config import MODEL_PRESETS
 from lincae.transform import TransformConfig
-from tools.bundle import bundle, main
+from tools.bundle import bundle, bundle_study, main
 
 CONFIG = AutoencoderConfig(
     transform=TransformConfig(hop=16),
@@ -182,6 +182,17 @@ def test_what_is_bundled_loads():
     assert {"desk/lin-cae", "desk/m2l"} <= set(bundled)
     for name in bundled:
         assert load(name, "cpu").name == name
+
+
+def test_finished_runs_of_a_study_are_bundled_and_others_left_out(tmp_path, capsys):
+    for name, step in (("one", 4), ("two", 3)):
+        model = Autoencoder(MODEL_PRESETS["test"], name, {"step": step, "training": {"steps": 4}})
+        model.save(tmp_path / f"study-{name}")
+    (tmp_path / "study-queue.log").write_text("no run")
+    assert bundle_study(tmp_path / "study", tmp_path / "out") == [tmp_path / "out" / "study" / "one"]
+    assert "study-two stands at step 3 of 4" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="no runs .*other-NAME"):
+        bundle_study(tmp_path / "other", tmp_path / "out")
 
 
 def test_bundle(tmp_path):
