@@ -191,7 +191,7 @@ def test_finished_runs_of_a_study_are_bundled_and_others_left_out(tmp_path, caps
     (tmp_path / "study-queue.log").write_text("no run")
     assert bundle_study(tmp_path / "study", tmp_path / "out") == [tmp_path / "out" / "study" / "one"]
     assert "study-two stands at step 3 of 4" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match="no runs .*other-NAME"):
+    with pytest.raises(FileNotFoundError, match=r"no runs .*other-NAME"):
         bundle_study(tmp_path / "other", tmp_path / "out")
 
 
