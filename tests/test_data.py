@@ -107,6 +107,19 @@ def test_bank_from_synth_holds_the_songs_of_the_disk(tmp_path):
             torch.testing.assert_close(ours, track.stems(), rtol=0, atol=0.51 / 2**15)
 
 
+def test_processes_of_a_launcher_render_songs_once(tmp_path, monkeypatch):
+    alone = StemBank.from_synth(2, 2.0, RATE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    first = StemBank.from_synth(2, 2.0, RATE)
+    monkeypatch.setattr(data, "render_song", None)
+    second = StemBank.from_synth(2, 2.0, RATE)
+    for ours, theirs, wanted in zip(first.stems, second.stems, alone.stems, strict=True):
+        assert torch.equal(ours, wanted)
+        assert torch.equal(theirs, wanted)
+
+
 def test_training_data_names(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "N_SONGS", {"train": 2, "test": 1})
     monkeypatch.setattr(data, "SONG_S", 2.0)

@@ -308,6 +308,18 @@ def test_what_fits_a_batch_is_named(tmp_path, batch_size, processes, accumulate,
             run(tmp_path, config, devices=processes, accumulate=accumulate)
 
 
+@pytest.mark.parametrize(
+    ("device", "devices", "message"),
+    [("cuda", 4, "devices=4 .* sees 2 of cuda"), ("cuda:1", 2, "'cuda:1' is a single one, devices=2")],
+)
+def test_devices_that_are_not_there(tmp_path, monkeypatch, device, devices, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for module in (torch.cuda, torch.accelerator):
+        monkeypatch.setattr(module, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, device=device, devices=devices)
+
+
 def shared_gradients(config, world: int) -> tuple[list[torch.Tensor], Autoencoder]:
     """Gradients of step 0 and the model after all steps, of `world` processes as the rule states them."""
     torch.manual_seed(config.seed)

@@ -5,8 +5,10 @@ Axis legend: `B` batch, `S` source (stem), `T` samples.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -14,8 +16,10 @@ from lincae.data.corpora import MAX_DRAWS, MIN_RMS, Corpora, rms, weighted_folde
 from lincae.data.free_music import refuse_test_recordings, split_folders
 from lincae.data.shards import Shards
 from lincae.data.synth import render_song
-from lincae.data.tracks import N_SONGS, SONG_S, check_split, parallel, song_seed
-from lincae.machine import generator
+from lincae.data.tracks import N_SONGS, SONG_S, SYNTH_VERSION, check_split, parallel, song_seed
+from lincae.files import atomic_write, locked
+from lincae.machine import generator, launched_process
+from lincae.training.environment import user_cache
 
 SOLO_SHARE = 0.5
 """The probability that an item of a StemBank is a single stem."""
@@ -37,10 +41,18 @@ class StemBank:
     def from_synth(
         cls, n_songs: int, seconds: float, sample_rate: int, seed: int = 0, split: str = "train"
     ) -> "StemBank":
-        """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory."""
+        """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory.
+
+        Of the processes of a launcher the first on a machine renders them into the user's cache, the others
+        wait and read them there.
+        """
         check_split("synthetic", split)
         jobs = [(song_seed(split, index, seed), seconds, sample_rate) for index in range(n_songs)]
-        stems = [torch.from_numpy(song) for song in parallel(render_song, jobs)]
+        if launched_process()[1] == 1:
+            stems = [torch.from_numpy(song) for song in parallel(render_song, jobs)]
+        else:
+            name = f"{split}-{n_songs}-{seconds:g}s-{sample_rate}Hz-{seed}-{SYNTH_VERSION}.safetensors"
+            stems = rendered_once(user_cache() / "lincae" / "synthetic" / name, jobs)
         return cls(stems, sample_rate, f"{n_songs} synthetic {split} songs of {seconds:g} s, seed {seed}")
 
     def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
@@ -61,6 +73,18 @@ class StemBank:
             if rms(crop) >= MIN_RMS:
                 return crop
         raise ValueError(f"song {number} of {self.description} is silent, as all {MAX_DRAWS} crops drawn")
+
+
+def rendered_once(path: Path, jobs: Sequence[tuple]) -> list[Tensor]:
+    """The stems of songs, from a file that the first process to come writes. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():
+            stems = {f"{k:06d}": torch.from_numpy(song) for k, song in enumerate(parallel(render_song, jobs))}
+            with atomic_write(path) as file:
+                file.write(safetensors.torch.save(stems))
+    stems = safetensors.torch.load_file(path)
+    return [stems[name] for name in sorted(stems)]
 
 
 def training_data(

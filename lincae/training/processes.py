@@ -35,6 +35,7 @@ def launch(
     """
     first = resolve_device(device)
     devices, nodes = launched(devices, nodes)
+    check_devices(device, first, devices)
     config.share(devices * nodes, accumulate)
     precision = training_precision(config.precision, first)
     one_chosen = first.index is not None and devices == 1
@@ -52,6 +53,17 @@ def launch(
     if precision == "tf32":
         allow_tf32()
     return fabric
+
+
+def check_devices(asked: str, device: torch.device, devices: int) -> None:
+    """Raises ValueError for more processes than devices on a machine, and for several on a chosen device."""
+    if device.type == "cpu":
+        return
+    here = torch.accelerator.device_count()
+    if devices > here:
+        raise ValueError(f"devices={devices} on a machine where each process sees {here} of {device.type}")
+    if device.index is not None and devices > 1:
+        raise ValueError(f"device {asked!r} is a single one, devices={devices} are several: leave one out")
 
 
 def training_precision(precision: str, device: torch.device) -> str:
