@@ -11,8 +11,8 @@ latents of four stems, some of them silent); linearity of the decoder; and SI-SD
 Dec(Enc(mix) - Enc(mix - s)) against Dec(Enc(s)), the mean of the stems.
 """
 
+import argparse
 import csv
-import sys
 import tempfile
 import time
 from functools import partial
@@ -143,7 +143,15 @@ def scores(model: Autoencoder, songs: list[Tensor]) -> dict[str, float]:
     return means | {f"snr_db_below_{hz}": v for hz, v in zip(edges_hz[1:], bands.tolist(), strict=True)}
 
 
-def main(names: list[str]) -> None:
+def asked_for(description: str, names: str) -> list[str]:
+    """The names on the command line."""
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", help=f"{names} (default: what has no row yet)")
+    return parser.parse_args().names
+
+
+def main() -> None:
+    names = asked_for(__doc__, "a trial of TRIALS, a model or a run")
     torch.set_num_threads(1)
     rows = {row["trial"]: row for row in csv.DictReader(TABLE.open())} if TABLE.exists() else {}
     for name in names or [name for name in TRIALS if name not in rows]:
@@ -186,4 +194,4 @@ def write(rows: dict[str, dict[str, object]], row: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

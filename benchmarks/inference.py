@@ -6,6 +6,7 @@
     python benchmarks/inference.py --seconds 600 --encode-only # minutes instead of hours
     python benchmarks/inference.py --seconds 10 --cpu-time     # on a busy machine
     python benchmarks/inference.py --device cuda
+    python benchmarks/inference.py --budgets 0.8 1     # ours within model.memory_gb
     python benchmarks/inference.py --only flat                 # memory of streams of 1 to 60 minutes
     python benchmarks/inference.py --only precision            # bf16 against fp32, bundled checkpoints
 
@@ -16,8 +17,9 @@ audible), no gradients anywhere, mixed precision as they have it (CUDA only, enc
 a CPU after `keep_freed_memory`. What that does, `--allocator` tells apart: rows `default allocator` are ours
 without it (as peer), rows `same allocator` give it to the peers too. Unit `s`: seconds a call, wall clock, or
 process time with `--cpu-time`; `x real time`: seconds of audio a second. `memory`: peak of the resident set
-(or of CUDA's allocator) of a process that encodes and decodes, in MiB. ratio > 1 means that ours is better.
-Rows are added to inference.csv as they are measured.
+(or of CUDA's allocator) of a process that encodes and decodes, in MiB. Rows `within 1 GB` are ours with that
+`model.memory_gb`, and without as peer, under the default allocator. ratio > 1 means that ours is better. Rows
+are added to inference.csv as they are measured.
 """
 
 import argparse
@@ -60,9 +62,9 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 class Ours:
-    def __init__(self, precision: str, device: str):
-        self.model = randomised(Autoencoder(MODEL_PRESETS["paper"], "lincae")).eval().to(device)
-        self.model.precision, self.device = precision, device
+    def __init__(self, precision: str, device: str, preset: str):
+        self.model = randomised(Autoencoder(MODEL_PRESETS[preset], "lincae")).eval().to(device)
+        self.model.precision = precision
 
     def encode(self, audio: Tensor) -> Tensor:
         return self.model.encode(audio)
@@ -72,9 +74,9 @@ class Ours:
 
 
 class LinearCAE:
-    def __init__(self, windows: bool, device: str):
+    def __init__(self, windows: bool, device: str, preset: str):
         official = importlib.import_module("official")
-        self.model = official.build(MODEL_PRESETS["paper"]).to(device)
+        self.model = official.build(MODEL_PRESETS[preset]).to(device)
         self.model.max_batch_size, self.model.mixed_precision = 1, device != "cpu"
         if windows:
             self.model.max_chunk_size, self.model.overlap_percentage = WINDOW, 0.0
@@ -105,11 +107,11 @@ class Music2Latent:
 
 
 BUILDERS = {
-    "fp32": lambda device: Ours("fp32", device),
-    "bf16": lambda device: Ours("bf16", device),
-    "linear-cae": lambda device: LinearCAE(False, device),
-    "linear-cae windows": lambda device: LinearCAE(True, device),
-    "music2latent": Music2Latent,
+    "fp32": lambda device, preset: Ours("fp32", device, preset),
+    "bf16": lambda device, preset: Ours("bf16", device, preset),
+    "linear-cae": lambda device, preset: LinearCAE(False, device, preset),
+    "linear-cae windows": lambda device, preset: LinearCAE(True, device, preset),
+    "music2latent": lambda device, _preset: Music2Latent(device),
 }
 PEERS = ("linear-cae", "linear-cae windows", "music2latent")
 
@@ -119,13 +121,15 @@ def noise(seconds: float) -> Tensor:
 
 
 def add_row(*values) -> None:
+    print(*values, flush=True)
+    if "--no-write" in sys.argv:
+        return
     fresh = not TABLE.exists()
     with TABLE.open("a", newline="") as file:
         writer = csv.writer(file)
         if fresh:
             writer.writerow(COLUMNS)
         writer.writerow([f"{v:.4g}" if isinstance(v, float) else v for v in values])
-    print(*values, flush=True)
 
 
 def clock(cpu_time: bool, device: str) -> float:
@@ -143,7 +147,9 @@ def measure(name: str, asked: argparse.Namespace) -> None:
         keep_freed_memory()
     torch.manual_seed(0)
     device = asked.device
-    model, audio = BUILDERS[name](device), noise(asked.seconds[0])
+    model, audio = BUILDERS[name](device, asked.preset), noise(asked.seconds[0])
+    if asked.budgets:
+        model.model.memory_gb = asked.budgets[0]
     warm = noise(min(15.0, asked.seconds[0]))  # a window of ours
     model.decode(model.encode(warm), warm.shape[1])
     encode_s, decode_s = [], []
@@ -180,10 +186,26 @@ def call(*arguments) -> list[float]:
     return [float(value) for value in done.stdout.split()[-3:]]
 
 
+def within_budgets(seconds: float, asked: argparse.Namespace) -> None:
+    """Rows of ours within each budget of memory, against the same without one."""
+    flags = ["--seconds", seconds, "--preset", asked.preset, "--repeats", asked.repeats]
+    flags += ["--device", asked.device] + ["--cpu-time"] * asked.cpu_time
+    clock_name = ", process time" if asked.cpu_time else ""
+    for name in asked.precisions:
+        plain = call("--measure", name, *flags)
+        for budget in asked.budgets:
+            within = call("--measure", name, "--budgets", budget, *flags)
+            setting = f"{name} {seconds:g} s within {budget:g} GB{clock_name}"
+            rows = zip(("encode", "decode", "memory"), within, plain, ("s", "s", "MiB"), strict=True)
+            for row, ours, without, unit in rows:
+                add_row(row, asked.device, setting, ours, without, without / ours, unit)
+
+
 def compare(seconds: float, asked: argparse.Namespace) -> None:
     """Rows of all models at one length."""
     flags = ["--device", asked.device, "--repeats", asked.repeats]
     flags += ["--cpu-time"] * asked.cpu_time + ["--encode-only"] * asked.encode_only
+    flags += ["--preset", asked.preset]
     device = "cpu" if asked.device == "cpu" else torch.cuda.get_device_name().split()[-1].lower()
     clock_name = ", process time" if asked.cpu_time else ""
     parts = ("encode",) if asked.encode_only else ("encode", "decode")
@@ -261,11 +283,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0, 600.0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--preset", default="paper", choices=MODEL_PRESETS, help="music2latent has one size")
     parser.add_argument("--cpu-time", action="store_true", help="process time of one thread")
     parser.add_argument("--repeats", type=int, default=1, help="runs in a process, of which the least counts")
     parser.add_argument("--encode-only", action="store_true", help="decode nothing: memory is that of encode")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
-    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[], help="only ours, within so many GB")
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--no-write", action="store_true")
     parser.add_argument("--allocator", action="store_true", help="also with and without keep_freed_memory")
     parser.add_argument("--only", choices=["times", "flat", "precision"])
     parser.add_argument("--measure", choices=BUILDERS, help=argparse.SUPPRESS)
@@ -278,6 +303,10 @@ def main() -> None:
         return measure(asked.measure, asked)
     if asked.stream:
         return stream(asked.stream)
+    if asked.budgets:
+        for seconds in asked.seconds:
+            within_budgets(seconds, asked)
+        return None
     if asked.only in (None, "times"):
         for seconds in asked.seconds:
             compare(seconds, asked)

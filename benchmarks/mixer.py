@@ -11,6 +11,7 @@ same decode (ours, median), without desk, page and the moment that the desk wait
 Committed numbers: two cores of an AMD EPYC. Needs chromium.
 """
 
+import argparse
 import csv
 import statistics
 import sys
@@ -71,6 +72,7 @@ def model_alone() -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         new, known = in_the_page(Path(folder))
     alone, rows = model_alone(), []

@@ -10,13 +10,12 @@ second is, and what that costs in `mss`.
 """
 
 import csv
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from desk_trials import scores
+from desk_trials import asked_for, scores
 
 import lincae
 from lincae.data.crops import training_data
@@ -49,7 +48,8 @@ TRIALS = {  # name: changes of preset desk
 }
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    names = asked_for(__doc__, "a trial of TRIALS")
     torch.set_num_threads(1)
     table = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
     rows = {(row["trial"], row["variant"]): row for row in table}
@@ -74,4 +74,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
