@@ -196,10 +196,10 @@ class Loop:
         return tuple(map(torch.cat, zip(*results, strict=True)))
 
 
-def compile_loops(backend: str | None) -> None:
-    """Let a backend of torch.compile take the loops, for the whole process; None: no longer."""
+def compile_loops(options: dict[str, str] | None) -> None:
+    """Let torch.compile take the loops, with these options, for the whole process; None: no longer."""
     for loop in (_moments, _moments_with, _scaled, _scaled_silu, _silu_backward, _combined):
-        loop.compiled = backend and torch.compile(loop.function, backend=backend, dynamic=True)
+        loop.compiled = options and torch.compile(loop.function, **options, dynamic=True)
 
 
 def _wide(rows: Tensor) -> Tensor:

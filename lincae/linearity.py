@@ -156,13 +156,17 @@ def augment(
 
 
 def implicit_conditioning(
-    encode: Callable[[Tensor], Tensor], batch: AugmentedBatch, config: LinearityConfig
+    encode: Callable[[Tensor], Tensor],
+    batch: AugmentedBatch,
+    config: LinearityConfig,
+    fixed_shapes: bool = False,
 ) -> Tensor:
     """The latents `(V, ...)` that the decoder is given for `batch.target()`.
 
     With homogeneity, latents are scaled (figure 2b); with additivity, latents of mixtures are mixed from
     those of their parts (figure 2c). `encode` maps audio `(n, T)` to latents `(n, ...)` and sees no more
-    than it must. Gradients flow through all of it.
+    than it must; with `fixed_shapes` as much in every step, so that an accelerator need not wait to know how
+    much, nor a compiler begin anew. Gradients flow through all of it.
     """
     n = batch.weights.shape[0]
     originals = batch.audio[:n]
@@ -173,7 +177,7 @@ def implicit_conditioning(
         return encode(batch.target())
 
     if batch.subtracted is not None:
-        return scale(with_differences(encode, batch), batch.gains)
+        return scale(with_differences(encode, batch, fixed_shapes), batch.gains)
 
     if config.homogeneity or not config.plain_gains:  # in the second case all gains are 1
         z = encode(originals)
@@ -189,12 +193,20 @@ def implicit_conditioning(
     return torch.cat((z, mixed))
 
 
-def with_differences(encode: Callable[[Tensor], Tensor], batch: AugmentedBatch) -> Tensor:
+def with_differences(
+    encode: Callable[[Tensor], Tensor], batch: AugmentedBatch, fixed_shapes: bool = False
+) -> Tensor:
     """Latents of originals, mixed from them, but Enc(m_i) - w_i Enc(x_i) for mixtures that are subtracted."""
     n = batch.weights.shape[0]
-    chosen = batch.subtracted.nonzero()[:, 0]
     originals = batch.audio[:n]
-    wholes = mix(originals, batch.weights)[chosen]
+    wholes = mix(originals, batch.weights)
+    if fixed_shapes:
+        z, z_whole = encode(torch.cat((originals, wholes))).chunk(2)
+        chosen = batch.subtracted.view(-1, *[1] * (z.dim() - 1))
+        return torch.cat((z, torch.where(chosen, z_whole - scale(z, batch.weights), mix(z, batch.weights))))
+
+    chosen = batch.subtracted.nonzero()[:, 0]
+    wholes = wholes[chosen]
     z, z_whole = encode(torch.cat((originals, wholes))).split((n, len(chosen)))
 
     mixed = mix(z, batch.weights)

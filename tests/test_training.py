@@ -18,7 +18,7 @@ from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import VARIANTS
 from lincae.training.config import PRESETS, TrainingConfig
 from lincae.training.loop import train
-from lincae.training.objective import validate
+from lincae.training.objective import compiler_options, validate
 from lincae.training.processes import NonFiniteError
 from lincae.training.runs import states
 
@@ -90,6 +90,31 @@ def test_compiled_training_is_training(bank, tmp_path):
     assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in plain], rel=1e-4)
     expected, got = (state_of(tmp_path / folder) for folder in ("plain", "compiled"))
     assert got.keys() == expected.keys()
+
+
+def test_what_does_not_compile_trains_without_and_says_why(bank, tmp_path, caplog):
+    def failing(graph, inputs):
+        raise NotImplementedError("no such card")
+
+    torch._dynamo.reset()
+    torch._dynamo.register_backend(failing, name="failing")
+    run(recipe("test", steps=2, log_every=1), bank, tmp_path, compiler="failing")
+    assert len(rows(tmp_path / "log.csv")) == 2
+    assert "no such card" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ("nvcc", "nvcc.*inductor"),
+        ("inductor:fast", "fast.*max-autotune"),
+        ("aot_eager:fast", "aot_eager.*none"),
+    ],
+)
+def test_unknown_compilers_and_modes(compiler, message):
+    with pytest.raises(ValueError, match=message):
+        compiler_options(compiler)
+    assert compiler_options("inductor:max-autotune") == {"backend": "inductor", "mode": "max-autotune"}
 
 
 def test_a_wrapped_network_trains_as_the_bare_one(bank, tmp_path):

@@ -85,7 +85,7 @@ class BypassObjective(AutoencoderObjective):
 def log_mel_distance(a: Tensor, b: Tensor, n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
     """Mean |ln A - ln B| of mel magnitudes of audio `(V, T)`, for each item `(V,)`."""
     window = torch.hann_window(n_fft, device=a.device)
-    filters = mel_filters(n_fft, n_mels, sample_rate).to(a)
+    filters = mel_filters(n_fft, n_mels, sample_rate, a.device)
     logs = []
     for audio in (a, b):
         bins = torch.stft(audio, n_fft, n_fft // 4, window=window, return_complex=True)
@@ -95,11 +95,11 @@ def log_mel_distance(a: Tensor, b: Tensor, n_fft: int, n_mels: int, sample_rate:
 
 
 @functools.cache
-def mel_filters(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
+def mel_filters(n_fft: int, n_mels: int, sample_rate: int, device: str | torch.device = "cpu") -> Tensor:
     """Those of `n_mels` mel filters (Slaney's, 0 Hz to Nyquist) that hold a bin: `(n, n_fft // 2 + 1)`."""
     from torchaudio.functional import melscale_fbanks
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # empty filters are left out
         bank = melscale_fbanks(n_fft // 2 + 1, 0, sample_rate / 2, n_mels, sample_rate, "slaney", "slaney").T
-    return bank[bank.any(1)].contiguous()
+    return bank[bank.any(1)].contiguous().to(device)

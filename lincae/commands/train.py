@@ -28,7 +28,7 @@ HELD_OUT = {("synthetic",): "test", ("free-music",): "valid"}
 @option("--keep", default=2, help="Training states to keep.")
 @option("--regroup", is_flag=True, help="Continue a run of another number of micro-batches.")
 @option("--other-data", is_flag=True, help="Continue a run on other data or with other validation.")
-@option("--compiler", metavar="BACKEND", help="Compile the network with torch, e.g. inductor.")
+@option("--compiler", metavar="BACKEND[:MODE]", help="Compile with torch, e.g. inductor:max-autotune.")
 @changes
 @click.pass_context
 def train(context, preset, variant, sources, validation, run, changes, **settings) -> None:

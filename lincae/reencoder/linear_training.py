@@ -134,7 +134,7 @@ def encoded(
 
 def mixed(latents: Tensor, batch: Arithmetic, config: LinearityConfig) -> Tensor:
     """The arithmetic of a batch `(V, C, L)` on what a map made of its `parts`."""
-    no_sound = torch.zeros(len(batch.gains), 1)
+    no_sound = torch.zeros(len(batch.gains), 1, device=batch.gains.device)
     subtracted = batch.subtracted if config.subtraction_probability > 0 else None
     augmented = AugmentedBatch(no_sound, batch.weights, batch.gains, subtracted)
     return implicit_conditioning(lambda _: latents, augmented, config)

@@ -65,7 +65,8 @@ def train(
     processes that load data for each of them. `keep`: the newest training states that stay. `regroup`:
     continue a run of another number of micro-batches, with other mixtures, gains and noise. `other_data`:
     continue it on other data or validation.
-    `compiler`: a backend of torch.compile, such as inductor. `command`: what started the run, for its card.
+    `compiler`: a backend of torch.compile, such as inductor, or with a mode "inductor:max-autotune"; what
+    does not compile runs without. `command`: what started the run, for its card.
 
     The folder holds `log.csv`, `validation.csv`, training states, and what the objective publishes: of an
     autoencoder its EMA weights as a checkpoint, and in `best/` those of the best validation.

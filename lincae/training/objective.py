@@ -211,7 +211,10 @@ class Objective(AutoencoderObjective):
         config = self.config
         network = unwrapped(self.model.network)
         latents = implicit_conditioning(
-            lambda audio: network.encoder(self.spectrogram(audio)), batch, config.linearity
+            lambda audio: network.encoder(self.spectrogram(audio)),
+            batch,
+            config.linearity,
+            fixed_shapes=batch.audio.device.type != "cpu",
         )
         loss = consistency_loss(
             precondition(network.denoiser, config.autoencoder.noise),
@@ -228,18 +231,40 @@ class Objective(AutoencoderObjective):
 # ---------------------------------------------------------------- parts of an objective
 
 
-def compile_network(model: nn.Module, backend: str | None, device: torch.device) -> None:
-    """Let a backend of torch.compile take what it makes faster; the state dict stays as it is. None: nothing.
+def compile_network(model: nn.Module, compiler: str | None, device: torch.device) -> None:
+    """Let a backend of torch.compile, "backend" or "backend:mode", take what it makes faster; the state dict
+    stays as it is. None: nothing. What does not compile runs without, and torch's log says why.
 
     For a consistency autoencoder on a CPU these are the loops of `lincae.kernels`, in the whole process: the
-    network in one piece is slower there than without a compiler. Elsewhere they are the network's parts.
+    network in one piece is slower there than without a compiler. Elsewhere they are the network's parts,
+    compiled for the shapes of a step, which are all alike.
+
+    Raises ValueError for an unknown backend or mode, naming the known ones.
     """
     network = unwrapped(getattr(model, "network", model))
     on_cpu = isinstance(network, Network) and device.type == "cpu"
-    compile_loops(backend if on_cpu else None)
-    if backend and not on_cpu:
+    options = compiler_options(compiler) if compiler else None
+    compile_loops(options if on_cpu else None)
+    if options is None:
+        return
+    torch._dynamo.config.suppress_errors = True
+    if not on_cpu:
         for part in network.children():
-            part.compile(backend=backend)
+            part.compile(**options, dynamic=False if isinstance(network, Network) else None)
+
+
+def compiler_options(compiler: str) -> dict[str, str]:
+    """Arguments of torch.compile for "backend" or "backend:mode". Raises as `compile_network`."""
+    backend, separator, mode = compiler.partition(":")
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"unknown compiler {backend!r}; choose from {known}")
+    if not separator:
+        return {"backend": backend}
+    modes = list(torch._inductor.list_mode_options()) if backend == "inductor" else []
+    if mode not in modes:
+        raise ValueError(f"unknown mode {mode!r} of {backend}; choose from {', '.join(modes) or 'none'}")
+    return {"backend": backend, "mode": mode}
 
 
 def learning_rate(step: int, config: RunConfig) -> float:
