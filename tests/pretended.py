@@ -42,7 +42,7 @@ class Device(contextlib.ExitStack):
         self.dtype = None
         self.replace(torch, "autocast", self.autocast)
         self.replace(torch, "is_autocast_enabled", lambda device_type: self.dtype is not None)
-        self.replace(torch, "get_autocast_dtype", lambda device_type: self.dtype)
+        self.replace(torch, "get_autocast_dtype", lambda device_type: self.dtype or torch.bfloat16)
         self.replace(torch.fx.experimental._config, "meta_nonzero_assume_all_nonzero", True)
         self.replace(F, "scaled_dot_product_attention", lambda *qkv: FLASH(*qkv[:3])[0])
         for name in LOWERED:
