@@ -58,8 +58,8 @@ class AutoencoderConfig:
         return self.transform.hop * self.network.time_factor
 
 
-MAPS_AT_ONCE = 6.2  # feature maps of the finest level that fit into the peak of a decode
-BYTES_PER_BIN = 150  # noise, spectrograms and their transforms, for a bin of a spectrogram
+MAPS_AT_ONCE = 6.5  # feature maps of the finest level that fit into the peak of encode or decode
+BYTES_PER_BIN = 200  # noise, spectrograms and their transforms, for a bin of a spectrogram
 
 
 class FramewiseAutoencoder(Checkpointed):
@@ -302,7 +302,7 @@ class Autoencoder(FramewiseAutoencoder):
 
     @property
     def frame_bytes(self) -> float:
-        """As measured on a CPU (benchmarks/inference_memory.csv); elsewhere twice that, which is a guess."""
+        """As measured on a CPU, with some to spare; elsewhere twice that, which is a guess."""
         n_bins = self.config.transform.n_bins * self.config.network.time_factor
         of_map = self.config.network.channels[0] * (4 if self.precision in ("fp32", "tf32") else 2)
         on_cpu = n_bins * (MAPS_AT_ONCE * of_map + BYTES_PER_BIN)
