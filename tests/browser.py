@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+WIDTHS = (DESKTOP, PHONE, {"width": 320, "height": 800})
 
 
 def find_chromium() -> str | None:
@@ -22,16 +25,25 @@ def find_chromium() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
-def required(found: object, what: str) -> None:
+def required(found: object, what: str, install: str) -> None:
     """Skip without what a test needs, but fail where CI must have it."""
     if not found:
-        message = f"{what} is missing: apt install {what}"
+        message = f"{what} is missing: {install}"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
+
+
+def violations(page) -> list[str]:
+    """What axe-core finds wrong with a page: rules and the first place of each."""
+    required(find_spec("axe_playwright_python"), "axe-core", "pip install axe-playwright-python")
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
 
 
 @contextlib.contextmanager
 def browser() -> Iterator:
-    required(find_chromium(), "chromium")
+    required(find_chromium(), "chromium", "apt install chromium")
     from playwright.sync_api import sync_playwright
 
     arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--autoplay-policy=no-user-gesture-required"]

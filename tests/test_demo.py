@@ -1,6 +1,7 @@
 """The demo page: what is in the file, and what a visitor of it does and hears, in a Chromium."""
 
 import base64
+import contextlib
 import functools
 import io
 import json
@@ -14,11 +15,14 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from browser import DESKTOP, PHONE, Watched, browser
+from browser import WIDTHS, Watched, browser, violations
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
+from PIL import Image
 
 from lincae.data.tracks import Track, tracks
-from lincae.listening.demo import LOUD_LU, PEAK_DBTP, TRUTH, encoded, write_demo
+from lincae.interop.models import load
+from lincae.interop.references import TanhToy
+from lincae.listening.demo import LOUD_LU, PEAK_DBTP, TRUTH, described, encoded, write_demo
 from lincae.listening.demo import Sound as DemoSound
 from lincae.listening.loudness import rms_dbfs, true_peak_dbtp
 from lincae.machine import generator
@@ -58,10 +62,14 @@ class Loud(Named):
         return 10 * super().decode(z, length, seed)
 
 
+def data(path):
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
+    return json.loads(text.group(1))
+
+
 def content(path):
     """What the page holds: track name -> row name -> source -> tile."""
-    text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.DOTALL)
-    tracks = json.loads(text.group(1))["tracks"]
+    tracks = data(path)["tracks"]
     return {t["name"]: {row["name"]: row["tiles"] for row in t["rows"]} for t in tracks}
 
 
@@ -172,8 +180,21 @@ def test_excerpt_is_where_the_stems_sound(tmp_path):
             start = round(start_s * sample_rate)
             return stems[:, start : None if seconds is None else start + round(seconds * sample_rate)]
 
-    write_demo([Named("linear")], [Late(seconds=10.0)], tmp_path, seconds=2.0)
+    late = Late("test_007", 10.0, levels=(0.1, 0.1, 0.0, 0.0))
+    page = write_demo([Named("linear")], [late], tmp_path, seconds=2.0)
     assert set(pd.read_csv(tmp_path / "demo.csv").start_s) <= {6.0, 7.0, 8.0}
+    assert data(page)["tracks"][0]["title"] == "Song 1: drums, bass"  # by what sounds in it
+
+
+def test_columns_are_named_by_what_they_are():
+    names = ("desk/lin-cae", "desk/m2l", "desk/no-additivity", "desk/vae", "pca-32x", "resample-32x")
+    models = [load(name, "cpu") for name in names]
+    columns = described([*models, NoisyDecoder(), TanhToy()])
+    assert [column["title"] for column in columns.values()] == [
+        TRUTH, "linear (ours)", "same network, not linear", "linear in part: homogeneity", "not linear",
+        "linear reference: pca-32x", "linear reference: resample-32x", "linear reference: noisy", "tanh",
+    ]  # fmt: skip
+    assert all(column["about"] for column in columns.values())
 
 
 def test_silence_has_no_numbers(tmp_path):
@@ -202,6 +223,30 @@ def test_equal_arguments_give_equal_files(tmp_path):
     assert pages[0] == pages[1]
     assert list(content(page)) == ["caf\udce9"]
     assert set(pd.read_csv(tmp_path / "a" / "demo.csv").track) == {"caf\\udce9"}
+
+
+def test_a_folder_for_a_host(tmp_path):
+    """Sounds as files, twice, a card for previews, the page in one file; all equal when written again."""
+    contents = []
+    site = tmp_path / "site"
+    two = [Sweep("one"), Sweep("two")]
+    for folder, music in ((site, two), (site, two[:1]), (tmp_path / "another", two[:1])):
+        write_demo([Named("linear")], music, folder, 1.0, hosted=True, url="https://example.org/page/")
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        contents.append({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+    assert contents[1] == contents[2]
+    tiles = [tile for tiles in content(site / "index.html")["one"].values() for tile in tiles.values()]
+    sounds = {f"{tile['audio']}.{kind}" for tile in tiles for kind in ("ogg", "flac")}
+    assert set(contents[1]) == {"index.html", "demo.html", "demo.csv", "card.png", *sounds}
+    assert b'"og:image" content="https://example.org/page/card.png"' in contents[1]["index.html"]
+    assert Image.open(site / "card.png").size == (1200, 630)
+    opus, flac = (soundfile.read(site / f"{tiles[1]['audio']}.{kind}")[0] for kind in ("ogg", "flac"))
+    assert snr_db(torch.from_numpy(opus)[None], torch.from_numpy(flac)[None]).item() > 20
+
+    (site / "diary.txt").write_text("not to be published")
+    with pytest.raises(FileExistsError, match=r"diary\.txt"):
+        write_demo([Named("linear")], two, site, 1.0, hosted=True)
+    assert (site / sorted(sounds)[0]).is_file()
 
 
 CLIP = Track("Falcon", "clip", ("drums",), RATE, 1.0, lambda start, seconds: torch.zeros(1, RATE))
@@ -247,7 +292,7 @@ def placed(tmp_path_factory):
     folder, module = tmp_path_factory.mktemp("placed"), Placer(Named("linear"))
     models, tracks = [Named("linear"), Loud("loud")], [FakeTrack("one", seed=1), FakeTrack("two")]
     page = write_demo(
-        models, tracks, folder, seconds=2.0, gains=(), seed=4, modules={"linear": module},
+        models, tracks, folder, seconds=2.0, gains=(0.5, 2.0), seed=4, modules={"linear": module},
         stereo=[Source("three", off_centre)],
     )  # fmt: skip
     return page, module, off_centre(RATE)[:, : 2 * RATE]
@@ -371,14 +416,20 @@ def positions(times, samples, window=1600):
     return np.array(found)
 
 
-@pytest.fixture(scope="module")
-def address(sweeps):
-    """The page on this machine: a file may not load the worklet that records."""
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=sweeps.parent)
+@contextlib.contextmanager
+def served(folder):
+    """A folder on this machine: a file may not load other files, nor the worklet that records."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/index.html"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(sweeps):
+    with served(sweeps.parent) as address:
+        yield address
 
 
 @pytest.fixture
@@ -406,7 +457,7 @@ def test_switching_keeps_the_position_of_the_sound(page):
     """Within 20 ms, by the frequency of all that is heard, from source to source and from row to row."""
     page.play(0, TRUTH)
     page.record()
-    for row, source in ((0, "model A"), (0, "noisy"), (1, TRUTH), (3, "model A"), (5, "model A"), (0, TRUTH)):
+    for row, source in ((0, "model A"), (0, "noisy"), (1, TRUTH), (3, "model A"), (4, "model A"), (0, TRUTH)):
         before = page.ask("[window.demo.position(), window.demo.context.currentTime]")
         page.tile(row, source).click()
         page.page.wait_for_timeout(300)
@@ -453,7 +504,7 @@ def test_level_heard_is_the_level_of_the_file(page):
     """Buffers are the file's samples, and what leaves the page is the sweep at the volume that is shown."""
     rms = """async () => { const buffer = await window.demo.buffer(window.demo.current());
       const x = buffer.getChannelData(0); return Math.sqrt(x.reduce((s, v) => s + v * v, 0) / x.length); }"""
-    for row, amplitude in ((0, 0.15), (2, 0.25 * 0.15), (6, 0.05)):
+    for row, amplitude in ((0, 0.15), (2, 0.25 * 0.15), (4, 0.05)):
         for source in (TRUTH, "model A"):
             page.play(row, source)
             assert page.ask(rms) == pytest.approx(amplitude / math.sqrt(2), rel=0.03)
@@ -507,12 +558,12 @@ def test_another_track(page):
 
 
 def test_numbers_of_what_is_playing(page, sweeps):
-    page.tile(3, "noisy").click()
-    numbers = content(sweeps)["sweep"]["gain 2"]["noisy"]["numbers"]
+    page.tile(2, "noisy").click()
+    numbers = content(sweeps)["sweep"]["gain 0.25"]["noisy"]["numbers"]
     shown = page.page.inner_text("#numbers").replace("−", "-")
     for name in ("snr_db", "si_sdr_db", "linearity_snr_db", "lufs", "true_peak_dbtp"):
         assert f"{numbers[name]:.1f}" in shown
-    assert page.page.inner_text("#title").startswith("Scaled by 2 · noisy")
+    assert page.page.inner_text("#title").startswith("Scaled by 0.25 · linear reference: noisy")
 
 
 def test_from_disk(chromium, sweeps):
@@ -565,16 +616,89 @@ def test_what_is_shown_is_of_the_chosen_track(chromium, placed):
     visit.context.close()
 
 
-@pytest.mark.parametrize("section", [0, -1], ids=["track", "stereo"])
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_fits_and_is_labelled(chromium, placed, viewport, section):
+@pytest.mark.parametrize("viewport", WIDTHS, ids=lambda viewport: f"{viewport['width']}px")
+def test_anybody_can_use_it(chromium, placed, viewport):
+    """By axe-core, by keys alone, and at first sight; nothing that has the focus is covered."""
     visit = DemoPage(chromium, placed[0].as_uri(), viewport)
-    visit.page.get_by_role("tab").nth(section).click()
-    assert visit.ask("document.documentElement.scrollWidth") <= viewport["width"]
-    names = visit.ask(
-        "[...document.querySelectorAll('button, input')]"
-        ".map(e => e.ariaLabel || e.innerText || e.labels?.[0]?.innerText)"
-    )
-    assert all(names)
-    assert visit.page.locator("#play").bounding_box()["y"] < viewport["height"]
+    first_row = visit.page.locator(".row").first.bounding_box()
+    player = visit.page.locator("#player").bounding_box()
+    assert first_row["y"] + first_row["height"] < player["y"] < viewport["height"]
+    press = visit.page.keyboard.press
+    visit.page.get_by_role("tab").first.focus()
+    for key, chosen in (("ArrowRight", "two"), ("End", "three in stereo"), ("ArrowRight", "one")):
+        press(key)
+        assert visit.page.locator(":focus").inner_text() == chosen
+        assert visit.page.locator('[role="tab"][aria-selected="true"]').inner_text() == chosen
+        assert visit.ask("document.documentElement.scrollWidth") <= viewport["width"]
+        if chosen != "two":
+            assert violations(visit.page) == []
+    visit.ask("document.querySelector('.fold').open = true")
+    tiles = visit.page.locator(".tile").count()
+    seen = 0
+    for _ in range(tiles + 6):
+        box = visit.ask(COVERED)
+        if box:
+            seen += 1
+            assert box["ceiling"] <= box["top"] + 1
+            assert box["bottom"] <= box["floor"] + 1
+        press("Tab")
+    assert seen == tiles
+    visit.context.close()
+
+
+COVERED = """() => {
+  const place = (node) => node.getBoundingClientRect(), tile = document.activeElement;
+  const floor = place(document.querySelector("#player")).top;
+  const ceiling = place(document.querySelector(".heads")).bottom;
+  return tile.matches(".tile") ? { top: place(tile).top, bottom: place(tile).bottom, floor, ceiling } : null;
+}"""
+NEVER = """AudioContext.prototype.resume = () => new Promise(() => {});
+Object.defineProperty(BaseAudioContext.prototype, "state", { get: () => "suspended" });"""
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        ("window.AudioContext = undefined", "no sound output"),
+        (NEVER, "loudspeaker"),
+        ("BaseAudioContext.prototype.decodeAudioData = async () => { throw new Error('no'); }", "Ogg Opus"),
+    ],
+    ids=["no audio", "no device", "no opus"],
+)  # fmt: skip
+def test_a_browser_without_sound_is_told_so(chromium, sweeps, without, said):
+    visit = DemoPage(chromium, "about:blank")
+    visit.page.add_init_script(without)
+    visit.page.goto(sweeps.as_uri())
+    visit.tile(0, TRUTH).click()
+    visit.page.wait_for_function(f"document.querySelector('#said').textContent.includes('{said}')")
+    assert not visit.ask("window.demo.playing")
+    assert violations(visit.page) == []
+    assert visit.errors == []
+    visit.context.close()
+
+
+def test_a_hosted_page_plays_opus_or_flac_and_says_what_is_missing(chromium, tmp_path):
+    folder = tmp_path / "site"
+    write_demo([Named("model A")], [Sweep()], folder, seconds=SECONDS, hosted=True)
+    with served(folder) as address:
+        visit = DemoPage(chromium, address)
+        visit.play(1, "model A")
+        asked = [place.rpartition(".")[2] for place in visit.addresses if "/sounds/" in place]
+        assert asked == ["ogg"]
+        visit.page.evaluate("""() => {
+          const decode = BaseAudioContext.prototype.decodeAudioData;
+          BaseAudioContext.prototype.decodeAudioData = async function (bytes) {
+            if (new TextDecoder().decode(bytes.slice(0, 4)) === "OggS") throw new Error("as in Safari 17");
+            return decode.call(this, bytes);
+          }; }""")
+        visit.play(2, "model A")
+        assert visit.addresses[-1].endswith(".flac")
+        assert visit.outside == []
+        (folder / "sounds").rename(folder / "elsewhere")
+        visit.tile(0, TRUTH).click()
+        visit.page.wait_for_function("document.querySelector('#said').textContent.includes('(404)')")
+        visit.context.close()
+    visit = DemoPage(chromium, (folder / "index.html").as_uri())
+    visit.tile(0, TRUTH).click()
+    visit.page.wait_for_function("document.querySelector('#said').textContent.includes('open demo.html')")
     visit.context.close()

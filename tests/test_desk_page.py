@@ -1,5 +1,6 @@
 """The page of `lincae desk`, driven in a Chromium, against the same mix computed here."""
 
+import base64
 import contextlib
 import json
 import os
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from browser import PHONE, Watched, browser, served
+from browser import WIDTHS, Watched, browser, served, violations
+from fakes import FakeTrack, NoisyDecoder
 
 import lincae
 from lincae.data.tracks import tracks, write_synthetic
+from lincae.listening import asset
+from lincae.listening.desk import Desk
 from lincae.listening.loudness import loudness_lufs, rms_dbfs
 from lincae.listening.mixer import Mixer, Strip, stereo_modules
 from lincae.metrics import snr_db
@@ -81,6 +85,132 @@ class DeskPage(Watched):
         self.page.locator(f"select.lc-{select}").select_option(option)
 
 
+# ---------------------------------------------------------------- without a kernel
+
+# The desk's own module, with a model that keeps what is set: what is moved is heard by no kernel.
+ALONE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Latent mixing desk</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>/*CSS*/</style></head><body><main><h1>Latent mixing desk</h1><div id="desk"></div></main>
+<script type="application/json" id="state">/*STATE*/</script><script type="module">/*CODE*/
+const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const revived = (_, value) => (value?.base64 ? bytes(value.base64) : value);
+const state = JSON.parse(document.getElementById("state").textContent, revived);
+const heard = {};
+window.model = {
+  get: (name) => state[name], save_changes() {}, send() {}, off() {},
+  set(name, value) { state[name] = value; for (const hear of heard[`change:${name}`] ?? []) hear(); },
+  on(name, hear) { (heard[name] ??= []).push(hear); },
+};
+render({ model, el: document.getElementById("desk") });
+</script></body></html>"""
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The address of a page with a desk of four stems, the last one silent, that no kernel answers."""
+    song = FakeTrack("A song", 4.0, levels=(0.2, 0.1, 0.05, 0.0))
+    desk = Desk([NoisyDecoder(), "desk/m2l"], [song], seconds=3.0, device="cpu")
+    shown = [name for name, trait in type(desk).class_traits(sync=True).items() if trait.this_class is Desk]
+    state = json.dumps(
+        {name: getattr(desk, name) for name in shown},
+        default=lambda value: {"base64": base64.b64encode(value).decode()},
+    )
+    code = "\n".join(asset(name) for name in ("parts.js", "strip.js", "player.js", "desk.js"))
+    path = tmp_path_factory.mktemp("alone") / "desk.html"
+    page = ALONE.replace("/*CSS*/", asset("desk.css")).replace("/*STATE*/", state.replace("</", "<\\/"))
+    path.write_text(page.replace("/*CODE*/", code.replace("export default { render };", "")))
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as started:
+        yield started
+
+
+def test_faders(chromium, alone):
+    """A detent at 0 dB, double click, wheel, keys, and levels that are typed."""
+    visit = DeskPage(chromium)
+    visit.page.goto(alone)
+    fader, text = visit.fader(1), visit.page.locator(".lc-db").nth(1)
+
+    def level():
+        return visit.page.evaluate("model.get('strips')[1].gain_db")
+
+    for key, expected in (
+        ("ArrowDown", -0.5),
+        ("PageDown", -3.5),
+        ("Shift+ArrowUp", -0.5),
+        ("Home", None),
+        ("ArrowUp", -59.5),
+        ("End", 12),
+    ):
+        fader.press(key)
+        assert level() == expected
+    fader.dblclick()
+    assert level() == 0
+    fader.hover()
+    visit.page.mouse.wheel(0, 120)
+    assert level() == -0.5
+    fader.evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", 765)
+    assert level() == 0  # held by the detent
+    fader.evaluate("(node, at) => { node.value = at; node.dispatchEvent(new Event('input')); }", 800)
+    assert level() == pytest.approx(2.5, abs=0.5)
+    for typed, expected in (("−6.5", -6.5), ("-20 dB", -20), ("-inf", None), ("99", 12), ("loud", 12)):
+        text.fill(typed)
+        text.press("Enter")
+        assert level() == expected
+    assert text.input_value() == "12.0"
+    assert fader.get_attribute("aria-valuetext") == "12.0 dB"
+    visit.page.locator(".lc-slider").last.press("Home")
+    assert visit.page.evaluate("model.get('master_db')") is None
+    visit.page.get_by_role("button", name="Reset faders").click()
+    assert (level(), visit.page.evaluate("model.get('master_db')")) == (0, 0)
+    visit.context.close()
+
+
+def test_space_plays_and_meters_have_numbers(chromium, alone):
+    visit = DeskPage(chromium)
+    visit.page.goto(alone)
+    assert visit.page.locator(".lc-level").all_inner_texts()[3] == "−∞"
+    assert visit.page.locator(".lc-level").all_inner_texts()[0] == "−14.0"
+    assert "vocals is silent here" in visit.page.inner_text(".lc-status")
+    visit.fader(0).press("Space")
+    visit.page.wait_for_function(f"{visit.player}.playing")
+    visit.page.locator(".lc-db").first.press("Space")
+    assert visit.ask("player.playing")
+    visit.page.locator("body").press("Space")
+    visit.page.wait_for_function(f"!{visit.player}.playing")
+    assert visit.errors == []
+    visit.context.close()
+
+
+@pytest.mark.parametrize("viewport", WIDTHS, ids=lambda viewport: f"{viewport['width']}px")
+def test_it_fits_and_anybody_can_use_it(chromium, alone, viewport):
+    """Transport on top, the master in sight wherever the strips are scrolled to, axe-core content."""
+    visit = DeskPage(chromium, viewport)
+    visit.page.goto(alone)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    play, first = (
+        visit.page.locator(".lc-play").bounding_box(),
+        visit.page.locator(".lc-strip").first.bounding_box(),
+    )
+    assert play["y"] + play["height"] <= first["y"]
+    for scroll in (0, 1000):
+        visit.page.locator(".lc-strips").evaluate("(strips, left) => { strips.scrollLeft = left; }", scroll)
+        master = visit.page.locator(".lc-master").bounding_box()
+        assert 0 <= master["x"] <= viewport["width"] - master["width"]
+    controls = visit.page.locator(".lincae-desk :is(button, input, select):visible").all()
+    boxes = [control.bounding_box() for control in controls]
+    assert min(min(box["width"], box["height"]) for box in boxes) >= 24
+    visit.page.locator(".lc-own").evaluate("own => { own.open = true; }")
+    assert violations(visit.page) == []
+    visit.context.close()
+
+
+# ---------------------------------------------------------------- by Voila
+
+
 @pytest.fixture(scope="module")
 def track(tmp_path_factory):
     root = write_synthetic(tmp_path_factory.mktemp("data") / "songs", 0, 1, 4.0, 16000, seed=3, workers=1)
@@ -89,16 +219,13 @@ def track(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(track, tmp_path_factory):
+def page(chromium, track, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     kernels = {"cull_idle_timeout": 8, "cull_interval": 2}
     (folder / "voila.json").write_text(json.dumps({"MappingKernelManager": kernels}))
     words = ["desk/lin-cae", "stft", "no-such-model", "--data", str(track[0]), "--device", "cpu"]
     words += ["--seconds", str(SECONDS)]
-    with (
-        browser() as chromium,
-        served(words, folder / "log", JUPYTER_CONFIG_PATH=str(folder)) as (address, _),
-    ):
+    with served(words, folder / "log", JUPYTER_CONFIG_PATH=str(folder)) as (address, _):
         yield chromium, address, folder / "log"
 
 
@@ -296,13 +423,10 @@ def test_download(fresh, mixer, tmp_path):
     assert soundfile.info(tmp_path / "mix.wav").subtype == "FLOAT"
 
 
-def test_phone(fresh):
-    fresh.page.set_viewport_size(PHONE)
-    fresh.page.wait_for_timeout(300)
-    assert fresh.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-
-
-def test_nothing_went_wrong_and_nothing_left_the_machine(fresh):
+def test_the_page_is_its_own(fresh):
+    assert fresh.page.title() == "Latent mixing desk"
+    assert fresh.page.locator("h1").all_inner_texts() == ["Latent mixing desk"]
+    assert violations(fresh.page) == []
     assert fresh.errors == []
     assert fresh.outside == []
 

@@ -96,17 +96,22 @@ def report(models, dataset, n_tracks, device, out, **config) -> None:
 @click.command(cls=Command)
 @models_and_music
 @heard
-@option("--out", required=True, help="A folder for index.html and demo.csv, its numbers.")
-def demo(models, dataset, n_tracks, device, seconds, out) -> None:
+@option("--out", required=True, help="A folder for the page alone.")
+@option(
+    "--url", default="", help="Where the folder will be: previews of links need the address of their card."
+)
+def demo(models, dataset, n_tracks, device, seconds, out, url) -> None:
     """Write a page on which the sums, differences and multiples of latents of each MODEL are heard.
 
-    It is one file that opens from disk. The real clip may not be published: choose other data.
+    The folder is for any static host: index.html with its sounds as files, and a card for previews of links.
+    In it demo.html is the same page as one file that opens from disk, and demo.csv has its numbers. The real
+    clip may not be published: choose other data.
 
     \b
-        lincae demo desk/lin-cae desk/m2l --data synthetic --n-tracks 2 --out runs/demo
+        lincae demo desk/lin-cae desk/m2l pca-32x --data synthetic --n-tracks 2 --out runs/demo
     """
     loaded = [known.load(name, device) for name in known.listed(models or ("desk/lin-cae",))]
-    click.echo(write_demo(loaded, tracks(dataset, n_tracks=n_tracks), out, seconds))
+    click.echo(write_demo(loaded, tracks(dataset, n_tracks=n_tracks), out, seconds, hosted=True, url=url))
 
 
 @click.command(cls=Command)
@@ -128,6 +133,7 @@ def desk(models, port, browser, **settings) -> None:
     tracks(settings["dataset"], n_tracks=settings["n_tracks"])
     cell = nbformat.v4.new_code_cell(DESK.format(folder=os.getcwd(), models=names, **settings))
     notebook = nbformat.v4.new_notebook(cells=[cell])
+    notebook.metadata.title = "Latent mixing desk"
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
     # Voila reads these, and so does the kernel that it starts. What the user has set comes first.

@@ -1,4 +1,4 @@
-"""The demo page: what arithmetic on latents sounds like, in one HTML file that opens from disk.
+"""The demo page: what arithmetic on latents sounds like, in one HTML file or in a folder for any static host.
 
 write_demo([linear, baseline], tracks("synthetic", n_tracks=2), "figures/demo")
 """
@@ -7,15 +7,20 @@ import base64
 import io
 import json
 import math
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pandas as pd
+import soundfile
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lincae.data.audio import resample
@@ -24,6 +29,8 @@ from lincae.evaluation.plots import frequency_ticks, spectrogram_bytes, spectrog
 from lincae.evaluation.protocols import MIXTURE, Chunk, EvaluationConfig
 from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
+from lincae.interop.models import LIN_CAE
+from lincae.interop.references import Pca, Resampler, StftAutoencoder
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
 from lincae.metrics import is_silent, mss, si_sdr_db, snr_db
@@ -36,6 +43,13 @@ PEAK_DBTP = -1.0
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 OPUS_BIT_RATE = 64000  # a channel
 PICTURE_PIXELS = (440, 120)
+CARD_PIXELS = (1200, 630)
+CARD_TAGS = """\
+<meta property="og:type" content="website">
+<meta property="og:title" content="Arithmetic on audio latents">
+<meta property="og:image" content="{card}">
+<meta name="twitter:card" content="summary_large_image">"""
+SOUNDS = "sounds"
 LOUD_LU = 6.0
 """A sound that is louder than the waveform by so much gets a warning."""
 
@@ -77,8 +91,13 @@ def write_demo(
     seed: int = 0,
     modules: Mapping[str, ReEncoder] | None = None,
     stereo: Sequence[Source] = (),
+    hosted: bool = False,
+    url: str = "",
 ) -> Path:
     """Write `index.html` and `demo.csv`, its numbers, into `folder`; returns the page's path.
+
+    `hosted`: the folder is for a web server, at `url` if that is known. Sounds are files then, as Opus and as
+    FLAC, and beside them are `card.png`, for previews of links, and `demo.html`, all in one file.
 
     From every track come the `seconds` in which most stems sound, and these loudest. `modules`: those of
     mono-to-stereo by the names of their models; with any, each source in `stereo` has a section, its first
@@ -86,10 +105,14 @@ def write_demo(
 
     Raises ValueError for no model, no track, two of one name, gains that are not finite, a track or source
     that may not be published, a module of no model here or of bandwidth extension, and a source that is not
-    stereo; LatentFileError for a module of another autoencoder.
+    stereo; LatentFileError for a module of another autoencoder; FileExistsError for a `hosted` folder that
+    holds other files.
     """
     modules = modules or {}
+    folder = Path(folder)
     _check(models, tracks, gains, modules, stereo)
+    if hosted:
+        _check_folder(folder)
     sections = [_track_section(models, track, seconds, gains, seed) for track in tracks]
     if modules:
         able = [model for model in models if model.name in modules]
@@ -102,12 +125,21 @@ def write_demo(
                 place = {"track": section.name, "start_s": section.start_s, "operation": row, "sound": name}
                 numbers.append(place | sound.numbers | {"safety_gain_db": sound.gain_db})
 
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(numbers)
     table.to_csv(folder / "demo.csv", index=False, float_format="%.4g", errors="backslashreplace")
-    with atomic_write(folder / "index.html") as file:
-        file.write(_page(sections).encode())
+    columns = described(models)
+    pages = {"index.html": None}
+    tags = ""
+    if hosted:
+        shutil.rmtree(folder / SOUNDS, ignore_errors=True)
+        (folder / SOUNDS).mkdir()
+        pages = {"index.html": folder, "demo.html": None}
+        tags = CARD_TAGS.format(card=f"{url.rstrip('/')}/card.png" if url else "card.png")
+        card(sections[0], columns).save(folder / "card.png")
+    for name, files in pages.items():
+        with atomic_write(folder / name) as file:
+            file.write(_page(sections, columns, files, tags).encode())
     return folder / "index.html"
 
 
@@ -134,6 +166,60 @@ def _check(
         if not module.stereo:
             raise ValueError(f"the module of {name} is not of mono-to-stereo, but of {module.config.task!r}")
         module.check_model(by_name[name])
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds what no page wrote: it would be published, and its sounds are removed."""
+    own = {"index.html", "demo.html", "demo.csv", "card.png", SOUNDS}
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in held if name not in own]:
+        raise FileExistsError(f"{folder} holds other files than a page ({others[0]!r}): name another folder")
+
+
+def described(models: Sequence[AutoencoderLike]) -> dict[str, dict[str, str]]:
+    """What the columns of a page are, by the names of the models: `title`, and a sentence `about` it."""
+    columns = {
+        TRUTH: {"title": "waveform", "about": "The operation on the waveform itself: what should be heard."}
+    }
+    kinds = {model.name: _kind(model, models) for model in models}
+    for name, (title, about) in kinds.items():
+        twins = [other for other, (also, _) in kinds.items() if also == title]
+        columns[name] = {
+            "title": title if len(twins) == 1 else f"{title}: {name}",
+            "about": f"{about} ({name})",
+        }
+    return columns
+
+
+def _kind(model: AutoencoderLike, models: Sequence[AutoencoderLike]) -> tuple[str, str]:
+    linearity = _linearity(model)
+    if linearity == {"homogeneity", "additivity"}:
+        return (
+            "linear (ours)",
+            "Trained so that its latents add and scale as sound does; nothing else differs.",
+        )
+    if linearity:
+        (kept,) = linearity
+        only = {"homogeneity": "scale", "additivity": "add"}[kept]
+        return f"linear in part: {kept}", f"Trained so that its latents {only} as sound does, and no more."
+    if linearity is not None:
+        network = model.config.network
+        same = any(_linearity(other) and other.config.network == network for other in models)
+        about = "The same music and training, but for the linear one's arithmetic on latents."
+        return ("same network, not linear" if same else "not linear"), about
+    if isinstance(model, StftAutoencoder | Resampler | Pca):
+        return "linear reference", "Nothing is learned: exactly linear, whatever the sound."
+    if model.name in LIN_CAE:
+        return f"the authors' {model.name}", "The weights that the authors of the method released."
+    return model.name, "An autoencoder that was not trained to be linear."
+
+
+def _linearity(model: AutoencoderLike) -> set[str] | None:
+    """The parts of linearity that a model of this package was trained for; None for one that does not say."""
+    training = getattr(model, "metadata", {}).get("training", {})
+    if "linearity" not in training:
+        return None
+    return {part for part in ("homogeneity", "additivity") if training["linearity"][part]}
 
 
 # ---------------------------------------------------------------- sounds
@@ -296,17 +382,26 @@ def encoded(sound: Sound) -> bytes:
     return file.getvalue()
 
 
-def _page(sections: Sequence[Section]) -> str:
-    with ThreadPoolExecutor() as workers:  # libsndfile works outside of Python's lock
-        content = {"tracks": list(workers.map(_described, sections)), "truth": TRUTH, "loud_lu": LOUD_LU}
+def _page(sections: Sequence[Section], columns: dict, folder: Path | None, tags: str) -> str:
+    """The page's text; its sounds are files in `folder`, or where that is None in the text."""
+    with ThreadPoolExecutor() as workers:  # codecs work outside of Python's lock
+        tracks = list(workers.map(partial(_shown, folder=folder), range(len(sections)), sections))
+    content = {
+        "tracks": tracks,
+        "columns": columns,
+        "truth": TRUTH,
+        "loud_lu": LOUD_LU,
+        "files": folder is not None,
+    }
     data = json.dumps(content, allow_nan=False).replace("</", "<\\/")  # no end tag within a script
-    html = asset("demo.html")
+    html = asset("demo.html").replace("/*CARD*/", tags)
     for mark, text in (("/*CSS*/", asset("demo.css")), ("/*CODE*/", asset("demo.js")), ("/*DATA*/", data)):
         html = html.replace(mark, text)
-    return html.replace("/*SIZE*/", f"{len(html.encode()) / 1e6:.1f} MB")
+    size = f"{len(html.encode()) / 1e6:.1f} MB in one file." if folder is None else ""
+    return html.replace("/*SIZE*/", size)
 
 
-def _described(section: Section) -> dict[str, Any]:
+def _shown(number: int, section: Section, folder: Path | None) -> dict[str, Any]:
     sounds = [sound for tiles in section.board.values() for sound in tiles.values()]
     images = {id(sound): _picture(sound) for sound in sounds}
     top_db = max(image.max() for image, _ in images.values())
@@ -320,7 +415,7 @@ def _described(section: Section) -> dict[str, Any]:
             for name, value in sound.numbers.items():
                 numbers[name] = round(value, 2) if math.isfinite(value) else None
             shown[source] = {
-                "audio": base64.b64encode(encoded(sound)).decode(),
+                "audio": _stored(sound, folder, f"{SOUNDS}/{number}-{len(rows)}-{len(shown)}"),
                 "image": base64.b64encode(picture).decode(),
                 "ticks": ticks,
                 "numbers": numbers,
@@ -328,7 +423,52 @@ def _described(section: Section) -> dict[str, Any]:
             }
         rows.append({"name": row, "tiles": shown})
     seconds = min(sound.audio.shape[1] / sound.sample_rate for sound in sounds)
-    return {"name": section.name, "seconds": seconds, "rows": rows}
+    return {"name": section.name, "title": _title(number, section), "seconds": seconds, "rows": rows}
+
+
+def _title(number: int, section: Section) -> str:
+    """A track by its music: its name, or where that is a number, what sounds in it."""
+    if not re.fullmatch(r"(train|valid|test)_\d+( in stereo)?", section.name):
+        return section.name
+    song = f"Song {number + 1}"
+    if section.name.endswith("in stereo"):
+        return f"{song} in stereo"
+    stems = [row.removeprefix(SEPARATED) for row in section.board if row.startswith(SEPARATED)]
+    heard = [stem for stem in stems if not is_silent(section.board[SEPARATED + stem][TRUTH].audio).all()]
+    return f"{song}: {', '.join(heard)}" if heard else song
+
+
+def _stored(sound: Sound, folder: Path | None, place: str) -> str:
+    """What the page finds a sound by: its text, or where it is in the folder, without a suffix."""
+    opus = encoded(sound)
+    if folder is None:
+        return base64.b64encode(opus).decode()
+    (folder / f"{place}.ogg").write_bytes(opus)
+    audio = amplitude(sound.gain_db) * sound.audio
+    soundfile.write(folder / f"{place}.flac", audio.T.numpy(), sound.sample_rate, subtype="PCM_16")
+    return place
+
+
+def card(section: Section, columns: Mapping[str, Mapping[str, str]]) -> Image.Image:
+    """The picture that a link to the page is shown by: a sum of latents beside its waveform."""
+    picture = Image.new("RGB", CARD_PIXELS, "#18202c")
+    pen = ImageDraw.Draw(picture)
+    pen.text((60, 44), "Arithmetic on audio latents", "#ffffff", ImageFont.load_default(58))
+    tiles = section.board.get("sum", section.board["mix"])
+    formula = (
+        "Dec(Enc(a) + Enc(b) + ...) = a + b + ...?" if "sum" in section.board else "Dec(Enc(mix)) = mix?"
+    )
+    pen.text((60, 122), formula, "#aebbd0", ImageFont.load_default(34))
+    shown = list(tiles)[:3]
+    width = (CARD_PIXELS[0] - 120 - 30 * (len(shown) - 1)) // len(shown)
+    images = {name: _picture(tiles[name])[0] for name in shown}
+    top_db = max(image.max() for image in images.values())
+    for index, name in enumerate(shown):
+        left = 60 + index * (width + 30)
+        spectrogram = spectrogram_bytes(images[name], top_db, "png", (width, 330))
+        picture.paste(Image.open(io.BytesIO(spectrogram)), (left, 200))
+        pen.text((left, 545), columns[name]["title"], "#ffffff", ImageFont.load_default(30))
+    return picture
 
 
 def _picture(sound: Sound) -> tuple[np.ndarray, list[tuple[float, str]]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import torch
 import traitlets
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, decibels, loudness_lufs, rms_dbfs, true_peak_dbtp
-from lincae.listening.mixer import MODULES, Mixer, Strip, stem_files, stem_track, stereo_modules
+from lincae.listening.mixer import MODULES, Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
 from lincae.metrics import is_silent, snr_db
 from lincae.reencoder.module import ReEncoder
 
@@ -266,6 +267,8 @@ class Desk(anywidget.AnyWidget):
 
     async def _work(self) -> None:
         name = self.model
+        if not self.sounds:
+            await self._preview()
         if name not in self._loaded:
             self._loaded[name] = await self._step(f"loading {name}", 0.05, load, name, self.device)
         if name != self._last_model:
@@ -275,18 +278,20 @@ class Desk(anywidget.AnyWidget):
         module = self.module
         image = self.image
         mixer = await self._mixer(self._loaded[name])
-        strips = [Strip(**settings | {"gain_db": _level(settings["gain_db"])}) for settings in self.strips]
-        master_db = _level(self.master_db)
+        strips, master_db = self._faders()
         if module:
             await self._step(f"loading {module}", 0.5, self._place, mixer, self._paths[module])
             strips = [replace(strip, pan=0.0, image=image) for strip in strips]
         self._last_module = module
 
-        mixes = {WAVEFORM: mixer.waveform_mix(strips, master_db)}
-        decoding = "decoding the latent mix"
-        mixes[LATENT] = await self._step(decoding, 0.5, mixer.latent_mix, strips, master_db)
-        self._publish(mixer, mixes)
         factors, images = mixer.settings(strips, master_db)
+        mixes = {WAVEFORM: mixer.waveform_mix(strips, master_db)}
+        if factors.any():
+            decoding = "decoding the latent mix"
+            mixes[LATENT] = await self._step(decoding, 0.5, mixer.latent_mix, strips, master_db)
+        else:  # a desk with all faders down is silent, whatever the decoder makes of nothing
+            mixes[LATENT] = torch.zeros_like(mixes[WAVEFORM])
+        self._publish(mixer.sample_rate, mixes)
         heard = [column[:, None].float() * stem for column, stem in zip(factors.T, mixer.stems, strict=True)]
         self.levels = [_levels(audio, mixer.sample_rate) for audio in (*heard, mixes[LATENT])]
         pictures = await self._step("spectrograms", 0.7, _pictures, mixes, mixer.sample_rate)
@@ -296,8 +301,24 @@ class Desk(anywidget.AnyWidget):
             decoding = f"decoding {stem} alone, to compare"
             await self._step(decoding, share, mixer.decoded_stem, index, images[index])
         mixes[DECODED] = mixer.decoded_mix(strips, master_db)
-        self._publish(mixer, mixes)
+        self._publish(mixer.sample_rate, mixes)
         self._say(notes=self._findings(mixer))
+
+    async def _preview(self) -> None:
+        """The waveform mix, to have sound before the model is there."""
+        start_s, end_s = self._range()
+        stems = await self._step("reading stems", 0.02, self.chosen.stems, None, start_s, end_s - start_s)
+        mix = (amplitudes(*self._faders()) @ stems.double()).float()
+        self._publish(self.chosen.sample_rate, {WAVEFORM: mix})
+
+    def _faders(self) -> tuple[list[Strip], float]:
+        """Settings of the strips, and the level of the master in dB."""
+        strips = [Strip(**settings | {"gain_db": _level(settings["gain_db"])}) for settings in self.strips]
+        return strips, _level(self.master_db)
+
+    def _range(self) -> tuple[float, float]:
+        start_s, end_s = self.range_s
+        return start_s, min(max(end_s, start_s + MIN_RANGE_S), start_s + MAX_RANGE_S)
 
     def _offer_modules(self, model: AutoencoderLike) -> None:
         self._paths = stereo_modules(model, self._folder)
@@ -312,8 +333,7 @@ class Desk(anywidget.AnyWidget):
         mixer.place_by(self._placers[path])
 
     async def _mixer(self, model: AutoencoderLike) -> Mixer:
-        start_s, end_s = self.range_s
-        end_s = min(max(end_s, start_s + MIN_RANGE_S), start_s + MAX_RANGE_S)
+        start_s, end_s = self._range()
         key = (self.model, self.track, start_s, end_s)
         if key not in self._mixers:
             read = partial(self.chosen.stems, model.sample_rate, start_s, end_s - start_s)
@@ -330,13 +350,13 @@ class Desk(anywidget.AnyWidget):
 
     # -------- what is shown
 
-    def _publish(self, mixer: Mixer, mixes: dict[str, Tensor]) -> None:
+    def _publish(self, sample_rate: int, mixes: dict[str, Tensor]) -> None:
         """The mixes, their numbers, and the gain that makes each as loud as the latent one."""
-        loudness = {key: loudness_lufs(audio, mixer.sample_rate) for key, audio in mixes.items()}
+        loudness = {key: loudness_lufs(audio, sample_rate) for key, audio in mixes.items()}
         sounds = {}
         for key, audio in mixes.items():
             gain = 1.0
-            difference_db = loudness[LATENT] - loudness[key]
+            difference_db = loudness.get(LATENT, math.nan) - loudness[key]
             if self.equal_loudness and math.isfinite(difference_db):
                 gain = amplitude(difference_db)
             sounds[key] = {
@@ -348,7 +368,7 @@ class Desk(anywidget.AnyWidget):
                 "snr_db": _agreement(mixes, key),
             }
         with self.hold_sync():
-            self.sample_rate = mixer.sample_rate
+            self.sample_rate = sample_rate
             self.sounds = sounds
 
     def _findings(self, mixer: Mixer) -> list[str]:
@@ -356,8 +376,14 @@ class Desk(anywidget.AnyWidget):
         found += self._notes.get(self.track, [])
         if self.chosen.dataset in ATTRIBUTION:
             found.append(ATTRIBUTION[self.chosen.dataset])
+        if self.chosen.sample_rate != mixer.sample_rate:
+            rates = f"{self.chosen.sample_rate} Hz, resampled to the model's {mixer.sample_rate} Hz"
+            found.append(f"{self.chosen.name} has {rates}")
         if self.range_s[1] - self.range_s[0] > MAX_RANGE_S:
             found.append(f"the first {MAX_RANGE_S:g} s of the range: the desk takes no more at once")
+        elif mixer.stems.shape[1] < round(self.chosen.duration_s * mixer.sample_rate):
+            start_s, end_s = self._range()
+            found.append(f"{start_s:g} to {end_s:g} s of {self.chosen.duration_s:g} s are on the desk")
         if self.module:
             found.append("placed by the Re-Encoder, in latents alone: the waveform mix stays in the centre")
         return found
@@ -398,7 +424,7 @@ def _pictures(mixes: dict[str, Tensor], sample_rate: int) -> dict[str, dict[str,
 
 def _agreement(mixes: dict[str, Tensor], key: str) -> float | None:
     """The SNR in dB of the latent mix against another; None for itself and for silence."""
-    if key == LATENT:
+    if key == LATENT or LATENT not in mixes:
         return None
     channels = max(len(mixes[LATENT]), len(mixes[key]))
     latent, other = (mixes[k].expand(channels, -1).reshape(1, -1) for k in (LATENT, key))

@@ -1,14 +1,11 @@
 "use strict";
 // One sound plays at a time. All of a track have one length and one clock, so that a switch keeps the position.
-const { tracks, truth: TRUTH, loud_lu: LOUD_LU } = JSON.parse(document.getElementById("data").textContent);
-const FADE_S = 0.01;
+const { tracks, columns: COLUMNS, truth: TRUTH, loud_lu: LOUD_LU, files: FILES } = JSON.parse(document.getElementById("data").textContent);
+const FADE_S = 0.01, PATIENCE_MS = 4000;
 const $ = (id) => document.getElementById(id);
-const context = new AudioContext();
-const output = context.createGain();
-const analyser = context.createAnalyser();
-output.connect(analyser).connect(context.destination);
 
 const buffers = new Map(); // tile -> Promise of its AudioBuffer
+let context = null, output = null, analyser = null;
 let track = tracks[0], rowIndex = 0, column = TRUTH;
 let voice = null; // what sounds: {source, gain}
 let startedAt = 0, offset = 0, playing = false, looping = true, wanted = 0;
@@ -52,27 +49,79 @@ function described(row, rows) {
   return { title, formula: formula instanceof Function ? formula(stems) : formula, block };
 }
 
+// Rows as on the paper's page come first: the mix, a sum, a multiple, the stems; other multiples are behind a fold.
 for (const each of tracks) {
   each.columns = Object.keys(each.rows[0].tiles);
   each.about = "balance_db" in each.rows[0].tiles[TRUTH].numbers ? STEREO : "";
   for (const row of each.rows) Object.assign(row, described(row, each.rows));
+  const multiples = each.rows.filter(({ name }) => name.startsWith("gain ")).slice(1);
+  for (const row of multiples) row.folded = true;
+  each.rows = [...each.rows.filter((row) => !row.folded), ...multiples];
 }
 
 function current() {
   return track.rows[rowIndex].tiles[column];
 }
 
+// ---------------------------------------------------------------- sound
+
+// Sound starts here: a browser may have none, or refuse it.
+async function listen() {
+  if (!context) {
+    try {
+      context = new AudioContext();
+    } catch (error) {
+      throw new Error(`This browser gives no sound output (${error.message}). Try another browser, or another device.`);
+    }
+    output = context.createGain();
+    analyser = context.createAnalyser();
+    output.connect(analyser).connect(context.destination);
+    volume();
+  }
+  const late = new Promise((resolve) => setTimeout(resolve, PATIENCE_MS, "late"));
+  if (context.state !== "running" && await Promise.race([context.resume(), late]) === "late" && context.state !== "running") {
+    throw new Error("The browser does not start its sound output. Is a loudspeaker or headphone connected, and sound allowed for this page? Then press play again.");
+  }
+}
+
+async function fetched(tile, kind) {
+  if (!FILES) return Uint8Array.from(atob(tile.audio), (c) => c.charCodeAt(0)).buffer;
+  let answer;
+  try {
+    answer = await fetch(`${tile.audio}.${kind}`);
+  } catch {
+    answer = { ok: false, status: "no answer" };
+  }
+  if (answer.ok) return answer.arrayBuffer();
+  const disk = location.protocol === "file:" ? " This page has its sounds in files, which browsers do not load from disk: open demo.html beside it, or serve the folder." : " Reload the page, or try again later.";
+  throw new Error(`${tile.audio}.${kind} could not be loaded (${answer.status}).${disk}`);
+}
+
+async function decode(tile) {
+  const opus = await fetched(tile, "ogg");
+  try {
+    return await context.decodeAudioData(opus);
+  } catch { // Safari before 18.4 has no Ogg Opus
+    if (!FILES) throw new Error("This browser cannot decode the sound (Ogg Opus). Use a current Firefox, Chrome or Edge, or Safari 18.4 and later; a page in a folder of its own also has FLAC.");
+  }
+  const flac = await fetched(tile, "flac");
+  try {
+    return await context.decodeAudioData(flac);
+  } catch (error) {
+    throw new Error(`This browser can decode the sound neither as Opus nor as FLAC (${error.message}). Try another browser.`);
+  }
+}
+
 function buffer(tile) {
   if (!buffers.has(tile)) {
-    const bytes = Uint8Array.from(atob(tile.audio), (c) => c.charCodeAt(0));
-    buffers.set(tile, context.decodeAudioData(bytes.buffer));
+    const decoding = decode(tile);
+    decoding.catch(() => buffers.delete(tile)); // it is tried again
+    buffers.set(tile, decoding);
   }
   return buffers.get(tile);
 }
 
-// ---------------------------------------------------------------- sound
-
-function position(now = context.currentTime) {
+function position(now = context?.currentTime) {
   if (!playing) return offset;
   const ran = offset + Math.max(0, now - startedAt);
   return looping ? ran % track.seconds : Math.min(ran, track.seconds);
@@ -89,8 +138,19 @@ function fadeOut(old) {
 
 // Start what is chosen at `at` seconds (default: where the last one is), and fade out what sounded.
 async function begin(at = null) {
-  const request = ++wanted, decoded = await buffer(current());
-  await context.resume();
+  const request = ++wanted;
+  let decoded;
+  try {
+    await listen();
+    decoded = await buffer(current());
+  } catch (error) {
+    if (request === wanted) {
+      pause();
+      $("said").textContent = error.message;
+    }
+    return;
+  }
+  $("said").textContent = "";
   if (request !== wanted) return;
   let source, gain, when, from;
   // A sound that starts late lags behind the clock: on a busy machine it is started again, with more time to do so.
@@ -148,6 +208,7 @@ function seek(seconds) {
 function choose(row, source, andPlay = false) {
   rowIndex = (row + track.rows.length) % track.rows.length;
   column = source;
+  if (track.rows[rowIndex].folded) $("board").querySelector(".fold").open = true;
   if (playing || andPlay) begin(playing ? null : offset);
   show();
 }
@@ -165,45 +226,64 @@ function chooseTrack(next) {
 
 function volume() {
   const db = Number($("volume").value);
-  output.gain.setTargetAtTime(10 ** (db / 20), context.currentTime, 0.01);
+  output?.gain.setTargetAtTime(10 ** (db / 20), context.currentTime, 0.01);
   $("level").textContent = `${String(db).replace("-", "−")} dB`;
   $("volume").setAttribute("aria-valuetext", `${db} dB`);
 }
 
 // ---------------------------------------------------------------- sight
 
-function board() {
+function tabs() {
   $("tracks").replaceChildren(...tracks.map((each, k) => {
-    const button = make("button", { role: "tab", type: "button", "aria-selected": each === track, "data-track": k }, each.about ? each.name : `Track ${k + 1}: ${each.name}`);
-    button.onclick = () => chooseTrack(each);
-    return button;
+    const tab = make("button", { role: "tab", type: "button", id: `tab-${k}`, "aria-controls": "board", "data-track": k }, each.title);
+    tab.onclick = () => chooseTrack(each);
+    return tab;
   }));
-  const columns = track.columns;
-  const heads = make("div", { class: "heads", "aria-hidden": "true" }, make("span"), ...columns.map((name, k) => make("span", {}, k ? `latents of ${name}` : "waveform: the truth")));
-  const rows = track.rows.map((row, r) => {
+  $("columns").querySelector("dl").replaceChildren(...Object.values(COLUMNS).flatMap(({ title, about }) => [make("dt", {}, title), make("dd", {}, about)]));
+}
+
+function tileOf(row, r, name) {
+  const { image, numbers } = row.tiles[name];
+  const linear = "linearity_snr_db" in numbers, stereo = "balance_db" in numbers;
+  const number = linear ? `linearity ${decibels(numbers.linearity_snr_db)}` : `SNR ${decibels(numbers.snr_db)}`;
+  const note = stereo ? `left − right ${decibels(numbers.balance_db)}` : name === TRUTH ? "" : number;
+  const loud = numbers.louder_lu > LOUD_LU ? `loud: +${numbers.louder_lu.toFixed(0)} LU` : "";
+  const label = [row.title, COLUMNS[name].title, note, loud].filter(Boolean).join(", ");
+  const tile = make("button", { class: "tile", type: "button", "aria-pressed": "false", "data-row": r, "data-source": name, "aria-label": label },
+    make("img", { src: `data:image/jpeg;base64,${image}`, alt: "" }), make("i", { class: "cursor" }), make("span", { class: "sign", "aria-hidden": "true" }, "▶"));
+  if (note) tile.append(make("span", { class: "note" }, note));
+  if (loud) tile.append(make("span", { class: "loud" }, loud));
+  tile.onclick = () => {
+    if (playing && rowIndex === r && column === name) pause(); else choose(r, name, true);
+  };
+  return tile;
+}
+
+function board() {
+  const heads = make("div", { class: "heads", "aria-hidden": "true" }, make("span"), ...track.columns.map((name) => make("span", {}, COLUMNS[name].title)));
+  const lines = track.rows.map((row, r) => {
     const about = make("div", { class: "about" }, make("h2", {}, row.title), make("div", { class: "formula" }, row.formula));
-    const tiles = columns.map((name) => {
-      const { image, numbers } = row.tiles[name];
-      const linear = "linearity_snr_db" in numbers, stereo = "balance_db" in numbers;
-      const number = linear ? `linearity ${decibels(numbers.linearity_snr_db)}` : `SNR ${decibels(numbers.snr_db)}`;
-      const note = stereo ? `left − right ${decibels(numbers.balance_db)}` : name === TRUTH ? "" : number;
-      const tile = make("button", { class: "tile", type: "button", "aria-pressed": "false", "data-row": r, "data-source": name,
-        "aria-label": `${row.title}, ${name}${note && `, ${note}`}` },
-        make("img", { src: `data:image/jpeg;base64,${image}`, alt: "" }), make("i", { class: "cursor" }), make("span", { class: "sign", "aria-hidden": "true" }, "▶"));
-      if (note) tile.append(make("span", { class: "note" }, note));
-      if (numbers.louder_lu > LOUD_LU) tile.append(make("span", { class: "loud" }, `loud: +${numbers.louder_lu.toFixed(0)} LU`));
-      tile.onclick = () => {
-        if (playing && rowIndex === r && column === name) pause(); else choose(r, name, true);
-      };
-      return tile;
-    });
-    const line = make("div", { class: "row", role: "group", "aria-label": row.title }, about, ...tiles);
-    if (r && row.block === track.rows[r - 1].block) return [line];
+    const line = make("div", { class: "row", role: "group", "aria-label": row.title }, about, ...track.columns.map((name) => tileOf(row, r, name)));
+    const before = track.rows[r - 1];
+    if (before && row.block === before.block && !row.folded === !before.folded) return [line];
     const safety = `safety gain ${decibels(Object.values(row.tiles)[0].gain_db)}, the same for all of them`;
     return [make("p", { class: "block" }, make("strong", {}, row.block), `: ${safety}`), line];
-  }).flat();
-  $("board").style.setProperty("--columns", columns.length);
-  $("board").replaceChildren(...(track.about ? [make("p", { class: "block" }, track.about)] : []), heads, ...rows);
+  });
+  const shown = lines.filter((_, r) => !track.rows[r].folded).flat(), folded = lines.filter((_, r) => track.rows[r].folded).flat();
+  const fold = folded.length ? [make("details", { class: "fold" }, make("summary", {}, `More: other multiples of the mixture (${track.rows.filter((row) => row.folded).length})`), ...folded)] : [];
+  $("board").style.setProperty("--columns", track.columns.length);
+  $("board").replaceChildren(...(track.about ? [make("p", { class: "block" }, track.about)] : []), heads, ...shown, ...fold);
+  const chosen = tracks.indexOf(track);
+  for (const [k, tab] of [...$("tracks").children].entries()) {
+    tab.setAttribute("aria-selected", k === chosen);
+    tab.tabIndex = k === chosen ? 0 : -1;
+  }
+  $("board").setAttribute("aria-labelledby", `tab-${chosen}`);
+  $("sources").replaceChildren(...track.columns.map((name) => {
+    const button = make("button", { type: "button", role: "radio", "data-source": name }, COLUMNS[name].title);
+    button.onclick = () => choose(rowIndex, name);
+    return button;
+  }));
 }
 
 function show() {
@@ -214,15 +294,15 @@ function show() {
     button.setAttribute("aria-pressed", chosen);
     button.querySelector(".sign").textContent = chosen && playing ? "❚❚" : "▶";
   }
-  const title = `${row.title} · ${column}`, shown = `${track.name}: ${title}`;
+  for (const button of $("sources").children) {
+    const chosen = button.dataset.source === column;
+    button.setAttribute("aria-checked", chosen);
+    button.tabIndex = chosen ? 0 : -1;
+  }
+  const title = `${row.title} · ${COLUMNS[column].title}`, shown = `${track.name}: ${rowIndex} ${column}`;
   if ($("title").dataset.text !== shown) {
     $("title").dataset.text = shown;
     $("title").replaceChildren(title, make("small", {}, column === TRUTH ? "" : row.formula));
-    $("sources").replaceChildren(...track.columns.map((name) => {
-      const button = make("button", { type: "button", role: "radio", "aria-checked": name === column, tabindex: name === column ? 0 : -1, "data-source": name }, name);
-      button.onclick = () => choose(rowIndex, name);
-      return button;
-    }));
     $("picture").querySelector("img").src = `data:image/jpeg;base64,${tile.image}`;
     $("picture").querySelector(".axis").replaceChildren(...tile.ticks.map(([share, label]) => {
       const mark = make("span", {}, label);
@@ -249,6 +329,7 @@ function move() {
   for (const cursor of document.querySelectorAll('#picture .cursor, .tile[aria-pressed="true"] .cursor')) cursor.style.left = share;
   $("picture").setAttribute("aria-valuemax", track.seconds.toFixed(1));
   $("picture").setAttribute("aria-valuenow", at.toFixed(1));
+  $("picture").setAttribute("aria-valuetext", `${at.toFixed(1)} seconds`);
 }
 
 function follow() {
@@ -283,12 +364,21 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   action();
 });
+const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 $("sources").addEventListener("keydown", (event) => {
-  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  const step = STEPS[event.key];
   if (!step) return;
   event.preventDefault();
   beside(step);
   $("sources").querySelector('[aria-checked="true"]').focus();
+});
+$("tracks").addEventListener("keydown", (event) => {
+  const ends = { Home: 0, End: tracks.length - 1 };
+  if (!(event.key in STEPS) && !(event.key in ends)) return;
+  event.preventDefault();
+  const next = ends[event.key] ?? (tracks.indexOf(track) + STEPS[event.key] + tracks.length) % tracks.length;
+  chooseTrack(tracks[next]);
+  $("tracks").children[next].focus();
 });
 $("picture").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
@@ -300,17 +390,31 @@ $("picture").addEventListener("click", (event) => {
   const box = $("picture").getBoundingClientRect();
   seek(((event.clientX - box.left) / box.width) * track.seconds);
 });
-$("details").open = window.matchMedia("(min-width: 701px)").matches; // on a phone the board needs the room
+for (const id of ["details", "columns"]) $(id).open = window.matchMedia("(min-width: 701px)").matches; // on a phone the board needs the room
+
+// What has the focus is not covered by the player below or by the heads above.
+function uncover(node) {
+  if (!$("board").contains(node) || node.closest(".heads")) return;
+  const { top, bottom } = node.getBoundingClientRect();
+  const floor = $("player").getBoundingClientRect().top - 6, ceiling = $("board").querySelector(".heads").offsetHeight + 6;
+  if (bottom > floor) window.scrollBy({ top: bottom - floor, behavior: "instant" });
+  else if (top < ceiling) window.scrollBy({ top: top - ceiling, behavior: "instant" });
+}
+document.addEventListener("focusin", ({ target }) => { uncover(target); requestAnimationFrame(() => uncover(target)); });
+
 $("play").onclick = toggle;
 $("stop").onclick = stop;
 $("loop").onchange = () => { if (playing) begin(); };
 $("volume").oninput = volume;
 volume();
+tabs();
 board();
 show();
 // for tests and other scripts of the page
 window.demo = {
-  position, buffer, current, analyser, context, tracks,
+  position, buffer, current, tracks, listen,
+  get context() { return context; },
+  get analyser() { return analyser; },
   get playing() { return playing; },
   get voice() { return voice; },
 };

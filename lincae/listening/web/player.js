@@ -78,8 +78,13 @@ function player(fileName, followed) {
     return looping ? ran % duration : Math.min(ran, duration);
   }
 
-  function audible(key) {
-    return key === heard && loaded[key] ? loaded[key].gain : 0;
+  // What is chosen, or while that is not there yet, what is.
+  function audible() {
+    return loaded[heard] ? heard : Object.keys(loaded)[0];
+  }
+
+  function gainOf(key) {
+    return key === audible() ? loaded[key].gain : 0;
   }
 
   // Start all sounds at `at` seconds (default: where the running ones are), and fade those out.
@@ -98,7 +103,7 @@ function player(fileName, followed) {
     const begin = context.currentTime + lead, from = (at ?? position(begin)) % duration;
     for (const [key, { source, gain }] of Object.entries(next)) {
       gain.gain.setValueAtTime(0, begin);
-      gain.gain.linearRampToValueAtTime(audible(key), begin + SWITCH_S);
+      gain.gain.linearRampToValueAtTime(gainOf(key), begin + SWITCH_S);
       source.start(begin, from);
     }
     if (context.currentTime >= begin && lead < 1) {
@@ -162,7 +167,7 @@ function player(fileName, followed) {
 
   // What leaves for the loudspeaker beyond full scale is clipped there: said, not hidden.
   function light() {
-    const { peak, gain } = loaded[heard] ?? { peak: 0, gain: 0 };
+    const { peak, gain } = loaded[audible()] ?? { peak: 0, gain: 0 };
     const db = 20 * Math.log10(peak * gain) + Number(volume.value);
     lamp.textContent = db > 0 ? `clips by ${db.toFixed(1)} dB: lower the monitor` : "";
   }
@@ -192,15 +197,16 @@ function player(fileName, followed) {
   }
 
   function agreement(key) {
-    const db = loaded[key]?.snr_db;
+    if (!loaded.latent) return "…"; // on its way
+    const db = loaded[key].snr_db;
     return db === undefined || db === null ? "undefined, it is silent" : decibels(db);
   }
 
   function choose(key) {
     heard = key;
     for (const [name, button] of Object.entries(buttons)) {
-      button.setAttribute("aria-checked", name === heard);
-      button.tabIndex = name === heard ? 0 : -1;
+      button.setAttribute("aria-checked", name === audible());
+      button.tabIndex = name === audible() ? 0 : -1;
       button.disabled = !loaded[name];
       const db = loaded[name] ? 20 * Math.log10(loaded[name].gain) : 0;
       button.textContent = NAMES[name] + (Math.abs(db) >= 0.05 ? ` (${db > 0 ? "+" : "−"}${Math.abs(db).toFixed(1)} dB)` : "");
@@ -209,7 +215,7 @@ function player(fileName, followed) {
     for (const [name, { gain }] of Object.entries(voices)) {
       gain.gain.cancelScheduledValues(context.currentTime);
       gain.gain.setValueAtTime(gain.gain.value, context.currentTime);
-      gain.gain.linearRampToValueAtTime(audible(name), context.currentTime + SWITCH_S);
+      gain.gain.linearRampToValueAtTime(gainOf(name), context.currentTime + SWITCH_S);
     }
   }
 
@@ -233,7 +239,7 @@ function player(fileName, followed) {
     const at = position();
     play.textContent = playing ? "❚❚ Pause" : "▶ Play";
     play.disabled = !duration;
-    download.disabled = !loaded[heard];
+    download.disabled = !loaded[audible()];
     time.textContent = `${clock(at)} / ${clock(duration)}`;
     for (const cursor of cursors) cursor.style.left = `${duration ? (100 * at) / duration : 0}%`;
     followed({ share: duration ? at / duration : 0, playing });
@@ -251,13 +257,13 @@ function player(fileName, followed) {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (!step) return;
     const ready = Object.keys(NAMES).filter((key) => loaded[key]);
-    choose(ready[(ready.indexOf(heard) + step + ready.length) % ready.length]);
+    choose(ready[(ready.indexOf(audible()) + step + ready.length) % ready.length]);
     buttons[heard].focus();
     event.preventDefault();
   };
   download.onclick = () => {
-    const link = element("a", { download: `${fileName()}_${heard}.wav` });
-    link.href = URL.createObjectURL(wav(loaded[heard].channels, rate));
+    const link = element("a", { download: `${fileName()}_${audible()}.wav` });
+    link.href = URL.createObjectURL(wav(loaded[audible()].channels, rate));
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
@@ -272,7 +278,7 @@ function player(fileName, followed) {
     },
     get swaps() { return swaps; },
     get playing() { return playing; },
-    get heard() { return heard; },
+    get heard() { return audible(); },
     get sounds() { return loaded; },
     get analyser() { return analyser; },
     get clock() { return context?.currentTime; },
