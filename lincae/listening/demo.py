@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +128,24 @@ def write_demo(
     table = pd.DataFrame(numbers)
     table.to_csv(folder / "demo.csv", index=False, float_format="%.4g", errors="backslashreplace")
     columns = described(models)
-    pages = {"index.html": None}
-    tags = ""
-    if hosted:
-        shutil.rmtree(folder / SOUNDS, ignore_errors=True)
-        (folder / SOUNDS).mkdir()
-        pages = {"index.html": folder, "demo.html": None}
-        tags = CARD_TAGS.format(card=f"{url.rstrip('/')}/card.png" if url else "card.png")
-        card(sections[0], columns).save(folder / "card.png")
-    for name, files in pages.items():
-        with atomic_write(folder / name) as file:
-            file.write(_page(sections, columns, files, tags).encode())
+    with ThreadPoolExecutor() as workers:  # codecs work outside of Python's lock
+        shown = list(workers.map(_shown, range(len(sections)), sections))
+    single = _page(shown, columns)
+    if not hosted:
+        _write(folder / "index.html", single)
+        return folder / "index.html"
+
+    _write(folder / "demo.html", single)
+    _store_sounds(folder, sections, shown)
+    card(sections[0], columns).save(folder / "card.png")
+    tags = CARD_TAGS.format(card=f"{url.rstrip('/')}/card.png" if url else "card.png")
+    _write(folder / "index.html", _page(shown, columns, files=True, tags=tags))
     return folder / "index.html"
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def _check(
@@ -178,35 +183,31 @@ def _check_folder(folder: Path) -> None:
 
 def described(models: Sequence[AutoencoderLike]) -> dict[str, dict[str, str]]:
     """What the columns of a page are, by the names of the models: `title`, and a sentence `about` it."""
-    columns = {
-        TRUTH: {"title": "waveform", "about": "The operation on the waveform itself: what should be heard."}
-    }
     kinds = {model.name: _kind(model, models) for model in models}
+    titles = [title for title, _ in kinds.values()]
+    columns = {
+        TRUTH: {"title": TRUTH, "about": "The operation on the waveform itself: what should be heard."}
+    }
     for name, (title, about) in kinds.items():
-        twins = [other for other, (also, _) in kinds.items() if also == title]
-        columns[name] = {
-            "title": title if len(twins) == 1 else f"{title}: {name}",
-            "about": f"{about} ({name})",
-        }
+        if titles.count(title) > 1:
+            title = f"{title}: {name}"
+        columns[name] = {"title": title, "about": f"{about} ({name})"}
     return columns
 
 
 def _kind(model: AutoencoderLike, models: Sequence[AutoencoderLike]) -> tuple[str, str]:
     linearity = _linearity(model)
     if linearity == {"homogeneity", "additivity"}:
-        return (
-            "linear (ours)",
-            "Trained so that its latents add and scale as sound does; nothing else differs.",
-        )
-    if linearity:
-        (kept,) = linearity
-        only = {"homogeneity": "scale", "additivity": "add"}[kept]
-        return f"linear in part: {kept}", f"Trained so that its latents {only} as sound does, and no more."
+        return "linear (ours)", "Trained so that its latents add and scale as sound does."
+    if linearity == {"homogeneity"}:
+        return "scales, does not add", "Trained so that its latents scale as sound does, and no more."
+    if linearity == {"additivity"}:
+        return "adds, does not scale", "Trained so that its latents add as sound does, and no more."
     if linearity is not None:
         network = model.config.network
         same = any(_linearity(other) and other.config.network == network for other in models)
-        about = "The same music and training, but for the linear one's arithmetic on latents."
-        return ("same network, not linear" if same else "not linear"), about
+        title = "same network, not linear" if same else "not linear"
+        return title, "Trained in the same way, but without arithmetic on its latents."
     if isinstance(model, StftAutoencoder | Resampler | Pca):
         return "linear reference", "Nothing is learned: exactly linear, whatever the sound."
     if model.name in LIN_CAE:
@@ -382,26 +383,20 @@ def encoded(sound: Sound) -> bytes:
     return file.getvalue()
 
 
-def _page(sections: Sequence[Section], columns: dict, folder: Path | None, tags: str) -> str:
-    """The page's text; its sounds are files in `folder`, or where that is None in the text."""
-    with ThreadPoolExecutor() as workers:  # codecs work outside of Python's lock
-        tracks = list(workers.map(partial(_shown, folder=folder), range(len(sections)), sections))
-    content = {
-        "tracks": tracks,
-        "columns": columns,
-        "truth": TRUTH,
-        "loud_lu": LOUD_LU,
-        "files": folder is not None,
-    }
-    data = json.dumps(content, allow_nan=False).replace("</", "<\\/")  # no end tag within a script
+def _page(
+    tracks: Sequence[dict], columns: Mapping[str, Mapping[str, str]], files: bool = False, tags: str = ""
+) -> str:
+    content = {"tracks": tracks, "columns": columns, "truth": TRUTH, "loud_lu": LOUD_LU, "files": files}
+    data = json.dumps(content, allow_nan=False, default=lambda sound: base64.b64encode(sound).decode())
+    data = data.replace("</", "<\\/")  # no end tag within a script
     html = asset("demo.html").replace("/*CARD*/", tags)
     for mark, text in (("/*CSS*/", asset("demo.css")), ("/*CODE*/", asset("demo.js")), ("/*DATA*/", data)):
         html = html.replace(mark, text)
-    size = f"{len(html.encode()) / 1e6:.1f} MB in one file." if folder is None else ""
-    return html.replace("/*SIZE*/", size)
+    return html.replace("/*SIZE*/", "" if files else f"{len(html.encode()) / 1e6:.1f} MB in one file.")
 
 
-def _shown(number: int, section: Section, folder: Path | None) -> dict[str, Any]:
+def _shown(number: int, section: Section) -> dict[str, Any]:
+    """What the page is told of a section: pictures, numbers, and sounds as Opus."""
     sounds = [sound for tiles in section.board.values() for sound in tiles.values()]
     images = {id(sound): _picture(sound) for sound in sounds}
     top_db = max(image.max() for image, _ in images.values())
@@ -410,13 +405,12 @@ def _shown(number: int, section: Section, folder: Path | None) -> dict[str, Any]
         shown = {}
         for source, sound in tiles.items():
             image, ticks = images[id(sound)]
-            picture = spectrogram_bytes(image, top_db, "jpeg", PICTURE_PIXELS)
             numbers = {}
             for name, value in sound.numbers.items():
                 numbers[name] = round(value, 2) if math.isfinite(value) else None
             shown[source] = {
-                "audio": _stored(sound, folder, f"{SOUNDS}/{number}-{len(rows)}-{len(shown)}"),
-                "image": base64.b64encode(picture).decode(),
+                "audio": encoded(sound),
+                "image": spectrogram_bytes(image, top_db, "jpeg", PICTURE_PIXELS),
                 "ticks": ticks,
                 "numbers": numbers,
                 "gain_db": round(sound.gain_db, 2),
@@ -438,15 +432,19 @@ def _title(number: int, section: Section) -> str:
     return f"{song}: {', '.join(heard)}" if heard else song
 
 
-def _stored(sound: Sound, folder: Path | None, place: str) -> str:
-    """What the page finds a sound by: its text, or where it is in the folder, without a suffix."""
-    opus = encoded(sound)
-    if folder is None:
-        return base64.b64encode(opus).decode()
-    (folder / f"{place}.ogg").write_bytes(opus)
-    audio = amplitude(sound.gain_db) * sound.audio
-    soundfile.write(folder / f"{place}.flac", audio.T.numpy(), sound.sample_rate, subtype="PCM_16")
-    return place
+def _store_sounds(folder: Path, sections: Sequence[Section], shown: Sequence[dict[str, Any]]) -> None:
+    """Write all sounds into `folder`, as Opus and as FLAC; tiles name their files, without a suffix."""
+    shutil.rmtree(folder / SOUNDS, ignore_errors=True)
+    (folder / SOUNDS).mkdir()
+    for number, (section, told) in enumerate(zip(sections, shown, strict=True)):
+        for place, row in enumerate(told["rows"]):
+            for column, (source, tile) in enumerate(row["tiles"].items()):
+                sound = section.board[row["name"]][source]
+                name = f"{SOUNDS}/{number}-{place}-{column}"
+                (folder / f"{name}.ogg").write_bytes(tile["audio"])
+                audio = (amplitude(sound.gain_db) * sound.audio).T.numpy()
+                soundfile.write(folder / f"{name}.flac", audio, sound.sample_rate, subtype="PCM_16")
+                tile["audio"] = name
 
 
 def card(section: Section, columns: Mapping[str, Mapping[str, str]]) -> Image.Image:

@@ -307,9 +307,10 @@ class Desk(anywidget.AnyWidget):
     async def _preview(self) -> None:
         """The waveform mix, to have sound before the model is there."""
         start_s, end_s = self._range()
-        stems = await self._step("reading stems", 0.02, self.chosen.stems, None, start_s, end_s - start_s)
+        rate = self.chosen.sample_rate
+        stems = await self._step("reading stems", 0.02, self.chosen.stems, rate, start_s, end_s - start_s)
         mix = (amplitudes(*self._faders()) @ stems.double()).float()
-        self._publish(self.chosen.sample_rate, {WAVEFORM: mix})
+        self._publish(rate, {WAVEFORM: mix})
 
     def _faders(self) -> tuple[list[Strip], float]:
         """Settings of the strips, and the level of the master in dB."""
