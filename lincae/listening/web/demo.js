@@ -392,7 +392,12 @@ $("picture").addEventListener("click", (event) => {
 });
 for (const id of ["details", "columns"]) $(id).open = window.matchMedia("(min-width: 701px)").matches; // on a phone the board needs the room
 
-// What has the focus is not covered by the player below or by the heads above.
+// What is scrolled to, or has the focus, is not covered by the player below or by the heads above.
+new ResizeObserver(() => {
+  const { style } = document.documentElement;
+  style.scrollPaddingBottom = `${$("player").offsetHeight + 6}px`;
+  style.scrollPaddingTop = `${$("board").querySelector(".heads").offsetHeight + 6}px`;
+}).observe($("player"));
 function uncover(node) {
   if (!$("board").contains(node) || node.closest(".heads")) return;
   const { top, bottom } = node.getBoundingClientRect();

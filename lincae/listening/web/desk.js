@@ -160,9 +160,10 @@ function render({ model, el }) {
   open.onclick = () => model.send({ kind: "open", path: path.value });
 
   // ------------------------------------------------------------ all of it
-  const body = element("div", { class: "lc-body" }, sound.transport, stripBox,
+  const body = element("div", { class: "lc-body" }, stripBox,
     element("div", { class: "lc-right" }, sound.pictures, element("div", { class: "lc-table" }, sound.numbers)));
-  const root = element("div", { class: "lincae-desk" }, top, lost, wrong, progress, body, said, own);
+  const root = element("div", { class: "lincae-desk" },
+    element("div", { class: "lc-all" }, top, lost, wrong, progress, sound.transport, body, said, own));
   el.append(root);
   root.player = sound; // for tests and other scripts of the page
 

@@ -187,10 +187,10 @@ function player(fileName, followed) {
     if (duration !== before && !playing) offset = 0;
     if (playing) { if (duration) start(); else { halt(); offset = 0; } }
     swaps++;
-    lines.replaceChildren(...Object.entries(loaded).map(([key, sound]) => element("tr", {},
+    lines.replaceChildren(...Object.keys(NAMES).filter((key) => loaded[key]).map((key) => element("tr", {},
       element("th", { scope: "row" }, NAMES[key]),
-      element("td", {}, decibels(sound.lufs)),
-      element("td", sound.peak_dbtp > 0 ? { class: "lc-over" } : {}, decibels(sound.peak_dbtp)),
+      element("td", {}, decibels(loaded[key].lufs)),
+      element("td", loaded[key].peak_dbtp > 0 ? { class: "lc-over" } : {}, decibels(loaded[key].peak_dbtp)),
       element("td", {}, key === "latent" ? "" : agreement(key)))));
     choose(heard);
     draw();
