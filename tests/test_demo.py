@@ -672,8 +672,10 @@ def test_a_hosted_page_plays_opus_or_flac_and_says_what_is_missing(visit, tmp_pa
             if (new TextDecoder().decode(bytes.slice(0, 4)) === "OggS") throw new Error("as in Safari 17");
             return decode.call(this, bytes);
           }; }""")
-        page.play(2, "model A")
-        assert page.addresses[-1].endswith(".flac")
+        with page.page.expect_response(lambda answer: answer.url.endswith(".flac")):
+            page.tile(2, "model A").click()
+        page.page.wait_for_function("window.demo.playing")
+        assert page.page.inner_text("#said") == ""
         (folder / "sounds").rename(folder / "elsewhere")
         page.tile(0, TRUTH).click()
         page.page.wait_for_function("document.querySelector('#said').textContent.includes('(404)')")

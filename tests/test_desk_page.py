@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,8 @@ render({ model, el: document.getElementById("desk") });
 def address_alone(tmp_path_factory):
     """A page with a desk of four stems, the last one silent, that no kernel answers."""
     song = FakeTrack("A song", 4.0, levels=(0.2, 0.1, 0.05, 0.0))
-    desk = Desk([NoisyDecoder(), "desk/m2l"], [song], seconds=3.0, device="cpu")
+    with ThreadPoolExecutor() as thread:  # Playwright's event loop runs in this one
+        desk = thread.submit(Desk, [NoisyDecoder(), "desk/m2l"], [song], seconds=3.0, device="cpu").result()
     shown = [name for name, trait in type(desk).class_traits(sync=True).items() if trait.this_class is Desk]
     state = {name: getattr(desk, name) for name in shown}
     text = json.dumps(state, default=lambda value: {"base64": base64.b64encode(value).decode()})
