@@ -219,6 +219,9 @@ def test_moves_while_decoding_are_answered_once():
 
     async def scene():
         at_work = desk([model], [FakeTrack("one", 2.0, stem_names=("a",), levels=(0.1,))])
+        await asyncio.sleep(0.3)
+        assert not model.levels  # nothing is asked of it before the page is there
+        at_work.receive({"kind": "ready"})
         while not model.levels:
             await asyncio.sleep(0.01)
         for level_db in range(-1, -11, -1):
@@ -242,13 +245,11 @@ def test_moves_while_decoding_are_answered_once():
 def upload(desk: Desk, *files: tuple[str, bytes], piece: int = 30_000) -> None:
     """What the page does with files: piece by piece, each an own message."""
 
-    def send(content, *buffers):
-        desk._handle_custom_msg(content, buffers)
-
     for index, (name, content) in enumerate(files):
         for at in range(0, max(1, len(content)), piece):
-            send({"kind": "piece", "file": index, "name": name, "at": at}, content[at : at + piece])
-    send({"kind": "files"})
+            message = {"kind": "piece", "file": index, "name": name, "at": at}
+            desk.receive(message, [content[at : at + piece]])
+    desk.receive({"kind": "files"})
 
 
 def wav(seconds=1.0, rate=RATE, level=0.1, channels=1):

@@ -152,11 +152,12 @@ class Desk(anywidget.AnyWidget):
         self._asked_at = -math.inf
         self._answered = 0
         self._quiet = False
+        self._shown = False
 
         self.models = [model if isinstance(model, str) else model.name for model in models]
         self.model = self.models[0]
         self.tracks = [[track.name, track.duration_s] for track in tracks]
-        self.on_msg(self._receive)
+        self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
         self.observe(self._choose_track, "track")
         moves = ["model", "module", "image", "range_s", "strips", "master_db", "equal_loudness"]
         self.observe(self._request, moves)
@@ -199,12 +200,16 @@ class Desk(anywidget.AnyWidget):
         self.tracks = [*self.tracks, [track.name, track.duration_s]]
         self.track = len(self._tracks) - 1
 
-    def _receive(self, _desk: Any, content: dict[str, Any], buffers: Sequence[bytes]) -> None:
-        """What the page says beside its choices: "moved", to hear whether anybody listens; a "piece" of an
-        upload, and "files" at the end of the last; "open" for a path. Each is answered."""
+    def receive(self, content: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
+        """What the page says beside its choices: "ready" once it shows the desk; "moved", to hear whether
+        anybody listens; a "piece" of an upload, and "files" at the end of the last; "open" for a path. Each is
+        answered."""
         kind = content["kind"]
         error = ""
-        if kind == "piece":
+        if kind == "ready":
+            self._shown = True
+            self._request()
+        elif kind == "piece":
             try:
                 self._upload.take(content["file"], content["name"], content["at"], buffers[0])
             except OSError as problem:
@@ -232,6 +237,9 @@ class Desk(anywidget.AnyWidget):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             asyncio.run(self._answer(0.0))
+            return
+        if not self._shown:  # a page that meets changes while it fetches the desk's state may lose it
+            self._worker.submit(self._load, self.model)  # what is wrong with it is said then
             return
         self._asked_at = loop.time()
         if self._task is None or self._task.done():
@@ -270,7 +278,7 @@ class Desk(anywidget.AnyWidget):
         if not self.sounds:
             await self._preview()
         if name not in self._loaded:
-            self._loaded[name] = await self._step(f"loading {name}", 0.05, load, name, self.device)
+            await self._step(f"loading {name}", 0.05, self._load, name)
         if name != self._last_model:
             self._offer_modules(self._loaded[name])
             self._last_model = name
@@ -303,6 +311,10 @@ class Desk(anywidget.AnyWidget):
         mixes[DECODED] = mixer.decoded_mix(strips, master_db)
         self._publish(mixer.sample_rate, mixes)
         self._say(notes=self._findings(mixer))
+
+    def _load(self, name: str) -> None:
+        if name not in self._loaded:
+            self._loaded[name] = load(name, self.device)
 
     async def _preview(self) -> None:
         """The waveform mix, to have sound before the model is there."""

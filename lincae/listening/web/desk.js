@@ -193,6 +193,7 @@ function render({ model, el }) {
   showStatus();
   sound.take(model.get("sounds"), model.get("sample_rate"));
   sound.paint(model.get("pictures"));
+  model.send({ kind: "ready" });
   return () => {
     for (const [names, show] of Object.entries(shows)) for (const name of names.split(" ")) model.off(name, show);
     for (const [name, listen] of Object.entries(listened)) document.removeEventListener(name, listen);
