@@ -202,8 +202,8 @@ class Desk(anywidget.AnyWidget):
 
     def receive(self, content: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
         """What the page says beside its choices: "ready" once it shows the desk; "moved", to hear whether
-        anybody listens; a "piece" of an upload, and "files" at the end of the last; "open" for a path. Each is
-        answered."""
+        anybody listens; a "piece" of an upload, and "files" at the end of the last; "open" for a path.
+        Each is answered."""
         kind = content["kind"]
         error = ""
         if kind == "ready":
