@@ -6,6 +6,7 @@ No time is measured: `tests/pretended.py` counts operators on the meta device, w
 is the peak of a step with its weights, gradients, EMA and optimizer state, and the bytes that it moves.
 """
 
+import argparse
 import csv
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def counted_step(preset: str, precision: str, accumulate: int) -> tuple[float, f
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     hardware = f"none: counted on the meta device, torch {torch.__version__.split('+')[0]}"
     with (HERE / "training_memory.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

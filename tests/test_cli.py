@@ -138,8 +138,10 @@ def test_errors_are_one_sentence_with_notes_and_bugs_keep_their_traceback(monkey
 
 
 def test_an_interrupt_ends_the_process_as_one():
+    # A shell that puts the tests into the background has its children ignore the signal.
     code = (
         "import os, signal, lincae.commands.models as command; from lincae.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "command.known.sources = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
         "main(['models'])"
     )

@@ -70,7 +70,9 @@ def test_the_committed_notebooks_run_where_they_are_stale(clone):
 
 
 def test_music_is_fetched_by_the_command(clone):
-    assert made(clone, "music")[len(TOLD) :] == ["-m", "lincae", "data", "free-music"]
+    words = made(clone, "music")[len(TOLD) :]
+    assert words[:4] == ["-m", "lincae", "data", "free-music"]
+    assert words.count("shards") == 2  # the training music and what validates it
 
 
 def test_the_desk_gets_its_models_as_words(clone):
