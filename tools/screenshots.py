@@ -6,8 +6,11 @@ The desk is that of `lincae desk` with synthetic songs. The page is
 figures/demo/index.html, which notebook 05 writes.
 """
 
+import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from browser import DESKTOP, PHONE, ROOT, Watched, browser, served
 
