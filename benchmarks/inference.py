@@ -19,8 +19,7 @@ without it (as peer), rows `same allocator` give it to the peers too. Unit `s`: 
 process time with `--cpu-time`; `x real time`: seconds of audio a second. `memory`: peak of the resident set
 (or of CUDA's allocator) of a process that encodes and decodes, in MiB. Rows `within 1 GB` are ours with that
 `model.memory_gb`, and without as peer, under the default allocator. ratio > 1 means that ours is better. Rows
-are added to inference.csv as they are measured. Rows `vs whole maps` compare with the commit before large
-maps went through the layers in tiles: first calls, each in a process of its own, default allocator.
+are added to inference.csv as they are measured.
 """
 
 import argparse
