@@ -8,11 +8,13 @@ import torch
 
 import lincae
 from lincae.interop.references import StftAutoencoder, TanhToy
+from lincae.latents.algebra import left_right
 from lincae.latents.store import LatentFileError, describe
-from lincae.reencoder import evaluation as evaluation
+from lincae.reencoder import evaluation
 from lincae.reencoder.module import SIZES, ReEncoder, ReEncoderConfig
-from lincae.reencoder.pairs import Source, band_limited
+from lincae.reencoder.pairs import Source, band_limited, task_input
 from tests.fakes import Linear
+from tests.notebook_code import defined_in
 
 RATE = 16000
 
@@ -81,30 +83,47 @@ def test_bands_add_up():
     assert evaluation.band(tone, RATE, 600).abs().max() < 1e-3
 
 
-# ---------------------------------------------------------------- frames
+# ---------------------------------------------------------------- the rows of notebooks 09 and 10
 
 
-def test_bandwidth_frame_of_a_lossless_autoencoder():
+def bandwidth_rows(model, modules, source, factor=2, top_hz=math.inf):
+    names = {
+        "evaluation": evaluation,
+        "task_input": task_input,
+        "factor": factor,
+        "top_hz": top_hz,
+        "seed": 0,
+    }
+    names = defined_in("09_bandwidth_extension", "bandwidth_rows", names)
+    return pd.DataFrame(names["bandwidth_rows"](model, modules, source))
+
+
+def stereo_rows(model, modules, source, number=0, lambdas=(0.0, 1.0)):
+    names = {"evaluation": evaluation, "task_input": task_input, "torch": torch, "left_right": left_right}
+    names |= {"lambdas": lambdas, "seed": 0, "CHANNELS": ("left", "right", "mid", "side")}
+    names = defined_in("10_mono_to_stereo", "stereo_latents", names)
+    names = defined_in("10_mono_to_stereo", "stereo_rows", names)
+    return tuple(map(pd.DataFrame, names["stereo_rows"](model, modules, source, number)))
+
+
+def test_bandwidth_rows_of_a_lossless_autoencoder():
     """It leaves nothing to the autoencoder, and an untrained module leaves the input as it is."""
     model = Counting()
-    frame = evaluation.bandwidth_frame(model, {"new": module_for(model)}, sources(1), factor=4)
-    assert len(frame) == 2 * 4 * 3
-    table = frame.pivot_table(index="system", columns="band", values="stft_d")
+    rows = bandwidth_rows(model, {"new": module_for(model)}, sources(1)[1], factor=4)
+    assert len(rows) == 4 * 3
+    table = rows.pivot_table(index="system", columns="band", values="stft_d")
     assert table.loc["autoencoder"].max() < 1e-3
     assert 2 * table.loc["input", "low"] < 1 < table.loc["input", "high"]
     for system in ("autoencoder(input)", "new"):
-        torch.testing.assert_close(
-            torch.tensor(table.loc[system].to_numpy()), torch.tensor(table.loc["input"].to_numpy()),
-            rtol=0.02, atol=0.02,
-        )  # fmt: skip
+        assert table.loc[system].tolist() == pytest.approx(table.loc["input"].tolist(), rel=0.02, abs=0.02)
 
 
 def test_top_of_the_bands():
     model = Counting()
-    frame = evaluation.bandwidth_frame(model, {}, sources(1, 1), factor=4, top_hz=3000.0)
+    rows = bandwidth_rows(model, {}, sources(1, 1)[0], factor=4, top_hz=3000.0)
     band = evaluation.band(band_limited(noise(1, 0), RATE, 4)[0], RATE, 2000, 3000)
     expected = evaluation.distances(band, evaluation.band(noise(1, 0)[0], RATE, 2000, 3000), RATE)
-    row = frame[(frame.system == "input") & (frame.band == "high")].iloc[0]
+    row = rows[(rows.system == "input") & (rows.band == "high")].iloc[0]
     assert row.stft_d == pytest.approx(expected["stft_d"])
 
 
@@ -112,11 +131,11 @@ def test_no_waveform_between_encode_and_decode():
     """Each output is decoded once; the modules' latents come from the one encoding of the input."""
     model = Counting()
     modules = {name: module_for(model) for name in ("a", "b")}
-    evaluation.bandwidth_frame(model, modules, sources(1, 1))
+    bandwidth_rows(model, modules, sources(1, 1)[0])
     # input and target; then the autoencoder, its input, and the two modules
     assert model.calls == [("encode", 1)] * 2 + [("decode", 1)] * 4
     model.calls.clear()
-    evaluation.stereo_frame(model, {"up": module_for(model, "stereo")}, sources(2, 1), lambdas=(0, 0.5, 1))
+    stereo_rows(model, {"up": module_for(model, "stereo")}, sources(2, 1)[0], lambdas=(0, 0.5, 1))
     # mono, left and right, mid and side; the mono input, the autoencoder, latent mid + side, three lambdas
     assert model.calls == [("encode", 1), ("encode", 2), ("encode", 2), ("decode", 1)] + [("decode", 2)] * 5
     model.calls.clear()
@@ -127,29 +146,22 @@ def test_no_waveform_between_encode_and_decode():
     assert model.calls == []
 
 
-def test_stereo_frame_of_a_lossless_linear_autoencoder():
+def test_stereo_rows_of_a_lossless_linear_autoencoder():
     """Mid/side arithmetic on its latents is exact; a new upmixer is mono in both channels."""
     model = Counting()
-    modules = {"up": module_for(model, "stereo")}
-    rows, ratios = evaluation.stereo_frame(model, modules, sources(2))
-    assert len(rows) == 2 * 6 * 4
+    rows, balances = stereo_rows(model, {"up": module_for(model, "stereo")}, sources(2)[1], 1)
+    assert len(rows) == 6 * 4
     table = rows.pivot_table(index="system", columns="channel", values="stft_d")
     assert table.loc[["autoencoder", "latent mid + side"]].max(axis=None) < 1e-3
     assert table.loc["input", "mid"] == pytest.approx(0, abs=1e-6)
     assert table.loc["input", "left"] > 0.5
     for system in ("autoencoder(input)", "up, lambda = 0", "up, lambda = 1"):
         assert (table.loc[system] - table.loc["input"]).abs().max() < 0.02
-    assert ratios["lambda"].tolist() == [0, 1, 0, 1]
-    assert ratios.balance_db.abs().max() < 0.01
+    assert balances["lambda"].tolist() == [0, 1]
+    assert balances.balance_db.abs().max() < 0.01
     truth = noise(2, 1)
     expected = 10 * (truth[0].square().sum() / truth[1].square().sum()).log10().item()
-    assert ratios.balance_true_db.iloc[-1] == pytest.approx(expected, rel=1e-4)
-
-
-def test_full_band_inputs_warn(caplog, monkeypatch):
-    monkeypatch.setattr(evaluation, "task_input", lambda target, *_: target)
-    evaluation.bandwidth_frame(Counting(), {}, sources(1, 1))
-    assert "track 0 is already full-band" in caplog.text
+    assert balances.balance_true_db.iloc[-1] == pytest.approx(expected, rel=1e-4)
 
 
 # ---------------------------------------------------------------- summaries
@@ -204,19 +216,10 @@ def test_costs_of_an_autoencoder_and_its_modules():
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(
-    ("frame", "module", "channels", "options", "error", "words"),
-    [
-        ("bandwidth", ("toy", "bandwidth"), 1, {}, LatentFileError, "another model"),
-        ("bandwidth", ("own", "stereo"), 1, {}, ValueError, "up is a module of stereo, not of bandwidth"),
-        ("stereo", None, 1, {}, ValueError, r"left and right, got \(1, 8000\)"),
-        ("stereo", None, 2, {"lambdas": ()}, ValueError, "an empty list"),
-    ],
-)
-def test_what_cannot_be_evaluated(frame, module, channels, options, error, words):
+def test_what_cannot_be_evaluated():
     model = Counting()
-    owners = {"own": model, "toy": TanhToy(RATE, hop=66)}
-    modules = {"up": module_for(owners[module[0]], module[1])} if module else {}
-    evaluate = {"bandwidth": evaluation.bandwidth_frame, "stereo": evaluation.stereo_frame}[frame]
-    with pytest.raises(error, match=words):
-        evaluate(model, modules, sources(channels), **options)
+    foreign = {"up": module_for(TanhToy(RATE, hop=66))}
+    with pytest.raises(LatentFileError, match="another model"):
+        bandwidth_rows(model, foreign, sources(1)[0])
+    with pytest.raises(ValueError, match=r"left and right, got \(1, 8000\)"):
+        stereo_rows(model, {}, sources(1)[0])
