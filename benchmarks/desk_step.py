@@ -29,7 +29,8 @@ sys.path.insert(0, sys.argv[1])
 import torch
 import lincae
 try:
-    from lincae.machine import generator, keep_freed_memory
+    from lincae.machine import generator
+    from lincae.training.environment import keep_freed_memory
     from lincae.training.objective import Objective, compile_network, update_ema
     from lincae.training.optimisers import optimisers
 except ImportError:  # the commit before the package had folders

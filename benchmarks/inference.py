@@ -40,9 +40,9 @@ from torch import Tensor, nn
 import lincae
 from lincae import Autoencoder
 from lincae.data.tracks import tracks
-from lincae.machine import keep_freed_memory
 from lincae.metrics import snr_db
 from lincae.training.config import MODEL_PRESETS
+from lincae.training.environment import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

@@ -30,7 +30,8 @@ from lincae.data.audio import read_audio
 from lincae.data.folders import audio_files
 from lincae.data.synth import render_song
 from lincae.latents.store import encode_corpus
-from lincae.machine import keep_freed_memory, resolve_device
+from lincae.machine import resolve_device
+from lincae.training.environment import keep_freed_memory
 
 FORMATS, RATE = ("wav", "flac", "mp3"), 44100
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")

@@ -23,7 +23,7 @@ from training_step import seconds
 
 import lincae
 from lincae.consistency import GRID, ConsistencyConfig, NoiseConfig, level_weights, sample_t2
-from lincae.machine import generator, keep_freed_memory, resolve_device
+from lincae.machine import generator, resolve_device
 from lincae.network import (
     BOTH,
     FREQUENCY,
@@ -33,6 +33,7 @@ from lincae.network import (
     Upsample,
     norm_silu_conv,
 )
+from lincae.training.environment import keep_freed_memory
 from lincae.training.objective import update_ema
 
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit", "low", "high", "kept")

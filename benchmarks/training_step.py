@@ -38,8 +38,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lincae
 from lincae.linearity import augment
-from lincae.machine import generator, keep_freed_memory, resolve_device
+from lincae.machine import generator, resolve_device
 from lincae.training.config import TrainingConfig
+from lincae.training.environment import keep_freed_memory
 from lincae.training.objective import Objective, compile_network, update_ema
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -39,12 +39,6 @@ TRIALS = {  # name: changes of preset desk
     "amplitude warp 0.65": {"autoencoder.transform.alpha": 0.65},
     "RAdam": {"optimiser": "radam"},
     "KL 0.1": {"loss.kl": 0.1},
-    "discriminator": {
-        "loss.adversarial": 0.1,
-        "loss.feature_matching": 1.0,
-        "loss.discriminator_channels": 8,
-        "loss.discriminator_fft_sizes": (256, 1024),
-    },
 }
 
 

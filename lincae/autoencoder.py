@@ -6,8 +6,9 @@
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -58,21 +59,17 @@ class AutoencoderConfig:
         return self.transform.hop * self.network.time_factor
 
 
-MAPS_AT_ONCE = 6.5  # feature maps of the finest level that fit into the peak of encode or decode
-BYTES_PER_BIN = 200  # noise, spectrograms and their transforms, for a bin of a spectrogram
-
-
 class FramewiseAutoencoder(Checkpointed):
     """Encode and decode signals of any length; an `AutoencoderLike`.
 
-    A subclass says what the latents of one window are (`_latents_of`) and how they become frames again
-    (`_frames_of`). `precision`, one of `lincae.machine.precisions`, may be set at any time: that of the
-    network in encode and decode. bf16 is faster, and close to fp32 (benchmarks/inference.csv); weights stay
-    fp32.
+    A subclass says what the latents of one window are (`_latents_of`), how they become frames again
+    (`_frames_of`), and where that was measured, what memory a frame takes (`frame_bytes`).
 
-    `memory_gb`, likewise: 10^9 bytes that encode and decode may take beyond the weights, or "free" for four
-    fifths of what the device has left. Items of a batch then go through the network in as many turns as that
-    takes, and windows are shorter where one item is too much. None: windows as configured, the whole batch.
+    Two attributes may be set at any time. `precision`: one of `lincae.machine.precisions`, that of the
+    network in encode and decode; weights stay fp32. `memory_gb`: 10^9 bytes that encode and decode may take
+    beyond the weights, or "free" for four fifths of what the device has left: items of a batch then go
+    through the network in turns, and windows are shorter where one item is too much. None: windows as
+    configured, the whole batch.
     """
 
     precision = "fp32"
@@ -97,6 +94,11 @@ class FramewiseAutoencoder(Checkpointed):
         raise NotImplementedError
 
     @property
+    def frame_bytes(self) -> float:
+        """Peak of the memory that a latent frame of an item takes in encode or decode, beyond the weights."""
+        raise ValueError(f"memory_gb is not available for {self.name}: its memory has not been measured")
+
+    @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
@@ -104,49 +106,6 @@ class FramewiseAutoencoder(Checkpointed):
     def compression(self) -> float:
         """Samples per latent number."""
         return self.config.hop / self.config.network.latent_channels
-
-    # -------- memory
-
-    @property
-    def frame_bytes(self) -> float:
-        """Peak of the memory that a latent frame of an item takes in encode or decode, beyond the weights."""
-        raise ValueError(f"memory_gb is not available for {self.name}: its memory has not been measured")
-
-    def _within_memory(self) -> tuple[int, int]:
-        """Latent frames of a window, and items that go through the network at once, for `memory_gb`.
-
-        Raises ValueError where a window would be no longer than three contexts or what norms see.
-        """
-        longest = self.config.window_frames
-        if self.memory_gb is None:
-            return longest, sys.maxsize
-
-        n_bytes = 0.8 * free_bytes(self.device) if self.memory_gb == "free" else 1e9 * self.memory_gb
-        n_frames = int(n_bytes / self.frame_bytes)
-        least = min(longest, max(3 * self.config.context_frames, self.config.norm_frames + 1))
-        if n_frames < least:
-            needed = f"the shortest window of {self.name} takes {least * self.frame_bytes / 1e9:.2f}"
-            raise ValueError(f"memory_gb {self.memory_gb!r} is too little: {needed}")
-        return min(longest, n_frames), max(1, n_frames // longest)
-
-    @contextlib.contextmanager
-    def _fitting(self, batch: Tensor, n_items: int, n_frames: int) -> Iterator[None]:
-        """Raises OutOfMemoryError, naming what takes half as much, where memory runs out for `n_items` of the
-        batch, or all of it, in windows of `n_frames`."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            n_items = min(n_items, len(batch))
-            half = n_items * n_frames // 2
-            fix = f"{max(1, n_items // 2)} in windows of {min(n_frames, half)} take half"
-            with contextlib.suppress(ValueError):  # of a model whose memory has not been measured
-                fix += f", as with model.memory_gb = {(half + 0.5) * self.frame_bytes / 1e9:.4g}"
-            tried = f"{n_items} items in windows of {n_frames} latent frames"
-            raise OutOfMemoryError(f"{self.name}: out of memory for {tried}; {fix}. {error}") from error
-
-    # -------- lengths
 
     def latent_frames(self, n_samples: int) -> int:
         """Latent frames of a signal of `n_samples`: enough to decode every one of its samples."""
@@ -163,17 +122,15 @@ class FramewiseAutoencoder(Checkpointed):
         """Audio `(B, T)` to latents `(B, C, latent_frames(T))`, one sequence whatever the length, on the
         model's device. Raises as `lincae.interface.check_audio`."""
         audio = check_audio(audio)
-        n_frames = self.latent_frames(audio.shape[1])
-        shape = (audio.shape[0], self.config.network.latent_channels, n_frames)
+        shape = (len(audio), self.config.network.latent_channels, self.latent_frames(audio.shape[1]))
         return joined(self._encoded([audio]), torch.empty(shape, device=self.device, dtype=torch.float32))
 
     def encode_stream(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Audio in blocks `(B, t_i)` of any lengths to latents `(B, C, l_i)`, as they become known.
 
-        Concatenated they are `encode` of the concatenated audio, bit for bit, in constant memory. A latent
-        frame is yielded once the audio has gone `window_frames` latent frames and three spectrogram hops
-        beyond its start, at the latest. Raises as `encode` does, naming the block, and ValueError where the
-        batch size changes and for a stream without blocks.
+        Concatenated they are `encode` of the concatenated audio, bit for bit, in constant memory, at most
+        `window_frames` latent frames and three hops late. Raises as `encode` does, naming the block, and
+        ValueError where the batch size changes and for a stream without blocks.
         """
         return self._encoded(one_batch(blocks, check_audio))
 
@@ -192,10 +149,8 @@ class FramewiseAutoencoder(Checkpointed):
         padded = between_silence(on_device, self._edge, silence_after)
         hops = {"hop": config.hop, "overlap": self._overlap}
         for window in windowed(padded, size, config.context_frames, **hops):
-            with torch.no_grad(), self._fitting(window.data, n_items, size):
-                found = [self._latents_of(items) for items in window.data.split(n_items)]
-                z = torch.cat(found)[..., window.keep].float() * config.latent_scale
-            yield z
+            z = self._in_turns(self._latents_of, window.data, n_items, size)
+            yield z[..., window.keep].float() * config.latent_scale
 
     # -------- decode
 
@@ -210,13 +165,13 @@ class FramewiseAutoencoder(Checkpointed):
         """Latents `(B, C, L)` to audio `(B, length)`; all that they hold by default.
 
         Deterministic given `seed`: the noise of a latent frame depends on the seed and the frame's index
-        alone, so items of one batch, and decodes that are compared, share it. `steps` > 1 refines the
-        first decode. `first_frame` is the index of the first frame, where the latents are an excerpt. The
-        audio then is that of the whole from sample `first_frame * hop` on: bit for bit within the windows of
-        the whole that the excerpt holds, and close to it beyond `context_frames` (benchmarks/windows.csv).
+        alone, so items of one batch, and decodes that are compared, share it. `steps` > 1 refines the first
+        decode. `first_frame`: the index of the first frame, where the latents are an excerpt; the audio is
+        that of the whole from sample `first_frame * hop` on, bit for bit within the windows of the whole that
+        the excerpt holds, close to it beyond `context_frames` (benchmarks/windows.csv).
 
-        Raises ValueError for another shape, non-finite latents, a negative `first_frame`, or a length
-        outside 1..decoded_samples(L); TypeError for what is no floating-point tensor.
+        Raises as `check_latents`, and ValueError for a negative `first_frame` and a length outside
+        1..decoded_samples(L).
         """
         n_items, _, n_frames = self._check_latents(latents).shape
         held = self.decoded_samples(n_frames)
@@ -236,16 +191,13 @@ class FramewiseAutoencoder(Checkpointed):
     ) -> Iterator[Tensor]:
         """Latents in blocks `(B, C, l_i)` of any lengths to audio `(B, t_i)`, as it becomes known.
 
-        Concatenated it is `decode` of the concatenated latents, with the same arguments, bit for bit, in
-        constant memory. The audio of a latent frame is yielded once `window_frames` more have come, at the
-        latest; after `length` samples no more are read. Raises as `decode` does, naming the block; a stream
-        shorter than `length` is refused at its end.
+        Concatenated it is `decode` of the concatenated latents, bit for bit, in constant memory, at most
+        `window_frames` late; after `length` samples no more are read. Raises as `decode` does, naming the
+        block; a stream shorter than `length` is refused at its end.
         """
-        for name, value, least in (
-            ("length", 1 if length is None else length, 1),
-            ("first_frame", first_frame, 0),
-            ("steps", steps, 1),
-        ):
+        wanted = {"length": 1 if length is None else length, "first_frame": first_frame, "steps": steps}
+        for name, value in wanted.items():
+            least = 0 if name == "first_frame" else 1
             if not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
         parts = self._decoded(one_batch(latents, self._check_latents), seed, steps, first_frame)
@@ -266,18 +218,16 @@ class FramewiseAutoencoder(Checkpointed):
         config = self.config
         factor = config.network.time_factor
         size, n_items = self._within_memory()
-        pieces = in_pieces(blocks, size)
-        for window in windowed(pieces, size, config.context_frames, first_frame):
-            with torch.no_grad(), self._fitting(window.data, n_items, size):
-                z = window.data.to(self.device, torch.float32) / config.latent_scale
-                made = [self._frames_of(items, window.start, seed, steps) for items in z.split(n_items)]
-                frames = torch.cat(made)
-                kept = slice(window.keep.start * factor, window.keep.stop * factor)
-                audio = self.transform.inverse(frames[..., kept])
-            yield audio
+        for window in windowed(in_pieces(blocks, size), size, config.context_frames, first_frame):
+            z = window.data.to(self.device, torch.float32) / config.latent_scale
+            frames_of = partial(self._frames_of, start=window.start, seed=seed, steps=steps)
+            frames = self._in_turns(frames_of, z, n_items, size)
+            yield self.transform.inverse(frames[..., window.keep.start * factor : window.keep.stop * factor])
 
     def _check_latents(self, latents: Tensor, name: str = "latents") -> Tensor:
         return check_latents(latents, self.config.network.latent_channels, name=f"{name} of {self.name}")
+
+    # -------- precision and memory
 
     @contextlib.contextmanager
     def _precise(self) -> Iterator[None]:
@@ -288,6 +238,45 @@ class FramewiseAutoencoder(Checkpointed):
             raise ValueError(f"{self.name} has weights in {dtype}, lincae computes with float32: {fix}")
         with computing_in(self.precision, self.device):
             yield
+
+    def _within_memory(self) -> tuple[int, int]:
+        """Latent frames of a window, and items that go through the network at once, for `memory_gb`.
+
+        Raises ValueError where a window would be no longer than three contexts or what norms see.
+        """
+        longest = self.config.window_frames
+        if self.memory_gb is None:
+            return longest, sys.maxsize
+        n_bytes = 0.8 * free_bytes(self.device) if self.memory_gb == "free" else 1e9 * self.memory_gb
+        n_frames = int(n_bytes / self.frame_bytes)
+        least = min(longest, max(3 * self.config.context_frames, self.config.norm_frames + 1))
+        if n_frames < least:
+            needed = f"the shortest window of {self.name} takes {least * self.frame_bytes / 1e9:.2f}"
+            raise ValueError(f"memory_gb {self.memory_gb!r} is too little: {needed}")
+        return min(longest, n_frames), max(1, n_frames // longest)
+
+    @torch.no_grad()
+    def _in_turns(
+        self, compute: Callable[[Tensor], Tensor], batch: Tensor, n_items: int, n_frames: int
+    ) -> Tensor:
+        """`compute` of a window of `n_frames`, `n_items` of the batch at a time. Raises OutOfMemoryError,
+        naming what takes half as much."""
+        try:
+            return torch.cat([compute(items) for items in batch.split(n_items)])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            n_items = min(n_items, len(batch))
+            half = n_items * n_frames // 2
+            fix = f"{max(1, n_items // 2)} in windows of {min(n_frames, half)} take half"
+            with contextlib.suppress(ValueError):  # of a model whose memory has not been measured
+                fix += f", as with model.memory_gb = {(half + 0.5) * self.frame_bytes / 1e9:.4g}"
+            tried = f"{n_items} items in windows of {n_frames} latent frames"
+            raise OutOfMemoryError(f"{self.name}: out of memory for {tried}; {fix}. {error}") from error
+
+
+MAPS_AT_ONCE = 6.5  # feature maps of the finest level that fit into the peak of encode or decode
+BYTES_PER_BIN = 200  # noise, spectrograms and their transforms, for a bin of a spectrogram
 
 
 class Autoencoder(FramewiseAutoencoder):

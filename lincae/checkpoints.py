@@ -1,7 +1,7 @@
-"""Checkpoints: saving, loading and publishing models, and what tells one model from another.
+"""Checkpoints: saving and loading models, and what tells one model from another.
 
 A checkpoint is a folder with `model.safetensors`, `config.json` and a card, `README.md`. The weights file
-also carries the configuration in its header, and is all that is read: it is replaced as a whole.
+carries the configuration in its header as well, and is all that is read: it is replaced as a whole.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,12 +29,11 @@ HASH_ROW = "sha256 of {}"  # in a card's table, with the name of the file
 
 WRAPPERS = ("_orig_mod", "module")
 """What torch.compile, DataParallel and DistributedDataParallel call the module that they wrap."""
-LFS_POINTER = b"version https://git-lfs"
 CUTTING = ("window_frames", "context_frames", "norm_frames")  # how a long signal is cut for the network
 
 
 class Checkpointed(nn.Module):
-    """A model that can be saved, loaded and published: a configuration and a network with weights.
+    """A model that can be saved and loaded: a configuration and a network with weights.
 
     `metadata` is a JSON-able dict that travels in the checkpoint: step, data, training configuration, commit.
     """
@@ -71,28 +69,19 @@ class Checkpointed(nn.Module):
         }
         text = json.dumps(description, indent=2) + "\n"
         sha256 = write_weights(folder / WEIGHTS, text, self.network, dtype)
-        for name, content in ((CONFIG, text), (CARD, self.card(sha256))):
+        for name, content in ((CONFIG, text), (CARD, self._card(sha256))):
             with atomic_write(folder / name) as file:
                 file.write(content.encode())
         return folder
 
     @classmethod
-    def load(cls, source: str | os.PathLike, device: str = "auto", revision: str | None = None) -> Self:
-        """The model in a checkpoint folder, or in a hub repository that `push_to_hub` made, by its id.
+    def load(cls, folder: str | os.PathLike, device: str = "auto") -> Self:
+        """The model in a checkpoint folder.
 
-        Raises FileNotFoundError where neither exists; ValueError, naming the file, for a damaged one, another
-        kind of model or format version, unknown or wrong settings, and tensors that do not fit.
+        Raises FileNotFoundError for a missing file; ValueError, naming it, for a damaged one, another kind of
+        model or format version, unknown or wrong settings, and tensors that do not fit.
         """
-        folder = Path(source)
-        looks_like_an_id = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
-        if looks_like_an_id and not folder.exists():
-            from huggingface_hub import snapshot_download
-
-            with fetching(source):
-                files = [WEIGHTS, CONFIG]
-                folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=files))
-
-        path = folder / WEIGHTS
+        path = Path(folder) / WEIGHTS
         description, tensors = read_checkpoint(path, cls.kind)
         config = from_dict(cls.config_class, description.get("autoencoder"), f"{path}: autoencoder")
         name = description.get("name")
@@ -108,33 +97,19 @@ class Checkpointed(nn.Module):
         model.network.load_state_dict(tensors)
         return model.eval().to(resolve_device(device))
 
-    def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype = torch.float32) -> str:
-        """Create or update a hub repository with the checkpoint and its card, and return its address."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(folder, dtype)
-            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"lincae: {self.name}")
-        return str(address)
-
-    def card(self, sha256: str) -> str:
-        """A card in Markdown: what the checkpoint says of itself, and the hash of its weights file."""
-        n_parameters = sum(p.numel() for p in self.network.parameters())
+    def _card(self, sha256: str) -> str:
+        """Markdown: what the checkpoint says of itself, and the hash of its weights file."""
         rows = {
             "sample rate": f"{self.sample_rate} Hz",
             "latents": f"{self.config.network.latent_channels} channels at {self.latent_rate:.2f} Hz",
             "compression": f"{self.compression:g}x",
-            "parameters": f"{n_parameters:,}",
+            "parameters": f"{sum(p.numel() for p in self.network.parameters()):,}",
             HASH_ROW.format(WEIGHTS): sha256,
         }
         rows |= {key: json.dumps(value) for key, value in self.metadata.items()}
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-        usage = (
-            f'model = lincae.{type(self).__name__}.load("...")  # this folder, or the id of its repository'
-        )
-        return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\nimport lincae\n\n{usage}\n```\n"
+        usage = 'import lincae\n\nmodel = lincae.load("...")  # this folder, or hub:OWNER/NAME'
+        return f"# {self.name}\n\n| | |\n|---|---|\n{table}\n\n```python\n{usage}\n```\n"
 
 
 # ---------------------------------------------------------------- files of weights
@@ -192,7 +167,6 @@ def opened(path: Path, kinds: Iterable[str] = ()) -> Iterator[tuple[safe_open, d
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a checkpoint is a folder with {WEIGHTS} and {CONFIG}")
-    refuse_pointer(path)
     try:
         with tensors_in(path) as file:
             header = file.metadata() or {}
@@ -220,31 +194,6 @@ def tensors_in(path: str | Path) -> safe_open:
         with open(path, "rb") as file:
             return safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
     return safe_open(path, framework="pt")
-
-
-@contextlib.contextmanager
-def fetching(repository: str | Path) -> Iterator[None]:
-    """Around what reads a hub repository: raises FileNotFoundError for one that is not in the cache while
-    HF_HUB_OFFLINE is set, which the hub's own error does not say, and ValueError for a damaged file."""
-    from huggingface_hub import constants
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{repository} holds no whole safetensors file: {error}") from error
-    except OSError as error:
-        if not constants.HF_HUB_OFFLINE or Path(repository).exists():
-            raise
-        raise FileNotFoundError(
-            f"{repository} is not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it"
-        ) from error
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raises ValueError for what git leaves of a large file that git-lfs has not fetched."""
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(f"{path} is a git-lfs pointer, not the weights: `git lfs pull` fetches them")
 
 
 def from_dict(kind: type, values: Any, where: str) -> Any:

@@ -156,17 +156,13 @@ def augment(
 
 
 def implicit_conditioning(
-    encode: Callable[[Tensor], Tensor],
-    batch: AugmentedBatch,
-    config: LinearityConfig,
-    fixed_shapes: bool = False,
+    encode: Callable[[Tensor], Tensor], batch: AugmentedBatch, config: LinearityConfig
 ) -> Tensor:
     """The latents `(V, ...)` that the decoder is given for `batch.target()`.
 
     With homogeneity, latents are scaled (figure 2b); with additivity, latents of mixtures are mixed from
-    those of their parts (figure 2c). `encode` maps audio `(n, T)` to latents `(n, ...)` and sees no more
-    than it must; with `fixed_shapes` as much in every step, so that an accelerator need not wait to know how
-    much, nor a compiler begin anew. Gradients flow through all of it.
+    those of their parts (figure 2c). `encode` maps audio `(n, T)` to latents `(n, ...)`; n is one number for
+    all batches of a size. Gradients flow through all of it.
     """
     n = batch.weights.shape[0]
     originals = batch.audio[:n]
@@ -177,7 +173,12 @@ def implicit_conditioning(
         return encode(batch.target())
 
     if batch.subtracted is not None:
-        return scale(with_differences(encode, batch, fixed_shapes), batch.gains)
+        wholes = mix(originals, batch.weights)
+        z, z_whole = encode(torch.cat((originals, wholes))).chunk(2)
+        left = z_whole - scale(z, batch.weights)
+        chosen = batch.subtracted.view(-1, *[1] * (z.dim() - 1))
+        mixed = torch.where(chosen, left, mix(z, batch.weights))
+        return scale(torch.cat((z, mixed)), batch.gains)
 
     if config.homogeneity or not config.plain_gains:  # in the second case all gains are 1
         z = encode(originals)
@@ -191,27 +192,6 @@ def implicit_conditioning(
     z, z_first, z_second = encode(torch.cat((as_originals, as_first_parts, as_second_parts))).chunk(3)
     mixed = scale(z_first, batch.weights) + scale(z_second, 1 - batch.weights)
     return torch.cat((z, mixed))
-
-
-def with_differences(
-    encode: Callable[[Tensor], Tensor], batch: AugmentedBatch, fixed_shapes: bool = False
-) -> Tensor:
-    """Latents of originals, mixed from them, but Enc(m_i) - w_i Enc(x_i) for mixtures that are subtracted."""
-    n = batch.weights.shape[0]
-    originals = batch.audio[:n]
-    wholes = mix(originals, batch.weights)
-    if fixed_shapes:
-        z, z_whole = encode(torch.cat((originals, wholes))).chunk(2)
-        chosen = batch.subtracted.view(-1, *[1] * (z.dim() - 1))
-        return torch.cat((z, torch.where(chosen, z_whole - scale(z, batch.weights), mix(z, batch.weights))))
-
-    chosen = batch.subtracted.nonzero()[:, 0]
-    wholes = wholes[chosen]
-    z, z_whole = encode(torch.cat((originals, wholes))).split((n, len(chosen)))
-
-    mixed = mix(z, batch.weights)
-    left = z_whole - scale(z[chosen], batch.weights[chosen])
-    return torch.cat((z, mixed.index_copy(0, chosen, left.to(mixed))))
 
 
 # ---------------------------------------------------------------- mixtures

@@ -1,9 +1,7 @@
 """Devices, precision, memory, seeds: what a computation runs on and starts from."""
 
 import contextlib
-import ctypes
 import math
-import os
 import sys
 from collections.abc import Iterator
 from numbers import Integral
@@ -38,20 +36,6 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         sees = f"torch {torch.__version__} sees {n_here} {resolved.type.upper()} devices"
         raise ValueError(f"device {device!r} is not available: {sees}")
     return resolved
-
-
-def launched_process() -> tuple[int, int, int]:
-    """Which process this is, of how many, and which of its machine, as torchrun or srun says; (0, 1, 0)
-    where neither started it.
-
-    A batch script of SLURM has the variables of its job without being one of several processes: it is srun
-    that numbers its step.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    rank, world, local_rank = names
-    return int(os.environ.get(rank, 0)), int(os.environ.get(world, 1)), int(os.environ.get(local_rank, 0))
 
 
 def precisions(device: torch.device) -> tuple[str, ...]:
@@ -99,20 +83,6 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
         yield
-
-
-def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
-
-    New memory comes page by page and zeroed, which is much of the time of a large network on a CPU. The price
-    is a higher peak (benchmarks/inference.py --allocator). To be called before the first large tensors.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        return False
-    m_trim_threshold = -1  # these two are named in malloc.h
-    m_mmap_max = -4
-    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))
 
 
 class OutOfMemoryError(RuntimeError):

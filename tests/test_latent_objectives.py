@@ -5,8 +5,12 @@ import torch
 
 import lincae
 from lincae.reencoder import objective as objectives
-from lincae.reencoder.objective import LatentDiscriminator
-from lincae.vae.discriminator import adversarial_loss, discriminator_loss, with_fixed_weights
+from lincae.reencoder.objective import (
+    LatentDiscriminator,
+    adversarial_loss,
+    discriminator_loss,
+    with_fixed_weights,
+)
 
 
 def test_equation_1():

@@ -185,9 +185,7 @@ def test_subtraction_leaves_the_other_part_with_the_latent_of_a_difference(weigh
     assert 15 < batch.subtracted.sum() < 35
     encode = Curved()
     z = implicit_conditioning(encode, batch, config)
-    assert encode.seen == 50 + batch.subtracted.sum()
-    torch.testing.assert_close(implicit_conditioning(encode, batch, config, fixed_shapes=True), z)
-    assert encode.seen == 150 + batch.subtracted.sum()
+    assert encode.seen == 100
     for i in range(50):
         w, gain = batch.weights[i], batch.gains[50 + i]
         mixture = w * x[i] + (1 - w) * x[i - 1]

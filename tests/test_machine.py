@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lincae.machine import computing_in, frame_noise, launched_process, philox
+from lincae.machine import computing_in, frame_noise, philox
+from lincae.training.environment import launched_process
 from lincae.training.processes import training_precision
 
 ALL_ONES = 2**32 - 1

@@ -397,9 +397,6 @@ def test_a_bundled_module_is_the_one_of_its_card(tmp_path, monkeypatch):
     reencoder_card(folder, hardware="an abacus")
     ReEncoder.load(path, "cpu")
     assert "| hardware | an abacus |" in (folder / "README.md").read_text()
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    with pytest.raises(ValueError, match="is a git-lfs pointer"):
-        ReEncoder.load(path, "cpu")
 
 
 @pytest.mark.parametrize(

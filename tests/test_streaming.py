@@ -13,9 +13,10 @@ from test_autoencoder import TEST, noise, random_model
 from lincae import kernels
 from lincae import streaming as windows
 from lincae.interface import check_audio
-from lincae.machine import OutOfMemoryError, keep_freed_memory
+from lincae.machine import OutOfMemoryError
 from lincae.network import Neighbourhood, Network, Norm
 from lincae.streaming import Tape, windowed
+from lincae.training.environment import keep_freed_memory
 
 # short windows: the same paths as long ones in a fraction of the time
 SHORT = dataclasses.replace(TEST, window_frames=24, context_frames=6, norm_frames=8)

@@ -1,4 +1,4 @@
-"""Training a spectral VAE: its loss by hand, linearity unchanged, a discriminator, the common trainer."""
+"""Training a spectral VAE: its loss by hand, linearity unchanged, the common trainer."""
 
 import csv
 import os
@@ -21,12 +21,8 @@ from lincae.training.loop import train
 from lincae.training.objective import validate
 from lincae.training.runs import states
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig
-from lincae.vae.discriminator import BANDS, MultiBandDiscriminator
 from lincae.vae.model import kl_divergence, reparameterised
 from lincae.vae.objective import ReconstructionLoss, VaeObjective
-
-SMALL = {"loss.discriminator_fft_sizes": (64, 128), "loss.discriminator_channels": 4}
-ADVERSARIAL = {"loss.adversarial": 0.5, "loss.feature_matching": 1.0, **SMALL}
 
 
 def built(variant: str = "lin-vae", **changes) -> VaeObjective:
@@ -129,7 +125,7 @@ def test_a_step_is_the_three_lines_of_linearity(variant):
 
 
 def test_gradients_reach_every_weight():
-    own = built(**ADVERSARIAL)
+    own = built()
     torch.nn.init.normal_(own.model.network.encoder.log_variance.weight, std=0.02)  # zero at first
     batch = own.prepare(noise(4, own.config.crop_samples), 0, generator(0))
     own(batch, 0, generator(1))["loss"].backward()
@@ -138,7 +134,7 @@ def test_gradients_reach_every_weight():
     assert all(torch.isfinite(p.grad).all() for p in own.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"variant": "lin-cae"}, {"variant": "vae", **ADVERSARIAL}])
+@pytest.mark.parametrize("changes", [{"variant": "lin-cae"}, {"variant": "vae"}])
 def test_a_step_is_taken_in_float32_whatever_the_default_is(changes):
     torch.set_default_dtype(torch.float64)
     try:
@@ -150,53 +146,6 @@ def test_a_step_is_taken_in_float32_whatever_the_default_is(changes):
         torch.set_default_dtype(torch.float32)
     assert loss.dtype == torch.float32
     assert {p.dtype for p in own.parameters()} == {torch.float32}
-
-
-# ---------------------------------------------------------------- discriminator
-
-
-def test_discriminator_sees_every_band_at_every_resolution():
-    discriminator = MultiBandDiscriminator((64, 128), 4)
-    maps = discriminator(noise(3, 2000))
-    assert len(maps) == 2 * (len(BANDS) - 1)
-    for index, band in enumerate(maps):
-        size = (64, 128)[index // 5]
-        edges = [round(share * (size // 2 + 1)) for share in BANDS]
-        frames = 1 + 2000 // (size // 4)
-        assert band[0].shape == (3, 4, frames, edges[index % 5 + 1] - edges[index % 5])
-        assert band[-1].shape[:3] == (3, 1, frames)
-        assert len(band) == 6
-
-
-def test_adversarial_terms_by_hand(monkeypatch):
-    """With maps that are known: least squares of Mao et al., L1 of features, means over both."""
-    discriminator = MultiBandDiscriminator((64,), 1)
-    monkeypatch.setattr(
-        discriminator,
-        "forward",
-        lambda audio: [[2 * audio, audio], [4 * audio, audio + 1]],  # features, scores
-    )
-    audio, target = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])
-    terms = discriminator.terms(audio, target)
-    assert terms["adversarial"].item() == pytest.approx((0.25 + 0.25) / 2)
-    assert terms["feature_matching"].item() == pytest.approx((1.0 + 2.0) / 2)
-    # first: mean(0.5^2) + mean(0, 1) = 0.25 + 0.5; second: mean(1.5^2) + mean(1, 0) = 2.25 + 0.5
-    assert terms["discriminator"].item() == pytest.approx((0.75 + 2.75) / 2)
-
-
-def test_each_side_has_its_own_gradient():
-    discriminator, audio = MultiBandDiscriminator((64,), 4), noise(2, 1000).requires_grad_()
-    terms, weights = discriminator.terms(audio, noise(2, 1000, seed=1)), list(discriminator.parameters())
-    for term in (terms["adversarial"], terms["feature_matching"]):
-        of_weights = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-        assert not any(gradient is not None for gradient in of_weights)
-        (gradient,) = torch.autograd.grad(term, [audio], retain_graph=True)
-        assert gradient.abs().sum() > 0
-    (nothing,) = torch.autograd.grad(terms["discriminator"], [audio], retain_graph=True, allow_unused=True)
-    assert nothing is None
-    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(terms["discriminator"], weights))
-    same = discriminator.terms(audio, audio.detach())
-    assert same["feature_matching"] == 0
 
 
 # ---------------------------------------------------------------- the common trainer
@@ -236,7 +185,7 @@ def test_training_lowers_the_held_out_loss(variant, bank, tmp_path):
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     stored = torch.load(states(folder)[0], weights_only=True)
-    parts = {"model", "ema", "discriminator"} & set(stored)
+    parts = {"model", "ema"}
     tensors = {f"{part}.{key}": value for part in parts for key, value in stored[part].items()}
     for part in {"optimizer", "muon"} & set(stored):
         for index, values in stored[part]["state"].items():
@@ -245,7 +194,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, ADVERSARIAL, {"optimiser": "radam"}], ids=["plain", "gan", "radam"])
+@pytest.mark.parametrize("changes", [{}, {"optimiser": "radam"}], ids=["muon", "radam"])
 def test_resume_is_exact(changes, tmp_path):
     config = recipe("test", "lin-vae", steps=8, log_every=2, **changes)
     whole = run(config, Noise(), tmp_path / "whole")
@@ -258,13 +207,6 @@ def test_resume_is_exact(changes, tmp_path):
     losses = [[r["loss"] for r in rows(tmp_path / folder / "log.csv")] for folder in ("whole", "parts")]
     assert losses[0] == losses[1]
 
-    # A discriminator trains, and does not ship.
-    discriminator = objective_of(config).discriminator
-    first = {} if discriminator is None else discriminator.state_dict()
-    assert bool(first) == ("loss.adversarial" in changes)
-    assert all(not torch.equal(expected[f"discriminator.{key}"], value) for key, value in first.items())
-    assert not any("discriminator" in key for key in whole.state_dict())
-
 
 # ---------------------------------------------------------------- recipes
 
@@ -276,7 +218,6 @@ def test_resume_is_exact(changes, tmp_path):
         (lambda: recipe("full", "lin-cae"), "'full'; choose from paper, official, small"),
         (lambda: recipe("desk", "lin_vae"), "'lin_vae'; choose from .*lin-vae, vae"),
         (lambda: recipe("test", "vae", **{"loss.l1": 1}), "VaeLossConfig has no 'l1'"),
-        (lambda: MultiBandDiscriminator((32,)), "32"),
         (lambda: VaeLossConfig(kl=-1), "kl=-1"),
         (lambda: VaeLossConfig(stft=0, mel=0, waveform=0), "reconstructed"),
         (lambda: VaeLossConfig(fft_sizes=()), r"fft_sizes=\(\)"),

@@ -13,16 +13,11 @@ from lincae.data.folders import read_skipped
 from lincae.data.streams import encode_file
 from lincae.interop.models import load
 from lincae.latents import algebra, store
-from lincae.machine import (
-    PRECISIONS,
-    check_precision,
-    keep_freed_memory,
-    launched_process,
-    resolve_device,
-)
+from lincae.machine import PRECISIONS, check_precision, resolve_device
 from lincae.reencoder.linear import KIND as LINEAR
 from lincae.reencoder.linear import LinearPair
 from lincae.reencoder.module import KIND, ReEncoder
+from lincae.training.environment import keep_freed_memory, launched_process
 
 SOME_SKIPPED = 3
 KINDS = (KIND, LINEAR)

@@ -18,8 +18,8 @@ from lincae.data.shards import Shards
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SYNTH_VERSION, check_split, parallel, song_seed
 from lincae.files import atomic_write, locked
-from lincae.machine import generator, launched_process
-from lincae.training.environment import user_cache
+from lincae.machine import generator
+from lincae.training.environment import launched_process, user_cache
 
 SOLO_SHARE = 0.5
 """The probability that an item of a StemBank is a single stem."""

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lincae.checkpoints import fetching
 from lincae.data.audio import resample
 from lincae.interface import check_audio, check_finite
+from lincae.interop.hub import fetching
 from lincae.interop.pickles import read_pickle
 from lincae.machine import resolve_device
 

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lincae.checkpoints import CONFIG, content_fingerprint, fetching
+from lincae.checkpoints import CONFIG, content_fingerprint
 from lincae.files import json_object
 from lincae.interop.checked import Checked
+from lincae.interop.hub import fetching
 from lincae.machine import resolve_device
 
 STABLE_AUDIO = "stable-audio-vae"

@@ -3,6 +3,7 @@
 model = load("desk/lin-cae")       # bundled with the package
 model = load("runs/desk-lin-cae")  # a folder of `Autoencoder.save`, or of the official training script
 model = load("lin-cae")            # the authors' weights, from the hub
+model = load("hub:OWNER/NAME")     # what `lincae.interop.hub.push_to_hub` published
 """
 
 import json
@@ -14,10 +15,11 @@ import torch
 
 from lincae.autoencoder import Autoencoder
 from lincae.bypass.model import BypassAutoencoder
-from lincae.checkpoints import WEIGHTS, fetching, kind_of
+from lincae.checkpoints import WEIGHTS, kind_of
 from lincae.interface import AutoencoderLike
 from lincae.interop.bundled import BUNDLED, check_hash
 from lincae.interop.codecs import HUB, codec_kind, load_codec
+from lincae.interop.hub import fetched_checkpoint, fetched_file
 from lincae.interop.official import load_official, official_files
 from lincae.interop.references import EXAMPLES, REFERENCES, reference
 from lincae.machine import resolve_device
@@ -28,6 +30,7 @@ LIN_CAE_HUB = "BernardoTorres/linear_consistency_autoencoders"
 # Folder in the hub repository, and the factor that gives latents of MUSDB18 unit standard deviation.
 LIN_CAE = {"lin-cae": ("0a3afbec", 33.0), "lin-cae-2": ("2f4c6d21", 40.0), "m2l": ("1511f18a", 15.0)}
 HUB_ADDRESS = "https://huggingface.co"
+ON_HUB = "hub:"
 MUSIC2LATENT = "music2latent"
 MUSIC2LATENT_HUB = "SonyCSLParis/music2latent"
 
@@ -66,12 +69,12 @@ def load(
 ) -> AutoencoderLike:
     """A model by one of `names()`, or from a folder or file, ready to use on `device`.
 
-    Folders: what `save` of a model wrote (an `Autoencoder`, a `SpectralVae` or a `BypassAutoencoder`); what
-    diffusers or transformers saved (AutoencoderOobleck, EncodecModel, DacModel); or the four official files,
-    named as on the hub (`autoencoder_inference_model_{checkpoint}.pth`, `generator_kwargs_{checkpoint}.yaml`,
-    ...) or as the official training script names them (`autoencoder.pth`, `generator_kwargs.yaml`, ...).
-    Files: `music2latent.pt`, or another state dict of such a network at 44.1 kHz, also in a Lightning
-    checkpoint (whose EMA weights are taken).
+    "hub:OWNER/NAME" is a repository, as a folder, with what `save` of a model wrote. Folders may also hold
+    what diffusers or transformers saved (AutoencoderOobleck, EncodecModel, DacModel), or the four official
+    files, named as on the hub (`autoencoder_inference_model_{checkpoint}.pth`,
+    `generator_kwargs_{checkpoint}.yaml`, ...) or as the official training script does (`autoencoder.pth`,
+    `generator_kwargs.yaml`, ...). Files: `music2latent.pt`, or another state dict of such a network at 44.1
+    kHz, also in a Lightning checkpoint (whose EMA weights are taken).
 
     `latent_scale`: factor of the public latents. None is the released models' own (33, 40, 15 and 1 / 0.06);
     official files do not hold it, so for a folder or file of Lin-CAE None is 1, as in the official code.
@@ -86,6 +89,8 @@ def load(
     if name in LIN_CAE or name == MUSIC2LATENT:
         return _released(name, checkpoint, latent_scale).to(device)
 
+    if name.startswith(ON_HUB):
+        path = fetched_checkpoint(name.removeprefix(ON_HUB))
     bundled = not (path / WEIGHTS).is_file() and (BUNDLED / name / WEIGHTS).is_file()
     folder = BUNDLED / name if bundled else path
     make = reference(name)
@@ -107,7 +112,7 @@ def load(
         raise FileNotFoundError(f"this lincae has no bundled checkpoints, {BUNDLED} does not exist: {fix}")
     raise ValueError(
         f"unknown model {name!r}: choose from {', '.join(names())}, or give the path of a checkpoint"
-        " (Autoencoder.load takes the ids of hub repositories)"
+        f" or {ON_HUB}OWNER/NAME"
     )
 
 
@@ -119,19 +124,12 @@ def _own(folder: Path, bundled: bool, device: torch.device) -> AutoencoderLike:
 
 def _released(name: str, checkpoint: str, latent_scale: float | None) -> Autoencoder:
     if name == MUSIC2LATENT:
-        files = [_fetch(MUSIC2LATENT_HUB, "music2latent.pt")]
+        files = [fetched_file(MUSIC2LATENT_HUB, "music2latent.pt")]
         return load_official(name, f"hub: {MUSIC2LATENT_HUB}", files, latent_scale)
     folder, scale = LIN_CAE[name]
-    files = [_fetch(LIN_CAE_HUB, f"{folder}_weights/{file}") for file in official_files(checkpoint)]
+    files = [fetched_file(LIN_CAE_HUB, f"{folder}_weights/{file}") for file in official_files(checkpoint)]
     source = f"hub: {LIN_CAE_HUB}, {folder}, checkpoint {checkpoint}"
     return load_official(name, source, files, scale if latent_scale is None else latent_scale)
-
-
-def _fetch(repository: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    with fetching(repository):
-        return Path(hf_hub_download(repo_id=repository, filename=file))
 
 
 def _files_in(folder: Path, checkpoint: str) -> list[Path]:

@@ -1,7 +1,6 @@
 """Losses in the latent space (Re-Encoder, section 2), and the latent discriminator.
 
-Equations 2 and 4 are the least-squares losses of `lincae.vae.discriminator`, equation 5 and the KL divergence
-stand in `lincae.vae.model`. What the paper leaves open: docs/reencoder.md.
+Equation 5 and the KL divergence stand in `lincae.vae.model`. What the paper leaves open: docs/reencoder.md.
 """
 
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -22,6 +22,22 @@ def latent_l1(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.shape != target.shape:
         raise ValueError(f"latents must agree, got {tuple(prediction.shape)} and {tuple(target.shape)}")
     return (prediction - target).abs().mean()
+
+
+def adversarial_loss(fake_scores: Tensor) -> Tensor:
+    """Equation 2: what a generator minimises of the scores of its outputs (Mao et al., ICCV 2017)."""
+    return (1 - fake_scores).square().mean()
+
+
+def discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Equation 4: real scores are to be 1, those of a generator, which is cut off, 0."""
+    return (1 - real_scores).square().mean() + fake_scores.square().mean()
+
+
+def with_fixed_weights(network: nn.Module, *inputs: Tensor) -> Any:
+    """The output of a network, with gradients for its inputs and none for its weights."""
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+    return functional_call(network, weights, inputs)
 
 
 def feature_matching(real_maps: Sequence[Tensor], fake_maps: Sequence[Tensor]) -> Tensor:

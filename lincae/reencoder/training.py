@@ -16,10 +16,17 @@ from lincae.interface import AutoencoderLike
 from lincae.latents.store import check_same_model, describe
 from lincae.reencoder.config import ReEncoderTraining
 from lincae.reencoder.module import ReEncoder
-from lincae.reencoder.objective import LatentDiscriminator, decoded_mel_loss, feature_matching, latent_l1
+from lincae.reencoder.objective import (
+    LatentDiscriminator,
+    adversarial_loss,
+    decoded_mel_loss,
+    discriminator_loss,
+    feature_matching,
+    latent_l1,
+    with_fixed_weights,
+)
 from lincae.reencoder.pairs import LatentPairs
 from lincae.training.objective import TrainingObjective
-from lincae.vae.discriminator import adversarial_loss, discriminator_loss, with_fixed_weights
 from lincae.vae.model import kl_divergence, reparameterised
 
 MODULE = "module.safetensors"

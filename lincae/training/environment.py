@@ -1,11 +1,13 @@
-"""Where a run takes place: the source and the machine, as checkpoints state them, and a place for caches."""
+"""Where a run takes place: the source, the machine and its processes, the allocator, a place for caches."""
 
 import atexit
+import ctypes
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -55,3 +57,31 @@ def give_numba_a_cache() -> None:
     if not writable and "NUMBA_CACHE_DIR" not in os.environ:
         os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
         atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
+
+
+def launched_process() -> tuple[int, int, int]:
+    """Which process this is, of how many, and which of its machine, as torchrun or srun says; (0, 1, 0)
+    where neither started it.
+
+    A batch script of SLURM has the variables of its job without being one of several processes: it is srun
+    that numbers its step.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    rank, world, local_rank = names
+    return int(os.environ.get(rank, 0)), int(os.environ.get(world, 1)), int(os.environ.get(local_rank, 0))
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory that it frees, for its next use; False where there is no glibc.
+
+    New memory comes page by page and zeroed, which is much of the time of a large network on a CPU. The price
+    is a higher peak (benchmarks/inference.py --allocator). To be called before the first large tensors.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return False
+    m_trim_threshold = -1  # these two are named in malloc.h
+    m_mmap_max = -4
+    return bool(libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, -1))

@@ -211,10 +211,7 @@ class Objective(AutoencoderObjective):
         config = self.config
         network = unwrapped(self.model.network)
         latents = implicit_conditioning(
-            lambda audio: network.encoder(self.spectrogram(audio)),
-            batch,
-            config.linearity,
-            fixed_shapes=batch.audio.device.type != "cpu",
+            lambda audio: network.encoder(self.spectrogram(audio)), batch, config.linearity
         )
         loss = consistency_loss(
             precondition(network.denoiser, config.autoencoder.noise),

@@ -16,11 +16,11 @@ from lincae.machine import (
     allow_tf32,
     check_precision,
     is_out_of_memory,
-    keep_freed_memory,
     precisions,
     resolve_device,
 )
 from lincae.training.config import RunConfig
+from lincae.training.environment import keep_freed_memory
 
 FABRIC_NAMES = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16", "16-true": "fp16"}
 

@@ -26,6 +26,9 @@ from lincae.files import atomic_write
 SAME_LEVEL = 1e-3
 """Relative difference of levels up to which sounds count as equal: another decoder rounds otherwise."""
 
+RETIRED = ("adversarial", "feature_matching", "discriminator_fft_sizes", "discriminator_channels")
+"""Fields of `VaeLossConfig` of earlier versions, which no recipe used."""
+
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, struct.error,
     NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError, OSError,
@@ -235,7 +238,9 @@ def restore(
 
     step = stored["step"]
     sources = json.loads(stored["sources"]) if "sources" in stored else origin.sources
-    settings = _changes(flat(json.loads(stored["config"])), flat(json.loads(json.dumps(origin.config))))
+    before = flat(json.loads(stored["config"]))
+    before = {name: value for name, value in before.items() if name.removeprefix("loss.") not in RETIRED}
+    settings = _changes(before, flat(json.loads(json.dumps(origin.config))))
     groups = _changes({"--accumulate": stored.get("processes", 1)}, {"--accumulate": origin.micro_batches})
     data = _other_sources(sources, origin.sources)
     _accept(path, step, "with another configuration", settings)

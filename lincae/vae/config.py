@@ -99,28 +99,21 @@ class VaeLossConfig:
     first with `fft_sizes`, the second with `mel_bins` mel bins and `mel_fft_sizes`. Magnitudes below `floor`
     count as it. `waveform`: the sum of |error| over that of |target|; without it phase is free. `kl`: the
     divergence of the posterior, in nats per number.
-    `adversarial`, `feature_matching`: terms of a multi-band discriminator (`lincae.vae.discriminator`) with
-    `discriminator_channels` and `discriminator_fft_sizes`, which is trained where one of them counts.
     """
 
     stft: float = 1.0
     mel: float = 1.0
     waveform: float = 1.0
     kl: float = 1e-3
-    adversarial: float = 0.0
-    feature_matching: float = 0.0
     fft_sizes: tuple[int, ...] = (512, 1024, 2048)
     mel_fft_sizes: tuple[int, ...] = (1024,)
     mel_bins: int = 80
     floor: float = 1e-3
-    discriminator_fft_sizes: tuple[int, ...] = (512, 1024, 2048)
-    discriminator_channels: int = 32
 
     def __post_init__(self):
         check_fields(self)
         reconstruction = (self.stft, self.mel, self.waveform)
-        weights = (*reconstruction, self.kl, self.adversarial, self.feature_matching)
-        if min(weights) < 0 or max(reconstruction) == 0:
+        if min(*reconstruction, self.kl) < 0 or max(reconstruction) == 0:
             raise ValueError(f"weights must not be negative, and something must be reconstructed, got {self}")
         if not self.fft_sizes or not self.mel_fft_sizes or self.mel_bins < 1 or self.floor <= 0:
             raise ValueError(f"need FFT sizes, mel_bins >= 1 and a positive floor, got {self}")

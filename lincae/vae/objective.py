@@ -12,13 +12,11 @@ from lincae.linearity import AugmentedBatch, implicit_conditioning
 from lincae.training.environment import give_numba_a_cache
 from lincae.training.objective import AutoencoderObjective
 from lincae.vae.config import VaeLossConfig, VaeTrainingConfig
-from lincae.vae.discriminator import MultiBandDiscriminator
 from lincae.vae.model import SpectralVae, kl_divergence, reparameterised
 
 
 class VaeObjective(AutoencoderObjective):
-    """Weighted sum of the terms of `VaeLossConfig` over the scaled mixtures of a batch, and with a
-    discriminator its own loss, which has no gradient for the model."""
+    """Weighted sum of the terms of `VaeLossConfig` over the scaled mixtures of a batch."""
 
     model_class = SpectralVae
     model: SpectralVae
@@ -27,14 +25,6 @@ class VaeObjective(AutoencoderObjective):
     def __init__(self, model: SpectralVae, config: VaeTrainingConfig):
         super().__init__(model, config)
         self.reconstruction = ReconstructionLoss(config.loss, config.sample_rate)
-        self.discriminator = None
-        if config.loss.adversarial or config.loss.feature_matching:
-            sizes = config.loss.discriminator_fft_sizes
-            self.discriminator = MultiBandDiscriminator(sizes, config.loss.discriminator_channels).float()
-
-    def parts(self) -> dict[str, nn.Module]:
-        own = {} if self.discriminator is None else {"discriminator": self.discriminator}
-        return super().parts() | own
 
     def forward(self, batch: AugmentedBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         posteriors = []
@@ -47,16 +37,11 @@ class VaeObjective(AutoencoderObjective):
 
         z = implicit_conditioning(encode, batch, self.config.linearity)
         frames = self.model.network.decoder(z)
-        weights = self.config.loss
         with torch.autocast(z.device.type, enabled=False):
             decoded = self.covered(self.model.transform.inverse(frames.float()))
             target = self.covered(batch.target())
             divergence = torch.stack([kl_divergence(*p).mean() for p in posteriors]).mean()
-            loss = sum(self.reconstruction(decoded, target).values()) + weights.kl * divergence
-        if self.discriminator is not None:
-            terms = self.discriminator.terms(decoded, target)
-            loss = loss + weights.adversarial * terms["adversarial"] + terms["discriminator"]
-            loss = loss + weights.feature_matching * terms["feature_matching"]
+            loss = sum(self.reconstruction(decoded, target).values()) + self.config.loss.kl * divergence
         return {"loss": loss}
 
     def covered(self, audio: Tensor) -> Tensor:
