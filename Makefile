@@ -7,9 +7,10 @@
 # make study       all of it, for a GPU: three seeds of every desk variant, then `small` (resumable)
 # make music       recordings from free packages of Debian -> data/free-music/ (0.7 GB, by apt-get), and what
 #                  `make train` reads: the same as shards at 16 kHz -> runs/free-music-16k (1 GB)
+# make listen      the listening model on that music and on sampled songs, runs/study-listen (resumable)
 # make bundle      finished runs of the desk study into data/checkpoints/study/
 # make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
-# make bench       every benchmark, anew
+# make bench       every benchmark of a CPU, anew (desk_step.py needs a former checkout, gpu.py a GPU)
 # make lab         JupyterLab
 # make desk        the latent mixing desk as a page, by Voila; MODELS and DATASET as above
 # make screenshots pictures of the desk and of the demo page -> figures/
@@ -27,6 +28,7 @@ SEEDS ?= 0
 # Runs are named STUDY-variant. DATA: what they train on; VALIDATION: what they are watched on.
 STUDY ?= study
 MUSIC := runs/free-music-16k
+LISTEN := runs/listen-16k
 DATA ?= shards:$(MUSIC)
 VALIDATION ?= shards:$(MUSIC)-valid
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
@@ -50,7 +52,7 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
   $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
   not make $(name)='...'))))
 
-.PHONY: help reproduce notebooks check test lint train study music bundle reencoder lab mixer desk screenshots publish clean bench
+.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder lab mixer desk screenshots publish clean bench
 .DELETE_ON_ERROR:
 
 help:
@@ -118,7 +120,7 @@ reencoder: $(READY)
 	done
 
 bench: $(READY)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit; done
+	for script in $(filter-out %/desk_step.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit; done
 
 # Recordings of the split train, weighted by how much music a package has and how alike it is.
 music: $(MUSIC)/index.safetensors $(MUSIC)-valid/index.safetensors
@@ -131,6 +133,15 @@ $(MUSIC)/index.safetensors: | $(READY)
 
 $(MUSIC)-valid/index.safetensors: | $(MUSIC)/index.safetensors
 	$(BIN)/python -m lincae shards $(addprefix data/free-music/valid/,$(VALID_MUSIC)) $(MUSIC)-valid --sample-rate 16000
+
+listen: $(LISTEN)/index.safetensors $(MUSIC)-valid/index.safetensors
+	$(BIN)/python -m lincae train --preset listen --variant lin-bypass-code --run runs/$(STUDY)-listen \
+	  --data shards:$(LISTEN) --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE))
+
+$(LISTEN)/index.safetensors: | $(MUSIC)/index.safetensors
+	$(BIN)/python -m lincae data synthetic data/sampled --train 72 --test 0 --seed 1 --sampled
+	$(BIN)/python -m lincae shards $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) data/sampled/train=2.5 \
+	  $(LISTEN) --sample-rate 16000
 
 train: $(READY) $(if $(findstring $(MUSIC),$(DATA)),music)
 	for variant in $(VARIANTS); do for seed in $(SEEDS); do \

@@ -149,7 +149,7 @@ OF_SOUND = BypassLossConfig(waveform=0.0, decibels=1.5, frames=0.0)
 LONG_CROPS = schedule_of("desk", crop_frames=64, batch_size=4)
 BYPASS_PRESETS = {
     "desk": BypassTrainingConfig(autoencoder=DESK_MODEL, loss=OF_SOUND, **LONG_CROPS),
-    "listen": BypassTrainingConfig(autoencoder=LISTEN_MODEL, loss=OF_SOUND, **LONG_CROPS),
+    "listen": BypassTrainingConfig(autoencoder=LISTEN_MODEL, loss=OF_SOUND, **LONG_CROPS | {"steps": 7000}),
     "test": BypassTrainingConfig(autoencoder=TEST_MODEL, **schedule_of("test", crop_frames=32)),
 }
 BYPASS_VARIANTS: dict[str, dict[str, Any]] = {
