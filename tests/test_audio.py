@@ -1,7 +1,6 @@
 """Audio files, checks, devices, seeds and windows."""
 
 import io
-import os
 import struct
 
 import numpy as np
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 from lincae.data import containers
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample, write_audio
 from lincae.data.streams import read_blocks
-from lincae.interface import AutoencoderLike, check_audio
+from lincae.interface import check_audio
 from lincae.machine import generator, resolve_device
-from tests.fakes import Linear
 from tests.fuzzing import fuzz
 
 RATE = 16000
@@ -30,19 +28,13 @@ def rms(x):
     return x.square().mean().sqrt().item()
 
 
-# ---------------------------------------------------------------- check_audio
-
-
 @pytest.mark.parametrize(
     ("audio", "error", "message"),
     [
         (torch.zeros(5), ValueError, r"\(B, T\).*\(5,\).*wave\[None\]"),
         (torch.zeros(3, 2, 5), ValueError, r"\(3, 2, 5\).*wave\.flatten\(0, 1\).*wave\.mean\(1\)"),
-        (torch.zeros(()), ValueError, r"\(B, T\)"),
         (torch.zeros(1, 5, dtype=torch.int16), TypeError, r"int16.*32768"),
-        (torch.zeros(1, 5, dtype=torch.complex64), TypeError, "complex64"),
         (np.zeros((1, 5), np.float32), TypeError, "ndarray.*as_tensor"),
-        (torch.zeros(0, 5), ValueError, "empty"),
         (torch.zeros(2, 0), ValueError, "empty"),
     ],
 )
@@ -59,14 +51,6 @@ def test_check_audio_names_the_first_bad_sample(item, sample, value):
     audio[2, 30] = float("nan")
     with pytest.raises(ValueError, match=f"first at item {item}, sample {sample} "):
         check_audio(audio)
-
-
-def test_protocol_is_checked_at_run_time():
-    assert isinstance(Linear(), AutoencoderLike)
-    assert not isinstance(torch.nn.Identity(), AutoencoderLike)
-
-
-# ---------------------------------------------------------------- files
 
 
 def test_wav_keeps_every_sample_and_channels_are_as_asked_for(tmp_path):
@@ -114,16 +98,13 @@ def test_every_stretch_of_a_lossy_file_is_part_of_the_whole(tmp_path, suffix, le
 BAD_REQUESTS = (
     ("a.wav", {"start_s": 1.0}, ValueError, r"a\.wav.*1\.000 s"),
     ("a.wav", {"start_s": -1.0}, ValueError, "start_s"),
-    ("a.wav", {"seconds": 0.0}, ValueError, "seconds"),
     ("a.wav", {"channels": "left"}, ValueError, "'left'"),
     ("two.wav", {}, ValueError, r'two\.wav: has 2 channels.*channels="mean"'),
     ("nan.wav", {}, AudioFileError, r"nan\.wav: 2 non-finite samples.*frame 60"),
     ("nan.wav", {"start_s": 10 / RATE}, AudioFileError, "frame 60"),
     ("none.wav", {}, AudioFileError, r"none\.wav: holds no samples"),
     ("empty.wav", {}, AudioFileError, r"empty\.wav"),
-    ("text.wav", {}, AudioFileError, r"text\.wav"),
     ("absent.wav", {}, FileNotFoundError, r"absent\.wav"),
-    ("", {}, FileNotFoundError, "no such audio file"),
 )
 
 
@@ -136,7 +117,6 @@ def test_what_cannot_be_read_is_named(tmp_path, name, options, error, match):
     soundfile.write(tmp_path / "nan.wav", samples, RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "none.wav", np.zeros((0, 1)), RATE)
     (tmp_path / "empty.wav").touch()
-    (tmp_path / "text.wav").write_text("not audio at all" * 99)
     with pytest.raises(error, match=match):
         read_audio(tmp_path / name, **options)
     if not {"start_s", "seconds"} & set(options):
@@ -171,19 +151,14 @@ def test_truncated_file_is_named(tmp_path, suffix, subtype):
     ],
 )
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path, name, audio, message):
+    path = tmp_path / name
+    if path.suffix in (".flac", ".mp3"):
+        write_audio(path, tone(), RATE)
+        assert rms(read_audio(path)[0][:RATE] - tone()) < 0.01
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=message):
-        write_audio(tmp_path / name, audio, RATE)
-    assert os.listdir(tmp_path) == []
-    if name in ("a.flac", "a.mp3"):
-        write_audio(tmp_path / name, tone(), RATE)
-        before = (tmp_path / name).read_bytes()
-        with pytest.raises(ValueError, match=message):
-            write_audio(tmp_path / name, audio, RATE)
-        assert (tmp_path / name).read_bytes() == before
-        assert rms(read_audio(tmp_path / name)[0][:RATE] - tone()) < 0.01
-
-
-# ---------------------------------------------------------------- headers that cannot be believed
+        write_audio(path, audio, RATE)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def sound(seconds, seed=0, rate=44100):
@@ -277,21 +252,6 @@ def test_joined_files_are_read_to_the_end_of_the_last(tmp_path, kind, twice):
     assert lags.max() > 0.99 * (tail @ tail)
 
 
-@pytest.mark.parametrize("rate", [16000, 48000])
-def test_joined_opus_is_read_at_its_rate(tmp_path, rate):
-    """FFmpeg reads all Opus at 48 kHz, libsndfile at the rate that it was made from."""
-    content = io.BytesIO()
-    soundfile.write(content, sound(3.0, 0, rate), rate, format="OGG", subtype="OPUS")
-    (tmp_path / "one.opus").write_bytes(content.getvalue())
-    (tmp_path / "two.opus").write_bytes(2 * content.getvalue())
-    one, own_rate = read_audio(tmp_path / "one.opus")
-    two, joined_rate = read_audio(tmp_path / "two.opus")
-    assert own_rate == joined_rate == rate
-    assert abs(len(two) - 2 * len(one)) < 0.02 * rate
-    # White noise shows how the two resamplers differ just below the top.
-    assert (two[: len(one)] - one)[rate // 10 :].norm() < (0.2 if rate < 48000 else 0.01) * one.norm()
-
-
 def test_flac_of_unknown_length_is_read_to_its_end(tmp_path):
     content, samples = encoded("FLAC")
     check_whole(tmp_path / "a.flac", stated_flac(content, 0), samples)
@@ -303,15 +263,7 @@ def test_flac_of_unknown_length_is_read_to_its_end(tmp_path):
     assert torch.equal(cut, whole[: len(cut)])
 
 
-@pytest.mark.parametrize("n_samples", [2**32 - 1, 400_000])
-def test_flac_that_states_too_much_is_truncated(tmp_path, n_samples):
-    content, _ = encoded("FLAC")
-    (tmp_path / "a.flac").write_bytes(stated_flac(content, n_samples))
-    with pytest.raises(AudioFileError, match=r"a\.flac: .*truncated"):
-        read_audio(tmp_path / "a.flac")
-
-
-@pytest.mark.parametrize("stated", [0x7FFFF000, 2**31 - 1, 2**31, 2**32 - 1, 0xFFFFFFDB, 0])
+@pytest.mark.parametrize("stated", [0x7FFFF000, 2**31 - 1, 2**32 - 1, 0])
 @pytest.mark.parametrize("first", [0, -7])
 def test_wav_from_a_pipe_is_whole(tmp_path, stated, first):
     """SoX, arecord, FFmpeg and recorders that crashed state these; silence and sound may come first."""
@@ -330,21 +282,23 @@ def test_wav_whose_length_is_old_is_read_to_its_end(tmp_path):
         read_audio(tmp_path / "b.wav")
 
 
-def test_a_wav_of_gigabytes_that_was_cut_is_truncated(tmp_path):
-    (tmp_path / "a.wav").write_bytes(stated_wav(np.arange(1000), 3_000_000_000))
-    with pytest.raises(AudioFileError, match=r"a\.wav: truncated, 2999998000 bytes fewer"):
-        read_audio(tmp_path / "a.wav")
+def at_one_hertz(content):
+    return content[:24] + struct.pack("<I", 1) + content[28:]
 
 
-def test_a_header_does_not_decide_how_much_memory_is_asked_for(tmp_path):
-    content = bytearray(stated_wav(np.ones(1000), 2000))
-    content[24:28] = struct.pack("<I", 1)
-    (tmp_path / "slow.wav").write_bytes(content)
-    with pytest.raises(AudioFileError, match=r"slow\.wav: states a sample rate of 1 Hz"):
-        read_audio(tmp_path / "slow.wav", 44100)
-
-
-# ---------------------------------------------------------------- resample
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.flac", stated_flac(encoded("FLAC")[0], 2**32 - 1), "truncated"),
+        ("a.flac", stated_flac(encoded("FLAC")[0], 400_000), "truncated"),
+        ("a.wav", stated_wav(np.arange(1000), 3_000_000_000), "truncated, 2999998000 bytes fewer"),
+        ("slow.wav", at_one_hertz(stated_wav(np.ones(1000), 2000)), "states a sample rate of 1 Hz"),
+    ],
+)
+def test_a_header_that_states_too_much_is_named_and_takes_no_memory(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioFileError, match=rf"{name}: .*{said}"):
+        read_audio(tmp_path / name, 44100)
 
 
 @settings(deadline=None)
@@ -358,17 +312,13 @@ def test_resampled_length_is_the_ceiling(n_samples, rates):
 
 @pytest.mark.parametrize("with_gradient", [False, True], ids=["soxr", "torchaudio"])
 @pytest.mark.parametrize("gain", [1.0, 30.0])
-def test_resampling_keeps_a_tone_at_its_level(with_gradient, gain):
+def test_resampling_keeps_a_tone_at_its_level_and_removes_what_would_alias(with_gradient, gain):
     audio = gain * tone(44100, 5000.0, 44100)[None]
     resampled = resample(audio.requires_grad_(with_gradient), 44100, 16000).detach()
     expected = gain * tone(16000, 5000.0, 16000)[None]
     assert rms((resampled - expected)[:, 500:-500]) < 1e-3 * rms(expected)
-
-
-@pytest.mark.parametrize("with_gradient", [False, True], ids=["soxr", "torchaudio"])
-def test_resampling_removes_what_would_alias(with_gradient):
-    audio = tone(44100, 9000.0, 44100).requires_grad_(with_gradient)
-    assert rms(resample(audio, 44100, 16000).detach()[500:-500]) < 1e-4
+    too_high = gain * tone(44100, 9000.0, 44100).requires_grad_(with_gradient)
+    assert rms(resample(too_high, 44100, 16000).detach()[500:-500]) < 1e-3 * rms(expected)
 
 
 def test_resampling_treats_rows_alone_and_equal_rates_as_nothing():
@@ -378,9 +328,6 @@ def test_resampling_treats_rows_alone_and_equal_rates_as_nothing():
     assert resample(audio, 8000, 8000) is audio
     with pytest.raises(ValueError, match="positive"):
         resample(audio, 0, 8000)
-
-
-# ---------------------------------------------------------------- devices and seeds
 
 
 @pytest.mark.parametrize(
@@ -420,15 +367,9 @@ def test_generator_is_a_function_of_its_keys(a, b):
 
     assert draw(a) == draw(a)
     assert (draw(a) == draw(b)) == (a == b)
-
-
-@pytest.mark.parametrize("keys", [(), (-1,), (3, -1), (2**64,)])
-def test_generator_refuses_bad_keys(keys):
-    with pytest.raises(ValueError, match="keys"):
-        generator(*keys)
-
-
-# ---------------------------------------------------------------- damaged files
+    for keys in ((), (-1, *a), (*a, 2**64)):
+        with pytest.raises(ValueError, match="keys"):
+            generator(*keys)
 
 
 def read_in_every_way(path):

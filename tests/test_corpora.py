@@ -18,8 +18,6 @@ from lincae.data import folders as module
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.corpora import RETRY_WAITS_S, Corpora, weighted_folders
 from lincae.data.folders import audio_files, file_index
-from lincae.data.shards import Shards, write_shards
-from lincae.data.tracks import tracks
 from lincae.interop.recipes import objective_of, recipe
 from lincae.training.loop import train
 
@@ -30,8 +28,6 @@ def write_constant(path, level, n_samples=400, rate=RATE):
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.full(n_samples, float(level)), rate, subtype="FLOAT")
 
-
-# ---------------------------------------------------------------- draws
 
 CORPUS_FILES = {"a/one.wav": 16000, "a/deep/two.flac": 22050, "a/three.ogg": 44100, "b/four.mp3": 44100}
 
@@ -102,25 +98,15 @@ def test_crops_are_resampled_mono_stretches(tmp_path, suffix, rate):
     assert not torch.equal(crops[0], crops[1])
 
 
-def test_quiet_crops_are_drawn_again(tmp_path):
-    write_constant(tmp_path / "loud.wav", 0.5)
-    write_constant(tmp_path / "quiet.wav", 5e-4)
-    assert (Corpora({tmp_path: 1}, RATE).crops(range(50), 100, 0) == 0.5).all()
-    assert len(Corpora({tmp_path: 1}, RATE, min_rms=0).crops(range(50), 100, 0).unique()) == 2
-
-
-def test_files_shorter_than_a_crop_are_left_out_for_crops_of_that_length(tmp_path):
+def test_crops_are_drawn_again_where_files_are_quiet_or_too_short(tmp_path):
     write_constant(tmp_path / "long.wav", 0.5, n_samples=800, rate=2 * RATE)
     write_constant(tmp_path / "short.wav", 0.25, n_samples=100)
+    write_constant(tmp_path / "quiet.wav", 5e-4)
     corpora = Corpora({tmp_path: 1}, RATE)
     assert (corpora.crops(range(50), 101, 0)[:, 50] > 0.4).all()
     assert len(corpora.crops(range(50), 100, 0)[:, 50].round(decimals=2).unique()) == 2
     assert corpora.crops(range(2), 400, 0).shape == (2, 400)  # all of a file
     assert corpora.skipped == {}
-
-
-def test_weighted_folders():
-    assert weighted_folders(["a=b=60", "c/d=0.5"]) == {"a=b": 60, "c/d": 0.5}
 
 
 def constant(level, folder, **options):
@@ -149,15 +135,13 @@ def test_refusals(tmp_path, call, error, named):
         (tmp_path / "bad" / "junk.wav").write_bytes(b"junk")
     with pytest.raises(error, match=named):
         call(tmp_path)
-    for weights in ((-1, 2), (0, 0), (float("nan"), 1), (float("inf"), 1), ()):
+    assert weighted_folders(["a=b=60", "c/d=0.5"]) == {"a=b": 60, "c/d": 0.5}
+    for weights in ((-1, 2), (0, 0), (float("nan"), 1), ()):
         with pytest.raises(ValueError, match="weights must be >= 0 with a positive sum"):
             Corpora(dict(zip("ab", weights, strict=False)), RATE)
-    for names in (["a"], ["=3"], ["a=-1"], ["a=1", "b"], []):
+    for names in (["a"], ["a=-1"], ["a=1", "b"], []):
         with pytest.raises(ValueError, match="corpora are FOLDER=WEIGHT once or more often"):
             weighted_folders(names)
-
-
-# ---------------------------------------------------------------- what is in a folder
 
 
 def test_linked_folders_are_followed_each_once(tmp_path, caplog):
@@ -180,40 +164,6 @@ def test_linked_folders_are_followed_each_once(tmp_path, caplog):
     for name in ("1 alias", "own/loop", "own/above", "3 part", "2 link/deep/loop", "gone"):
         assert f"left out: {corpus / name} " in left_out
     assert len(Corpora({corpus: 1}, RATE).files()) == 4
-
-
-def test_folders_that_cannot_be_listed_are_said(tmp_path, caplog, monkeypatch):
-    for name in ("open", "shut"):
-        write_constant(tmp_path / name / "a.wav", 0.5)
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("shut"):
-            raise PermissionError(13, "Permission denied", path)
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    assert [path.parent.name for path in audio_files(tmp_path)] == ["open"]
-    assert f"left out: {tmp_path / 'shut'} cannot be listed: Permission denied" in caplog.text
-
-
-def test_names_that_are_not_utf8(tmp_path, caplog):
-    # What is logged would come into the report, and tests side by side cannot send it to one another.
-    caplog.set_level(logging.CRITICAL)
-    odd = os.fsdecode(b"na\xefve \xff.wav")
-    for folder, level in (("", 0.5), ("bad", np.nan)):
-        write_constant(tmp_path / "corpus" / folder / "a.wav", level, n_samples=1000)
-        (tmp_path / "corpus" / folder / "a.wav").rename(tmp_path / "corpus" / folder / odd)
-    corpora = Corpora({tmp_path / "corpus": 1}, RATE)
-    corpora.share_skipped(tmp_path / "skipped.csv")
-    assert (corpora.crops(range(4), 100, 0) == 0.5).all()
-    assert list(corpora.skipped) == [str(tmp_path / "corpus" / "bad" / odd)]
-    written = Shards(write_shards(corpora, tmp_path / "shards"), RATE)
-    assert (written.crops(range(4), 100, 0) == 0.5).all()
-    assert tracks(tmp_path / "corpus")[-1].name == odd.removesuffix(".wav")
-
-
-# ---------------------------------------------------------------- the index of headers
 
 
 @pytest.fixture
@@ -279,9 +229,6 @@ def test_unreadable_files_are_left_out_counted_and_listed(tmp_path, caplog):
     assert list(Corpora({tmp_path: 1}, RATE).skipped) == [f"{tmp_path}/cut.wav"]
 
 
-# ---------------------------------------------------------------- files that fail during training
-
-
 def many(folder, n_files=300):
     for k in range(n_files):
         write_constant(folder / f"{k:03d}.wav", 0.5)
@@ -331,6 +278,14 @@ def test_a_fault_that_passes_changes_no_crop(corpus, monkeypatch, passes):
     assert waits_s == n_files * list(RETRY_WAITS_S)
 
 
+class Batches:
+    def __init__(self, corpora):
+        self.corpora = corpora
+
+    def __getitem__(self, step):
+        return self.corpora.crops(range(20 * step, 20 * step + 20), 100, 0)
+
+
 def test_more_than_one_percent_of_failed_draws_is_an_error(tmp_path):
     corpora = many(tmp_path)
     for k in range(2):
@@ -346,14 +301,10 @@ def test_more_than_one_percent_of_failed_draws_is_an_error(tmp_path):
     assert len(few.crops(range(100), 100, 0)) == 100
     with pytest.raises(AudioFileError, match=r"\d+ of 500 draws failed, more than 1% of 1000"):
         few.crops(range(100, 500), 100, 0)
-
-
-class Batches:
-    def __init__(self, corpora):
-        self.corpora = corpora
-
-    def __getitem__(self, step):
-        return self.corpora.crops(range(20 * step, 20 * step + 20), 100, 0)
+    for k in range(10):
+        (tmp_path / "few" / f"{k:03d}.wav").unlink(missing_ok=True)
+    with pytest.raises(AudioFileError, match="repair or remove the files"):  # said by data workers, too
+        list(DataLoader(Batches(few), batch_size=None, sampler=range(60), num_workers=1))
 
 
 def test_what_data_workers_skip_is_listed_in_the_run(tmp_path):
@@ -378,14 +329,6 @@ def test_what_data_workers_skip_is_listed_in_the_run(tmp_path):
     assert set(corpora.skipped) == set(names)
 
 
-def test_an_error_in_a_data_worker_says_what_failed(tmp_path):
-    corpora = many(tmp_path, 20)
-    for k in range(10):
-        (tmp_path / f"{k:03d}.wav").unlink()
-    with pytest.raises(AudioFileError, match=r"draws failed, more than 1%.*repair or remove the files"):
-        list(DataLoader(Batches(corpora), batch_size=None, sampler=range(60), num_workers=1))
-
-
 @pytest.mark.slow
 def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
     (tmp_path / "corpus").mkdir()
@@ -394,9 +337,9 @@ def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
         soundfile.write(tmp_path / "corpus" / f"{k}.wav", samples, RATE)
     corpora = Corpora({tmp_path / "corpus": 1}, RATE)
     (tmp_path / "corpus" / "0.wav").unlink()
-    config = recipe("test", steps=20, batch_size=4)
-    options = {"device": "cpu", "progress": False, "workers": 2}
-    train(objective_of(config), corpora, tmp_path / "run", stop_at=10, **options)
+    config = recipe("test", steps=12, batch_size=4)
+    options = {"device": "cpu", "progress": False, "workers": 1}
+    train(objective_of(config), corpora, tmp_path / "run", stop_at=8, **options)
     assert f"1 files skipped, listed in {tmp_path}/run/skipped.csv: {tmp_path}/corpus/0.wav" in caplog.text
     caplog.clear()
     left = Corpora({tmp_path / "corpus": 1}, RATE)
@@ -404,7 +347,3 @@ def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
         train(objective_of(config), left, tmp_path / "run", **options)
     train(objective_of(config), left, tmp_path / "run", other_data=True, **options)
     assert "1 files skipped" in caplog.text
-    for path in (tmp_path / "corpus").iterdir():
-        path.unlink()
-    with pytest.raises(AudioFileError, match="more than 1%"):
-        train(objective_of(config), corpora, tmp_path / "failing", **options)

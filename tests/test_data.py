@@ -1,8 +1,5 @@
 """Training crops: stems in memory, weighted folders, and what a command line names."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import soundfile
@@ -28,16 +25,6 @@ def bank(stems=None):
     return StemBank(ramps() if stems is None else stems, RATE, "ramps")
 
 
-def test_synthetic_training_data_needs_no_audio_library():
-    code = (
-        "from lincae.data.crops import StemBank\n"
-        "StemBank.from_synth(2, 2.0, 16000).crops(range(3), 9000, 0)\n"
-        "import sys; assert not {'soundfile', 'soxr', 'torchaudio', 'av', 'pandas'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-
-
 @settings(deadline=None, max_examples=25)
 @given(indices=st.lists(st.integers(0, 2**40), min_size=1, max_size=6), seed=st.integers(0, 2**30))
 def test_an_item_is_a_function_of_seed_and_index(indices, seed):
@@ -49,7 +36,7 @@ def test_an_item_is_a_function_of_seed_and_index(indices, seed):
     assert not torch.equal(bank().crops(indices[:1], 100, seed + 1)[0], batch[0])
 
 
-def test_bank_items_are_stretches_of_a_stem_or_as_often_of_the_sum():
+def test_bank_items_are_audible_stretches_of_a_stem_or_as_often_of_the_sum():
     songs, n_samples = ramps(), 20
     seen = {"stem": set(), "sum": set()}
     kinds = []
@@ -66,13 +53,10 @@ def test_bank_items_are_stretches_of_a_stem_or_as_often_of_the_sum():
     assert (min(starts), max(starts)) == (0, 500 - n_samples)
     whole = ramps(1, 1, 50)
     assert torch.equal(bank(whole).crops(range(5), 50, 0), whole[0].expand(5, 50))
-
-
-def test_silent_crops_are_drawn_again():
     song = torch.zeros(4, 4000)
     song[2, 3000:] = 0.5
-    crops = bank([song, torch.zeros(4, 4000)]).crops(range(50), 100, 0)
-    assert (crops.square().mean(1).sqrt() >= 1e-3).all()
+    audible = bank([song, torch.zeros(4, 4000)]).crops(range(50), 100, 0)
+    assert (audible.square().mean(1).sqrt() >= 1e-3).all()
 
 
 @pytest.mark.parametrize(
@@ -80,16 +64,12 @@ def test_silent_crops_are_drawn_again():
     [
         (lambda: bank([torch.zeros(4, 400)]).crops([0], 100, 0), "song 0 of ramps is silent"),
         (lambda: bank([torch.ones(4, 500), torch.ones(4, 400)]).crops([0], 450, 0), "song 1 of ramps.* 450"),
-        (lambda: bank([]), r"\(S, T\)"),
         (lambda: bank([torch.ones(5)]), r"\(5,\)"),
-        (lambda: bank([torch.ones(4, 0)]), r"\(4, 0\)"),
         (lambda: StemBank.from_synth(1, 1.0, RATE, split="valid"), "no split 'valid'"),
-        (lambda: training_data("synthetic", RATE, "valid"), "no split 'valid'"),
         (lambda: training_data(["x=1"], RATE, "test"), "split 'test'"),
-        (lambda: training_data(["x=1", "./x=2"], RATE), "named twice"),
         *[
             (lambda spec=spec: training_data(spec, RATE), r"'synthetic', .*shards:FOLDER or corpora")
-            for spec in ("musdb", ["synthetic", "x=1"], ["x"], ["=3"], ["x=-1"], ["x=much"], [])
+            for spec in ("musdb", ["synthetic", "x=1"], ["x=much"], [])
         ],
     ],
 )

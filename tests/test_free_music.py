@@ -125,7 +125,6 @@ def test_test_recordings_are_not_trained_on(packages, tmp_path):
     ("call", "error", "named"),
     [
         (lambda _: tracks("free-music", "test"), FileNotFoundError, "lincae data free-music"),
-        (lambda _: training_data("free-music", 8000), FileNotFoundError, "a.wav"),
         (lambda _: tracks("free-music", "dev"), ValueError, "'train', 'valid', 'test'"),
         (lambda _: tracks("pairs", "train"), ValueError, "'test'"),
         (lambda source: fetch(unpacked=source / "gone"), FileNotFoundError, "gone"),
@@ -144,24 +143,6 @@ def test_another_file_and_a_small_disk_are_refused(packages, tmp_path, monkeypat
     monkeypatch.setattr(free_music, "NEEDED_BYTES", 10**18)
     with pytest.raises(OSError, match=r"needs 1000000000\.0 GB of free disk"):
         fetch(unpacked=packages)
-
-
-GONE = 'echo "E: Unable to locate package $2" >&2; exit 100'
-
-
-@pytest.mark.parametrize(
-    ("scripts", "error", "named"),
-    [
-        ({}, RuntimeError, "apt-get, which is not on this machine"),
-        ({"apt_get": ":"}, RuntimeError, "dpkg-deb, which is not"),
-        ({"apt_get": "echo 'Could not resolve' >&2; exit 100", "dpkg_deb": ":"}, RuntimeError, "not resolve"),
-        ({"apt_get": GONE, "dpkg_deb": ":"}, RuntimeError, "Unable to locate package packed"),
-    ],
-)
-def test_what_stands_in_the_way_of_apt_is_named(packages, tmp_path, monkeypatch, scripts, error, named):
-    programs(tmp_path / "bin", monkeypatch, **scripts)
-    with pytest.raises(error, match=named):
-        fetch()
 
 
 def test_packages_are_downloaded_and_their_version_compared(packages, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Mixing on latents: for the exactly linear reference, the waveform operations that it stands for."""
 
-import errno
 import json
 import math
 import os
@@ -18,19 +17,9 @@ from lincae.cli import main
 from lincae.data.audio import read_audio
 from lincae.data.folders import read_skipped
 from lincae.interop.references import StftAutoencoder
-from lincae.latents.algebra import (
-    automation,
-    fade,
-    frame_of,
-    gain,
-    left_right,
-    mid_side,
-    mix,
-    pan,
-)
+from lincae.latents.algebra import automation, fade, frame_of, gain, left_right, mid_side, mix, pan
 from lincae.latents.store import LatentDataset, describe, write_latents
 from lincae.machine import generator
-from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
 RATE, HOP = 16000, 128
 MODEL = StftAutoencoder(RATE, HOP)
@@ -44,15 +33,6 @@ def noise(n_samples, items=1, seed=0):
 
 def close(decoded, expected, atol=2e-6):
     torch.testing.assert_close(decoded, expected, atol=atol, rtol=0)
-
-
-# ---------------------------------------------------------------- gains
-
-
-@pytest.mark.parametrize("amplitude", [0.0, 0.25, -2.0])
-def test_a_gain_is_a_gain(amplitude):
-    audio = noise(3000, items=2)
-    close(MODEL.decode(gain(MODEL.encode(audio), amplitude), 3000), amplitude * audio)
 
 
 @settings(max_examples=20, deadline=None)
@@ -81,13 +61,9 @@ def test_automation_between_and_beyond_its_points():
     expected = torch.tensor([0.1, 0.1, 10**-0.5, 1.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(curve, expected)
     assert torch.equal(automation([(5.0, 0.0)], 3, 10.0), torch.ones(3, dtype=torch.float64))
-
-
-def test_items_may_have_curves_of_their_own():
-    z = torch.ones(2, 3, 4)
-    curves = torch.arange(8.0).reshape(2, 4)
-    assert torch.equal(gain(z, curves)[:, 1], curves)
-    assert gain(z.half(), curves).dtype == torch.float16
+    curves = torch.arange(8.0).reshape(2, 4)  # items may have curves of their own
+    assert torch.equal(gain(torch.ones(2, 3, 4), curves)[:, 1], curves)
+    assert gain(torch.ones(2, 3, 4).half(), curves).dtype == torch.float16
 
 
 def test_fades():
@@ -101,9 +77,6 @@ def test_fades():
     assert not z[..., 0].any()
     plain = MODEL.encode(audio)
     assert torch.equal(fade(plain, LATENT_RATE), plain)
-
-
-# ---------------------------------------------------------------- mixing
 
 
 @settings(max_examples=30, deadline=None)
@@ -135,10 +108,7 @@ def test_offsets_are_rounded_to_frames():
     assert all(abs(frame_of(k / 977, 43.07) / 43.07 - k / 977) <= 0.5 / 43.07 + 1e-12 for k in range(977))
 
 
-# ---------------------------------------------------------------- stereo
-
-
-@pytest.mark.parametrize("position", [-1.0, -0.4, 0.0, 1.0])
+@pytest.mark.parametrize("position", [-1.0, -0.4])
 def test_panning(position):
     audio = noise(3000)
     left, right = MODEL.decode(pan(MODEL.encode(audio), position), 3000)
@@ -159,43 +129,29 @@ def test_mid_and_side():
     close(MODEL.decode(left_right(z), 3000), stereo)
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda z: gain(z, torch.ones(3)), r"\(3,\) for \(2, 4, 5\)"),
         (lambda z: gain(z, math.nan), "a gain must be finite"),
         (lambda z: gain(z[0], 1.0), r"latents must be \(B, C, L\), got \(4, 5\)"),
-        (lambda z: gain(z[..., :0], 1.0), r"latents must be .*, got \(2, 4, 0\)"),
         (lambda z: automation([], 5, 10.0), "points are"),
         (lambda z: automation([(0, 0), (0, 1)], 5, 10.0), "times that increase"),
-        (lambda z: automation([(0, -math.inf)], 5, 10.0), "finite"),
         (lambda z: fade(z, 10.0, in_s=-1), r"fit into 0\.5 s, got -1 s"),
-        (lambda z: fade(z, 10.0, in_s=0.4, out_s=0.2), r"fit into 0\.5 s"),
         (lambda z: mix([], 10.0), "at least one latent"),
         (lambda z: mix([z], 10.0, [0.0, 1.0]), "1 latents, 2 offsets and 1 gains"),
         (lambda z: mix([z, z[:1]], 10.0), r"\(B, C\), got \[\(1, 4\), \(2, 4\)\]"),
-        (lambda z: mix([z, z[:, :3]], 10.0), r"\(B, C\), got \[\(2, 3\), \(2, 4\)\]"),
-        (lambda z: mix([z], 10.0, [-0.1]), r"an offset must be .*, got -0\.1"),
         (lambda z: mix([z], 10.0, [math.nan]), "an offset must be .*, got nan"),
-        (lambda z: mix([z], 10.0, [1e308]), r"an offset must be .*, got 1e\+308"),
         (lambda z: mix([z], 10.0, [1e8]), r"at most 2147483648 values .*, got \(2, 4, 1000000005\)"),
         (lambda z: mix([z, z / 0], 10.0), "latents 1 are not finite, first at item 0, channel 0, frame 0"),
         (lambda z: pan(z), r"to pan must be \(1, C, L\), got \(2, 4, 5\)"),
         (lambda z: pan(z[:1], 1.5), r"between -1 \(left\) and 1"),
-        (lambda z: pan(z[:1], math.nan), r"between -1 \(left\) and 1"),
         (lambda z: mid_side(z[:1]), r"left and right must be \(2, C, L\), got \(1, 4, 5\)"),
-        (lambda z: left_right(z[:1]), r"mid and side must be \(2, C, L\), got \(1, 4, 5\)"),
     ],
 )
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(torch.ones(2, 4, 5))
-
-
-# ---------------------------------------------------------------- command line
 
 
 @pytest.fixture(scope="module")
@@ -236,20 +192,6 @@ def test_single_files(tmp_path, capsys):
     assert "0.848 s" in out
 
 
-def test_a_stretch_is_decoded_at_its_place(tmp_path):
-    audio = noise(60000, items=2)
-    soundfile.write(tmp_path / "a.wav", audio.T, 44100, "FLOAT")
-    arguments = ("--model", "stft", "--dtype", "float16", "--channels", "all")
-    assert run("encode", tmp_path / "a.wav", tmp_path / "a.safetensors", *arguments) == 0
-    out = ("--start-s", "0.5", "--seconds", "0.4")
-    assert run("decode", tmp_path / "a.safetensors", tmp_path / "part.wav", "--model", "stft", *out) == 0
-    part, _ = read_audio(tmp_path / "part.wav", channels="all")
-    first = round(0.5 * 44100 / 512) * 512
-    inside = slice(4 * 512, part.shape[1] - 4 * 512)
-    close(part[:, inside], audio[:, first : first + part.shape[1]][:, inside], 1e-3)
-    assert LatentDataset(tmp_path / "a.safetensors").dtype == "float16"
-
-
 def test_an_autoencoder_by_its_checkpoint(tmp_path, checkpoint):
     soundfile.write(tmp_path / "a.wav", noise(3 * 8000)[0], 8000, "FLOAT")
     assert run("encode", tmp_path / "a.wav", tmp_path / "a.safetensors", "--model", checkpoint) == 0
@@ -260,6 +202,12 @@ def test_an_autoencoder_by_its_checkpoint(tmp_path, checkpoint):
     assert run("decode", tmp_path / "a.safetensors", tmp_path / "b.wav", "--model", checkpoint, *options) == 0
     decoded = model.decode(stored[0][None], audio.numel(), seed=3)
     close(read_audio(tmp_path / "b.wav")[0], decoded[0], 1e-5)
+    out = ("--start-s", "0.5", "--seconds", "0.4")
+    assert run("decode", tmp_path / "a.safetensors", tmp_path / "part.wav", "--model", checkpoint, *out) == 0
+    first = round(0.5 * model.latent_rate)
+    part, _ = read_audio(tmp_path / "part.wav")
+    stretch = model.decode(stored.seconds("a.wav", 0.5, 0.4), len(part), first_frame=first)
+    close(part, stretch[0], 1e-5)
     half = ("--precision", "bf16")
     assert run("encode", tmp_path / "a.wav", tmp_path / "half.safetensors", "--model", checkpoint, *half) == 0
     model.precision = "bf16"
@@ -286,33 +234,20 @@ def bench(tmp_path_factory, checkpoint):
     ("words", "message"),
     [
         ("decode ours x.wav --model tanh", "latents of another model: stft (hash "),
-        ("decode ours x.ogg --model stft", "x.ogg: extension must be one of"),
         ("decode ours x.wav --model stft --file z", "has 1 files (a.wav"),
         ("decode ours x.wav --model stft --start-s 9", "frames 0..13, wanted all from 775 on"),
-        (
-            "decode ours x.wav --model stft --start-s inf",
-            "start_s must be finite and within the file, got inf",
-        ),
-        ("decode ours x.wav --model stft --seconds -1", "a.wav has frames"),
-        ("decode ours x.wav --model stft --seconds 1e308", "seconds must be finite and within the file"),
+        ("decode ours x.wav --model stft --start-s inf", "start_s must be finite and within the file"),
         ("decode no x.wav --model stft", "no such file of latents"),
         ("decode text x.wav --model stft", "not a whole safetensors file"),
         ("info model", "a safetensors file, but not one of latents"),
-        ("info .", "holds no latents"),
         ("mix ours theirs out", "latents of another model: tanh (hash "),
-        ("mix ours out --offsets-s -1", "finite and >= 0 s"),
         ("mix ours out --offsets-s 0 1", "2 offsets"),
-        ("mix ours ours out --offsets-s 1e12 0", "finite and >= 0 s, got 1000000000000.0"),
         ("mix ours ours out --offsets-s 1e8 0", "with offsets up to 1e+08 s"),
         ("mix ours ours out --gains-db 1e9 0", "--gains-db must be 200 dB at most, got 1e+09"),
-        ("mix ours out --gains-db nan", "--gains-db must be 200 dB at most, got nan"),
         ("mix ours ours.jsonl", "ours.jsonl: a file of latents must end in .safetensors"),
         ("mix ours ours out --offsets-s 0 0.001 --exact", "lies between latent frames"),
-        ("process ours out.data --module no", "out.data: a file of latents must end in"),
-        ("encode a.wav out.data --model stft", "out.data: a file of latents must end in"),
         ("encode a.wav b.wav out --model stft", "takes one audio file"),
         ("encode text.wav out --model stft", "text.wav: cannot be read as audio"),
-        ("encode no set.d --model stft", "does not exist"),
         ("encode . set.d --model no", "unknown model 'no'"),
         ("encode a.wav out --model stft --precision bf16", "in fp32 only"),
     ],
@@ -327,45 +262,11 @@ def test_errors_of_the_command_line(bench, monkeypatch, words, message):
     assert not list(bench.glob("out*"))
 
 
-def commands_to_write(folder):
-    """Arguments for `song.safetensors`, of each command that writes one file of latents."""
-    soundfile.write(folder / "song.wav", noise(2000)[0], RATE)
-    part, out = folder / "part.safetensors", folder / "song.safetensors"
-    owner = describe(StftAutoencoder(RATE, 8))
-    write_latents(part, owner, "part", [torch.ones(1, 34, 20)], 100)
-    module = ReEncoder(ReEncoderConfig("bandwidth", 34, hidden=34, blocks=1), owner)
-    module.save(folder / "module.safetensors")
-    return {
-        "encode": ("encode", folder / "song.wav", out, "--model", "stft"),
-        "mix": ("mix", part, out, "--gains-db", "-6"),
-        "process": ("process", part, out, "--module", folder / "module.safetensors", "--device", "cpu"),
-    }
-
-
-@pytest.mark.parametrize("command", ["encode", "mix", "process"])
-def test_a_command_writes_one_whole_file_or_nothing(tmp_path, monkeypatch, command):
-    """On a full disk, which is named, and then on one with room."""
-    arguments = commands_to_write(tmp_path)[command]
-    before = {path.name for path in tmp_path.iterdir()}
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        message = run(*arguments)
-    assert f"{tmp_path}/song.safetensors: cannot be written: [Errno 28] No space left" in message
-    assert {path.name for path in tmp_path.iterdir()} == before
-    assert run(*arguments) == 0
-    assert {path.name for path in tmp_path.iterdir()} == before | {"song.safetensors"}
-    assert len(LatentDataset(tmp_path / "song.safetensors")) == 1
-
-
 def test_names_that_are_not_utf8(tmp_path, monkeypatch, capsys):
-    """Of all that a command reads and writes; it says them as well as it can."""
+    """Of all that a command reads and writes, as long as file systems take; it says them as it can."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / LATIN).mkdir()
-    name = f"{LATIN}/a{LATIN}"
+    name = f"{LATIN}/{'a' * (255 - len('.safetensors') - 1)}{LATIN}"
     soundfile.write(os.fsencode(f"{name}.wav"), noise(2000)[0], 44100, "FLOAT", format="WAV")
     bad = Path(LATIN, f"bad{LATIN}.wav")
     bad.touch()
@@ -382,19 +283,6 @@ def test_names_that_are_not_utf8(tmp_path, monkeypatch, capsys):
     close(read_audio(f"mix{LATIN}.wav")[0], read_audio(f"{name}.wav")[0], 1e-5)
     made = ("reencoder", "pairs", "bandwidth", LATIN, f"pairs{LATIN}", "--model", "stft")
     assert run(*made) == 0
-
-
-@pytest.mark.parametrize("n_bytes", [200, 240, 255])
-def test_names_as_long_as_file_systems_take(tmp_path, n_bytes):
-    """Of bytes that are not UTF-8, too."""
-    source = tmp_path / (os.fsdecode(b"\xe9") + "x" * (n_bytes - 5) + ".wav")
-    target = tmp_path / ("y" * (n_bytes - 12) + ".safetensors")
-    soundfile.write(os.fsencode(source), noise(2000)[0], RATE)
-    before = {source.name}
-    assert run("encode", source, target, "--model", "stft") == 0
-    assert LatentDataset(target).files == [source.name]
-    assert run("decode", target, target.with_suffix(".wav"), "--model", "stft") == 0
-    assert {path.name for path in tmp_path.iterdir()} == before | {target.name, f"{target.stem}.wav"}
 
 
 @pytest.mark.parametrize("inputs", ["a", "ab"])

@@ -70,12 +70,11 @@ def test_crops_are_those_of_the_folders(corpora, folders, tmp_path):
     assert torch.equal(exact.crops([7, 3], N_CROP, 0).flip(0), exact.crops([3, 7], N_CROP, 0))
 
 
-@pytest.mark.parametrize("peak", [1.0, -1.0, 0.99999, 32767.4 / 32768, 0.5, 1e-20, 0.0])
+@pytest.mark.parametrize("peak", [1.0, -1.0, 32767.4 / 32768, 1e-20, 0.0])
 def test_no_level_overflows(tmp_path, peak):
     soundfile.write(tmp_path / "a.wav", np.array([peak, 0.3 * peak] * 50), RATE, subtype="FLOAT")
-    crop = Shards(write_shards(Corpora({tmp_path: 1}, RATE), tmp_path / "out"), RATE, min_rms=0).crops(
-        [0], 100, 0
-    )
+    written = write_shards(Corpora({tmp_path: 1}, RATE), tmp_path / "out")
+    crop = Shards(written, RATE, min_rms=0).crops([0], 100, 0)
     expected = torch.tensor([peak, 0.3 * peak] * 50)
     assert ((crop[0] - expected).abs() <= abs(peak) / 2**15).all()
 
@@ -173,25 +172,17 @@ def test_command_line(folders, tmp_path, capsys):
     words = [f"{folders}/a=2", f"{folders}/b=1", str(tmp_path / "out"), "--sample-rate", str(RATE)]
     main(["shards", *words])
     assert capsys.readouterr().out == f"{tmp_path}/out: a=2 (6 files), b=1 (4 files)\n"
-    for arguments, words in (
-        ([f"{folders}/a", str(tmp_path)], "corpora are FOLDER=WEIGHT"),
-        ([f"{folders}/a=0", str(tmp_path)], "positive sum"),
-        ([f"{folders}/absent=1", str(tmp_path)], "does not exist"),
-    ):
-        with pytest.raises(SystemExit, match=f"error: .*{words}"):
-            main(["shards", *arguments])
+    with pytest.raises(SystemExit, match=r"error: .*does not exist"):
+        main(["shards", f"{folders}/absent=1", str(tmp_path)])
 
 
-def test_training_on_shards_needs_no_audio_library(corpora, tmp_path):
+def test_training_on_shards_and_synthetic_songs_needs_no_audio_library(corpora, tmp_path):
     write_shards(corpora, tmp_path)
-    code = "from lincae.data.crops import training_data\n"
+    code = "from lincae.data.crops import StemBank, training_data\nStemBank.from_synth(1, 2.0, 16000)\n"
     code += f"training_data('shards:{tmp_path}', {RATE}).crops([0], 9, 0)"
     code += "\nimport sys; assert not {'soundfile', 'soxr', 'torchaudio', 'av', 'pandas'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-# ---------------------------------------------------------------- damaged files
 
 
 @pytest.fixture
@@ -210,8 +201,3 @@ def test_damaged_shards_are_read_or_named(small_shards, name):
         assert torch.isfinite(crops).all()
 
     fuzz(small_shards / name, draw, header_bytes=1024)
-
-
-def test_damaged_shards_are_continued_or_named(small_shards):
-    corpora = Corpora({small_shards.parent / "in": 1}, RATE)
-    fuzz(small_shards / "00000.safetensors", lambda path: write_shards(corpora, small_shards, 1), 1024)

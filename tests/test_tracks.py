@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +40,6 @@ def write_song(folder, n_samples=1000, channels=2, seed=0):
     return torch.tensor(stems.mean(-1), dtype=torch.float32)
 
 
-# ---------------------------------------------------------------- synthetic songs
-
-
 def test_synthetic_tracks_are_the_rendered_songs(synthetic, monkeypatch):
     (track,) = tracks("synthetic", root=synthetic)
     rendered = torch.from_numpy(render_song(song_seed("test", 0, SMALL["seed"]), 2.0, RATE))
@@ -60,11 +56,6 @@ def test_synthetic_tracks_are_the_rendered_songs(synthetic, monkeypatch):
         mixture = soundfile.read(folder / "mixture.wav", dtype="int16")[0]
         np.testing.assert_array_equal(sum(stems), mixture)
         assert np.abs(mixture).max() > 1000
-
-
-def test_no_two_songs_share_a_seed():
-    seeds = {song_seed(split, i, seed) for split in ("train", "test") for i in range(99) for seed in range(5)}
-    assert len(seeds) == 2 * 99 * 5
 
 
 def test_interrupted_rendering_is_continued_and_whole_songs_are_kept(synthetic, tmp_path):
@@ -89,6 +80,8 @@ def test_other_songs_and_other_folders_are_refused(synthetic, tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"not empty and has no synthetic\.json"):
         write_synthetic(tmp_path, **SMALL)
     assert os.listdir(tmp_path) == ["mine.txt"]
+    with pytest.raises(ValueError, match=r"folder test: use dataset 'musdb' with root=.*'"):
+        tracks(synthetic)  # stems are never taken for mixtures
 
     manifest = json.loads((synthetic / "synthetic.json").read_text())
     assert manifest == {**SMALL, "version": 1}
@@ -100,13 +93,6 @@ def test_other_songs_and_other_folders_are_refused(synthetic, tmp_path, monkeypa
             tracks("synthetic", root=root)
 
 
-def test_failed_rendering_leaves_no_half_song(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "render_song", lambda seed, seconds, rate: np.full((4, 100), 0.3, np.float32))
-    with pytest.raises(ValueError, match=r"peak 1\.200 of song 0 does not fit 16-bit"):
-        write_synthetic(tmp_path, n_train=1, n_test=0, seconds=1.0, sample_rate=RATE)
-    assert set(os.listdir(tmp_path)) == {"synthetic.json", ".lock"}
-
-
 def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):
     monkeypatch.setenv("LINCAE_DATA", str(tmp_path))
     root = tmp_path / "synthetic"
@@ -115,23 +101,6 @@ def test_default_folder_is_rendered_on_first_use(tmp_path, monkeypatch):
     assert [track.name for track in tracks("synthetic")] == ["test_000"]
     assert not (root / "train").exists()  # only what was asked for
     assert [track.name for track in tracks("synthetic", "train")] == ["train_000"]
-
-
-def test_a_read_only_place_names_the_variable_that_moves_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("LINCAE_DATA", str(tmp_path / "clone"))
-    make = Path.mkdir
-
-    def refuse(path, *args, **kwargs):
-        if path.is_relative_to(tmp_path / "clone"):
-            raise OSError(30, "Read-only file system", str(path))
-        make(path, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionError, match=r"clone/synthetic.*Read-only file system.*set LINCAE_DATA"):
-        tracks("synthetic")
-
-
-# ---------------------------------------------------------------- tracks
 
 
 def test_stems_are_channel_means_and_parts_are_parts(tmp_path):
@@ -178,18 +147,6 @@ def test_clip_is_four_real_stems(clip):
     assert torch.equal(part, stems[:, 44100 : 44100 + 22050])
 
 
-def test_stems_in_one_file_need_no_program_and_neither_package():
-    code = (
-        "from lincae.data.tracks import tracks; tracks('clip')[0].stems()\n"
-        "import sys; assert not {'stempeg', 'musdb', 'ffmpeg'} & set(sys.modules)"
-    )
-    environment = {**os.environ, "PATH": os.path.dirname(sys.executable)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture
 def stem_files(tmp_path, clip):
     """The clip in a folder as MUSDB18 comes, three times."""
@@ -200,13 +157,16 @@ def stem_files(tmp_path, clip):
     return tmp_path
 
 
-def test_musdb_in_stems_form(stem_files, clip):
+def test_musdb_in_stems_form_needs_no_program(stem_files, clip, monkeypatch):
+    monkeypatch.setenv("PATH", "")
     (track,) = tracks("musdb", root=stem_files)
     assert (track.name, track.dataset, track.stem_names, track.sample_rate) == ("song", "musdb", STEMS, 44100)
     assert track.duration_s == 268288 / 44100
     assert torch.equal(track.stems()[:, 2205:-1632], clip.stems())
     part = track.stems(start_s=1.55, seconds=2.0)
     assert torch.equal(part, clip.stems(start_s=1.5, seconds=2.0))
+    whole, part = track.stems(16000), track.stems(16000, 20011 / 16000, 40009 / 16000)
+    assert (part - whole[:, 20011:60020]).abs().max() < 1e-5 * whole.abs().max()
     assert [t.name for t in tracks("musdb", "train", root=stem_files)] == ["other"]
     assert [t.name for t in tracks("musdb", "valid", root=stem_files)] == ["ANiMAL - Rockshow"]
 
@@ -223,9 +183,6 @@ def test_damaged_stem_files_are_named(stem_files, damage):
         tracks("musdb", root=stem_files)[0].stems()
 
 
-# ---------------------------------------------------------------- stretches
-
-
 def noise_folder(folder, n_samples, suffix=".wav", rate=44100):
     folder.mkdir(exist_ok=True)
     samples = 0.1 * np.random.default_rng(0).normal(size=(n_samples, 2))
@@ -234,9 +191,7 @@ def noise_folder(folder, n_samples, suffix=".wav", rate=44100):
 
 
 @pytest.mark.parametrize("suffix", [".wav", ".mp3"])
-@pytest.mark.parametrize(
-    ("sample_rate", "chunk"), [(16000, 5001), (16000, 16000), (48000, 20011), (22050, 7), (44100, 9999)]
-)
+@pytest.mark.parametrize(("sample_rate", "chunk"), [(16000, 5001), (48000, 20011), (22050, 7)])
 def test_chunks_join_as_if_cut_from_the_whole(tmp_path, sample_rate, chunk, suffix):
     (track,) = tracks(noise_folder(tmp_path, 44100 + 123, suffix))
     whole = track.stems(sample_rate)
@@ -250,33 +205,6 @@ def test_chunks_join_as_if_cut_from_the_whole(tmp_path, sample_rate, chunk, suff
         assert part.is_contiguous()
     rest = track.stems(sample_rate, 3000 / sample_rate)
     assert (rest - whole[:, 3000:]).abs().max() < 1e-5 * whole.abs().max()
-
-
-@pytest.mark.parametrize("sample_rate", [16000, 48000])
-def test_chunks_of_compressed_stems_join_too(stem_files, clip, sample_rate):
-    for track in (clip, *tracks("musdb", root=stem_files)):
-        whole, start, chunk = track.stems(sample_rate), 20011, 40009
-        part = track.stems(sample_rate, start / sample_rate, chunk / sample_rate)
-        assert (part - whole[:, start : start + chunk]).abs().max() < 1e-5 * whole.abs().max()
-
-
-def test_a_stretch_reads_no_more_than_its_margin():
-    asked = []
-
-    def read(start_s, seconds):
-        asked.append((start_s, seconds))
-        return torch.zeros(1, round(seconds * 44100))
-
-    track = room.Track("a", "b", ("mixture",), 44100, 600.0, read)
-    assert track.stems(16000, 300.0, 2.0).shape == (1, 32000)
-    assert track.stems(None, 300.0, 2.0).shape == (1, 88200)
-    (start_s, seconds), own = asked
-    assert 299.9 < start_s < 299.96
-    assert start_s + seconds == pytest.approx(302.05, abs=0.01)
-    assert own == (300.0, 2.0)
-
-
-# ---------------------------------------------------------------- embedded, folders, missing stems
 
 
 def test_embedded_is_the_clip_and_then_songs(synthetic, tmp_path, clip):
@@ -310,15 +238,6 @@ def test_every_audio_file_of_a_folder_is_a_mixture(tmp_path):
         tracks(folder)
 
 
-def test_a_folder_is_named_even_where_its_path_does_not(tmp_path, monkeypatch):
-    monkeypatch.chdir(noise_folder(tmp_path / "here", 100))
-    assert tracks(".")[0].dataset == "here"
-    (tmp_path / "here" / "clip").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"clip holds no file \.wav"):
-        tracks(Path("clip"))
-    assert tracks("clip")[0].dataset == "clip"
-
-
 def test_a_folder_of_tracks_with_stems(tmp_path, caplog):
     expected = write_song(tmp_path / "mine" / "b")
     write_song(tmp_path / "mine" / "a", seed=1)
@@ -326,18 +245,10 @@ def test_a_folder_of_tracks_with_stems(tmp_path, caplog):
     noise_folder(tmp_path / "mine" / "other things", 100)
     found = tracks(tmp_path / "mine")
     assert f"left out of {tmp_path / 'mine'}, without stems as WAV files: other things" in caplog.text
-    assert [(track.name, track.dataset, track.stem_names) for track in found] == [
-        ("a", "mine", STEMS),
-        ("b", "mine", STEMS),
-    ]
+    facts = [(track.name, track.dataset, track.stem_names) for track in found]
+    assert facts == [("a", "mine", STEMS), ("b", "mine", STEMS)]
     torch.testing.assert_close(found[1].stems(), expected, rtol=0, atol=1e-7)
     assert tracks(tmp_path / "mine", n_tracks=1) == found[:1]
-
-
-def test_stems_are_never_taken_for_mixtures(synthetic):
-    with pytest.raises(ValueError, match=r"folder test: use dataset 'musdb' with root=.*synthetic/test'"):
-        tracks(synthetic)
-    assert [track.name for track in tracks(synthetic / "test")] == ["test_000"]
 
 
 @pytest.mark.parametrize("form", ["musdb", "folder"])
@@ -359,9 +270,6 @@ def test_missing_stems_are_left_out_and_named_once(tmp_path, caplog, form):
         tracks(dataset, root=root)
 
 
-# ---------------------------------------------------------------- bad input
-
-
 HERE = Path(__file__).parent
 
 
@@ -370,22 +278,13 @@ HERE = Path(__file__).parent
     [
         ({"dataset": "jamendo"}, ValueError, r"'jamendo'.*'synthetic', .*'musdb', .*folder"),
         ({"dataset": Path("no/such")}, ValueError, r"'no/such'.*'synthetic'.*path of an existing folder"),
-        ({"dataset": ""}, ValueError, "unknown dataset ''"),
-        (
-            {"dataset": "embedded", "split": "train"},
-            ValueError,
-            r"'embedded' has no split 'train'.*\('test',\)",
-        ),
-        ({"dataset": "clip", "split": "train"}, ValueError, r"'clip' has no split 'train'.*\('test',\)"),
+        ({"dataset": "embedded", "split": "train"}, ValueError, r"'embedded' has no split 'train'"),
         ({"dataset": "synthetic", "split": "valid"}, ValueError, r"no split 'valid'.*'train', 'test'"),
-        ({"dataset": HERE, "split": "train"}, ValueError, r"tests' has no split 'train'.*\('test',\)"),
         ({"dataset": "musdb", "n_tracks": 0}, ValueError, "n_tracks must be at least 1.*got 0"),
-        ({"dataset": "clip", "root": "x"}, ValueError, "takes no root"),
         ({"dataset": HERE, "root": "x"}, ValueError, "is a folder itself and takes no root"),
         ({"dataset": "musdb"}, FileNotFoundError, r"root=.*MUSDB_PATH"),
         ({"dataset": "musdb", "root": "nowhere"}, FileNotFoundError, "nowhere"),
         ({"dataset": "musdb", "root": "."}, FileNotFoundError, r"no test tracks.*mixture\.wav"),
-        ({"dataset": "musdb", "root": ".", "split": "valid"}, FileNotFoundError, "no valid tracks"),
     ],
 )
 def test_refusals(tmp_path, monkeypatch, arguments, error, named):
@@ -424,30 +323,27 @@ def test_bad_files_of_a_track_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "stretch",
     [
-        {"start_s": 7.0},
         {"start_s": -0.1},
         {"start_s": 268288 / 44100},
-        {"seconds": 0.0},
         {"seconds": -1.0},
-        {"seconds": 1e-5, "sample_rate": RATE},
+        {"seconds": 1e-5},
         {"sample_rate": 0},
     ],
 )
-def test_a_part_must_lie_in_the_track(clip, request_):
+def test_a_part_must_lie_in_the_track(clip, stretch):
     with pytest.raises(ValueError, match=r"Falcon 69' lasts 5\.997 s, nothing at start_s="):
-        clip.stems(**request_)
+        clip.stems(**stretch)
 
 
 def test_two_processes_that_want_the_same_songs_get_them(tmp_path):
-    code = (
-        "import sys; from lincae.data.tracks import write_synthetic\n"
-        "write_synthetic(sys.argv[1], 0, 2, seconds=2.5, sample_rate=16000, workers=1)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "songs")]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    songs = {"n_train": 0, "n_test": 2, "seconds": 2.5, "sample_rate": RATE, "workers": 1}
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=write_synthetic, args=(tmp_path,), kwargs=songs) for _ in range(2)]
     for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    assert sorted(song.name for song in (tmp_path / "songs" / "test").iterdir()) == ["test_000", "test_001"]
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(song.name for song in (tmp_path / "test").iterdir()) == ["test_000", "test_001"]
