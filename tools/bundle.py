@@ -3,9 +3,10 @@
     python tools/bundle.py runs/study-lin-cae study/lin-cae
     python tools/bundle.py --study runs/study        # every finished run runs/study-NAME as study/NAME
     python tools/bundle.py --reencoder data/checkpoints/reencoder/lin-cae
+    python tools/bundle.py --reencoder data/checkpoints/linear    # pairs of `lincae reencoder linear`
 
 The card holds the weights' sha256, which `lincae.load` compares for every bundled model, and
-`ReEncoder.load` for every bundled module. Modules of one autoencoder share a card.
+`ReEncoder.load` and `LinearPair.load` for every bundled module. Modules of one folder share a card.
 """
 
 import argparse
@@ -20,12 +21,13 @@ from typing import Any
 
 import torch
 
-from lincae.checkpoints import CARD, HASH_ROW, from_dict, read_checkpoint
+from lincae.checkpoints import CARD, HASH_ROW, from_dict, kind_of, read_checkpoint
 from lincae.files import atomic_write, sha256_of
 from lincae.interop.bundled import BUNDLED
 from lincae.interop.models import load
 from lincae.machine import resolve_device
 from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe
+from lincae.reencoder.linear import KIND as LINEAR
 from lincae.reencoder.module import KIND, SIZES
 from lincae.training.environment import hardware
 
@@ -81,54 +83,74 @@ def _refuse_unfinished(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def reencoder_card(folder: str | Path, **facts: str) -> Path:
-    """Write the card of the modules in a folder, a table for each, and return its path.
+    """Write the card of the modules in a folder, or of the linear pairs, a table for each; return its path.
 
     What is there is taken as it is: its sha256 is the one that loading will ask for. `facts` go into every
     table; without `hardware` among them it is this machine, since `make reencoder` writes the card where it
     trains. Raises FileNotFoundError for a folder without modules; ValueError for a file of another kind, a
-    module that is not finished and one that no command of `lincae.reencoder.training` makes.
+    module that is not finished and one that no command of `lincae reencoder` makes.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no modules (*.safetensors): `make reencoder` trains them")
     facts = {"hardware": hardware(resolve_device("auto"))} | facts
-    parts = [
-        f"# Re-Encoders of {folder.name}",
-        "",
-        "Modules over latents, in half precision (`make reencoder`).",
-        "",
-    ]
+    kind = kind_of(paths[0], (KIND, LINEAR))
+    title = f"Re-Encoders of {folder.name}"
+    says = "Modules over latents, in half precision (`make reencoder`)."
+    if kind == LINEAR:
+        title = "Linear Re-Encoders"
+        says = "Pairs of maps around frozen autoencoders, in half precision."
+    parts = [f"# {title}", "", says, ""]
     for path in paths:
-        description, tensors = read_checkpoint(path, KIND)
-        owner, metadata, module = (description[key] for key in ("autoencoder", "metadata", "reencoder"))
+        description, tensors = read_checkpoint(path, kind)
+        owner, metadata = description["autoencoder"], description["metadata"]
         if "training" not in metadata:
-            raise ValueError(f"{path} does not say how it was trained: lincae.reencoder.training writes that")
+            raise ValueError(f"{path} does not say how it was trained: `lincae reencoder` writes that")
         _refuse_unfinished(path, metadata)
-        rows = {"task": module["task"], "objective": metadata["training"]["objective"]}
-        if module["task"] == "bandwidth":
-            rows["inputs keep"] = f"1/{metadata['factor']} of the band"
-        else:
-            rows["layout"] = module["layout"]
+        module, rows, data, command = (_pair if kind == LINEAR else _module)(path, description)
         rows |= {
             "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}",
             HASH_ROW.format(path.name): sha256_of(path),
             "autoencoder": f"{owner['name']}, {owner['fingerprint']} (sha256 of weights and settings)",
             "latents": f"{module['latent_channels']} channels at {owner['latent_rate']:.2f} Hz",
             "step": metadata["step"],
-            "data": f"{metadata['pairs']} songs",
+            "data": data,
             "training": json.dumps(metadata["training"]),
             "commit": metadata["commit"],
             **facts,
-            "command": f"`{training_command(path, description)}`",
+            "command": f"`{command}`",
         }
         parts += [f"## {path.name}", "", "| | |", "|---|---|"]
         parts += [*(f"| {key} | {value} |" for key, value in rows.items()), ""]
-    usage = f'module = ReEncoder.load("{paths[0].as_posix()}")'
-    parts += ["```python", "from lincae.reencoder import ReEncoder", "", usage, "```", ""]
+    imports = "from lincae.reencoder import ReEncoder"
+    use = f'module = ReEncoder.load("{paths[0].as_posix()}")'
+    if kind == LINEAR:
+        imports = "import lincae"
+        use = f'model = lincae.load("{owner["name"]}", linear="{folder.name}/{path.stem}")'
+    parts += ["```python", imports, "", use, "```", ""]
     with atomic_write(folder / CARD) as file:
         file.write("\n".join(parts).encode())
     return folder / CARD
+
+
+def _module(path: Path, description: dict[str, Any]) -> tuple[dict, dict, str, str]:
+    """Configuration, first rows, data and command of a Re-Encoder."""
+    metadata, module = description["metadata"], description["reencoder"]
+    rows = {"task": module["task"], "objective": metadata["training"]["objective"]}
+    if module["task"] == "bandwidth":
+        rows["inputs keep"] = f"1/{metadata['factor']} of the band"
+    else:
+        rows["layout"] = module["layout"]
+    return module, rows, f"{metadata['pairs']} songs", training_command(path, description)
+
+
+def _pair(path: Path, description: dict[str, Any]) -> tuple[dict, dict, str, str]:
+    """The same of a linear pair. Raises ValueError for one that `lincae reencoder linear` did not make."""
+    metadata, pair = description["metadata"], description["linear"]
+    if "command" not in metadata:
+        raise ValueError(f"{path} does not say its command: `lincae reencoder linear` writes that")
+    return pair, {"design": pair["design"], "odd": pair["odd"]}, metadata["data"], metadata["command"]
 
 
 def training_command(path: Path, description: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """`lincae reencoder`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import click
 import torch
 
+from lincae.commands import options
 from lincae.commands.latents import loaded
 from lincae.commands.options import Command, changes, choice, device, model, option, run_folder, several
 from lincae.data.crops import training_data
@@ -115,7 +117,8 @@ def pairs(task, audio, out, model, factor, split, songs, rank, world, device) ->
 @option("--out", required=True, help="Write the trained pair here, in half precision.")
 @device
 @changes
-def linear(model, sources, validation, design, odd, run, out, device, changes) -> None:
+@click.pass_context
+def linear(context, model, sources, validation, design, odd, run, out, device, changes) -> None:
     """Train two small maps that make the latents of a frozen autoencoder linear.
 
     \b
@@ -144,7 +147,8 @@ def linear(model, sources, validation, design, odd, run, out, device, changes) -
             autoencoder, data, config, folder / "batches", config.encoded_batches
         )
     goal = linear_training.LinearObjective.build(config, autoencoder, data)
-    pair = loop.train(goal, data, folder, validation=held_out, device=device)
+    command = shlex.join(["lincae", "reencoder", "linear", *context.meta[options.WORDS]])
+    pair = loop.train(goal, data, folder, validation=held_out, device=device, command=command)
     click.echo(pair.save(target, torch.float16))
 
 

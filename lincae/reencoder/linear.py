@@ -1,7 +1,6 @@
 """Any frozen autoencoder made linear by two small maps on its latents.
 
-    pair = LinearPair.load("m2l-linear.safetensors")
-    model = linearise(lincae.load("desk/m2l"), pair.phi, pair.psi)
+    model = lincae.load("desk/m2l", linear="linear/desk-m2l")  # or the file of another pair
     both = model.decode(model.encode(u) + model.encode(v))
 
 `phi` takes latents z to linear latents w, which add and scale like the sound; `psi` takes them back. Three
@@ -37,6 +36,7 @@ from lincae.checkpoints import (
 )
 from lincae.interface import AutoencoderLike, check_fields, check_latents
 from lincae.interop import models
+from lincae.interop.bundled import BUNDLED, check_hash
 from lincae.latents.store import check_description, check_same_model, describe
 from lincae.machine import resolve_device
 
@@ -317,12 +317,19 @@ class LinearPair(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> "LinearPair":
-        """A pair on a device, ready for use.
+        """A pair from a file, or a bundled one by its name such as "linear/desk-m2l", ready on a device.
 
         Raises FileNotFoundError; ValueError, naming the file, for a damaged one, another kind of checkpoint,
-        unknown settings and tensors that do not fit.
+        unknown settings, tensors that do not fit, and a bundled file that is not the one of its card.
         """
         path = Path(path)
+        bundled = BUNDLED / f"{path}.safetensors"
+        if bundled.is_file() and not path.exists():
+            path = bundled
+        if path.resolve().is_relative_to(BUNDLED):
+            check_hash(
+                path, f"`python tools/bundle.py --reencoder {path.parent}` makes a card of what is there"
+            )
         description, tensors = read_checkpoint(path, KIND)
         config = from_dict(LinearConfig, description.get("linear"), f"{path}: linear")
         owner = description.get("autoencoder")
@@ -345,7 +352,8 @@ def linearise(model: AutoencoderLike, phi: nn.Module, psi: nn.Module) -> "Linear
 def load(
     name_or_path: str | Path, device: str = "auto", *, linear: str | Path | None = None, **settings: Any
 ) -> AutoencoderLike:
-    """`lincae.interop.models.load`, and around the model the pair in the file `linear`, if one is named.
+    """`lincae.interop.models.load`, and around the model the pair `linear`, if one is named: a file, or the
+    name of one that ships with the package, such as "linear/desk-m2l".
 
     Raises as it does and as `LinearPair.load`; LatentFileError, naming both, for a pair of another model.
     """

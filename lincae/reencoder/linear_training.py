@@ -299,7 +299,8 @@ class LinearObjective(TrainingObjective):
         return {name: sum(row[name].item() for row in rows) / len(rows) for name in rows[0]}
 
     def publish(self, folder: Path, data: TrainingData, metadata: dict[str, Any]) -> None:
-        self.model.metadata |= {name: metadata[name] for name in ("training", "data", "step", "commit")}
+        names = ("training", "data", "step", "commit", "command")
+        self.model.metadata |= {name: metadata[name] for name in names if name in metadata}
         self.model.save(folder / MODULE)
 
     def load(self, folder: Path, device: str) -> LinearPair:
