@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import warnings
 
 import pytest
@@ -11,12 +12,14 @@ import lincae
 from lincae.cli import main
 from lincae.data.audio import write_audio
 from lincae.interface import AutoencoderLike
+from lincae.interop.bundled import BUNDLED
 from lincae.interop.codecs import Oobleck
 from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.latents.store import LatentDataset, LatentFileError, describe
 from lincae.linearity import LinearityConfig
 from lincae.machine import generator
 from lincae.metrics import relative_l2
+from lincae.reencoder import linear as linear_reencoder
 from lincae.reencoder.linear import LinearConfig, LinearPair, linearise, mean_around
 from lincae.reencoder.linear_training import (
     LinearObjective,
@@ -28,6 +31,7 @@ from lincae.reencoder.linear_training import (
 from lincae.training.loop import train
 from lincae.training.processes import NonFiniteError
 from tests.fuzzing import fuzz
+from tools.bundle import reencoder_card
 
 RATE = 8000
 OWNER = {"name": "owner", "fingerprint": "0" * 64, "sample_rate": RATE, "latent_rate": RATE / 64}
@@ -182,6 +186,61 @@ def test_load_takes_a_pair_of_the_same_autoencoder(tmp_path):
     torch.testing.assert_close(linear.decode(linear.encode(audio)), toy.decode(toy.encode(audio)))
     with pytest.raises(LatentFileError, match=r"another model: tanh .*, not of stft"):
         lincae.load("stft", "cpu", linear=path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((BUNDLED / "linear").glob("*.safetensors")), ids=lambda path: path.stem
+)
+def test_a_bundled_pair_loads_by_name_and_leaves_reconstruction_as_it_is(path, monkeypatch):
+    pair = LinearPair.load(path, "cpu")
+    owner = pair.autoencoder["name"]
+    frozen = lincae.load(owner, "cpu")
+    monkeypatch.chdir(BUNDLED.parent)
+    linear = lincae.load(owner, "cpu", linear=f"linear/{path.stem}")
+    assert linear.fingerprint() == pair.linear_description()["fingerprint"]
+    assert path.stat().st_size < 2**20
+    assert sum(p.numel() for p in pair.parameters()) <= 0.05 * sum(p.numel() for p in frozen.parameters())
+
+    sound = 0.1 * latents(1, 4096)
+    z = frozen.encode(sound)
+    assert relative_l2(linear.decode(linear.encode(sound)), frozen.decode(z)).max() < 0.01
+    turned = frozen.encode(-sound)
+    assert relative_l2(pair.process(turned), -pair.process(z)) < relative_l2(turned, -z)
+
+    card = (path.parent / "README.md").read_text()
+    assert f"## {path.name}" in card
+    assert f"| {owner}, {pair.autoencoder['fingerprint']} (" in card
+    assert f"| command | `{pair.metadata['command']}` |" in card
+    assert not re.search(r"(?<!\w)/(work|tmp|home|root)\b", card)
+
+
+def test_a_bundled_pair_is_the_one_of_its_card(tmp_path, monkeypatch):
+    monkeypatch.setattr(linear_reencoder, "BUNDLED", tmp_path)
+    pair = small()
+    path = pair.save(tmp_path / "linear" / "mine.safetensors", torch.float16)
+    with pytest.raises(
+        ValueError, match=r"mine.safetensors has sha256 \w{64}, its card README.md states none"
+    ):
+        LinearPair.load("linear/mine", "cpu")
+    with pytest.raises(ValueError, match="does not say how it was trained"):
+        reencoder_card(path.parent)
+
+    facts = {"training": {"steps": 7}, "data": "noise", "step": 7, "commit": "0" * 40}
+    pair.metadata = facts
+    pair.save(path, torch.float16)
+    with pytest.raises(ValueError, match="does not say its command"):
+        reencoder_card(path.parent)
+    pair.metadata = facts | {"command": "lincae reencoder linear --model owner"}
+    pair.save(path, torch.float16)
+    card = reencoder_card(path.parent, hardware="an abacus").read_text()
+    assert 'lincae.load("owner", linear="linear/mine")' in card
+    assert "| hardware | an abacus |" in card
+    assert LinearPair.load("linear/mine", "cpu").config == pair.config
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="the file was changed after it was bundled"):
+        LinearPair.load(path, "cpu")
 
 
 def test_stereo_goes_through_by_channel_pair():
