@@ -15,6 +15,7 @@
 # make desk        the latent mixing desk as a page, by Voila; MODELS and DATASET as above
 # make screenshots pictures of the desk and of the demo page -> figures/
 # make publish     executed notebooks of the last `make reproduce` back into notebooks/
+# make pages       the notebooks as HTML -> runs/pages/
 # make clean       everything that is generated and not tracked, .venv included
 
 PYTHON ?= python3
@@ -52,7 +53,7 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
   $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
   not make $(name)='...'))))
 
-.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder lab mixer desk screenshots publish clean bench
+.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder lab mixer desk screenshots publish pages clean bench
 .DELETE_ON_ERROR:
 
 help:
@@ -171,6 +172,10 @@ publish: $(EXECUTED)
 	cp $(EXECUTED) notebooks/
 	$(BIN)/python -m nbstripout --keep-output --keep-count \
 	  --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.widgets" notebooks/*.ipynb
+
+pages: $(READY)
+	$(BIN)/jupyter nbconvert --to html --template page --TemplateExporter.extra_template_basedirs tools \
+	  --output-dir runs/pages notebooks/*.ipynb
 
 clean:
 	rm -rf .venv runs build data/synthetic *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -256,6 +256,7 @@ class Header(FakeTrack):
 
 
 def test_resampling_is_said_once(caplog):
+    caplog.set_level("INFO", "lincae")
     frame = run(
         Linear(), [FakeTrack("a", sample_rate=44100), FakeTrack("b", sample_rate=44100)], ["reconstruction"]
     )

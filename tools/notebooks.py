@@ -22,6 +22,7 @@ EVALUATION = ("06_ablations", "02_reconstruction", "03_homogeneity", "04_additiv
 """Notebooks that take other models and data; the longest comes first, as they run side by side."""
 
 NEED_STEMS = ("04_additivity", "05_separation")
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def absolute(name: str) -> str:
@@ -82,6 +83,18 @@ def execute(name: str) -> None:
         log_output=True,
         cwd=ROOT / "notebooks",
     )
+    without_views(written)
+
+
+def without_views(path: Path) -> None:
+    """Take live views out of an executed notebook: without a kernel bars stand still, desks show nothing."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if VIEW not in output.get("data", {})]
+    nbformat.write(notebook, path)
 
 
 def execute_all(names: tuple[str, ...]) -> int:

@@ -182,7 +182,7 @@ def _check_tracks(model: AutoencoderLike, tracks: Sequence[Stems]) -> list[list[
             lasts = f"track {track.name!r} lasts {track.duration_s:.3f} s"
             raise ValueError(f"{lasts}, evaluation needs {SHORTEST_S} s or more")
     if rates := sorted({track.sample_rate for track in tracks} - {model.sample_rate}):
-        log.warning("tracks at %s Hz are resampled to the %d Hz of %s", rates, model.sample_rate, model.name)
+        log.info("tracks at %s Hz are resampled to the %d Hz of %s", rates, model.sample_rate, model.name)
     stems = list(dict.fromkeys(name for track in tracks for name in _parts(track)))
     if len(stems) < 2:
         log.warning("no track has two stems: additivity and separation have no rows")

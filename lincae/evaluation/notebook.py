@@ -1,9 +1,11 @@
-"""What papermill leaves to a notebook: it only warns of a parameter that does not exist."""
+"""Parameters that do not exist, of which papermill only warns, and numbers in sentences."""
 
 import ast
 import difflib
 import itertools
 from collections.abc import Sequence
+
+import pandas as pd
 
 INJECTED = "# Parameters\n"  # papermill begins the cell that it adds with this line
 
@@ -34,3 +36,8 @@ def _assigned(source: str) -> list[str]:
     """The names that a cell of plain assignments gives values to."""
     assignments = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     return [name.id for node in assignments for name in node.targets if isinstance(name, ast.Name)]
+
+
+def in_words(values: pd.Series, unit: str = " dB", digits: int = 1) -> str:
+    """Values and their labels as Markdown, for a sentence: "18.7 dB (`desk/lin-cae`), 4.0 dB (`stft`)"."""
+    return ", ".join(f"{value:.{digits}f}{unit} (`{label}`)" for label, value in values.items())

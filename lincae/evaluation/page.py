@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,9 +44,8 @@ def figure(rows: pd.DataFrame, per_track: pd.DataFrame, good: Mapping[str, bool]
         numbers = numbers.replace({"part": SHORT}).assign(counts=numbers.model.map(good))
         title = "the number (mean) and its parts [dB]"
         plots.dots(axes[1, 2], numbers, "part", "db", title=title, ylabel="")
-        styles = {"decoder": "-", "encoder": "--"} | plots.HOLLOW
-        place = {"loc": "outside lower center", "ncols": len(colours) + len(styles)}
-        plots.model_legend(drawn, colours, styles, **place)
+        styles = {"decoder": "-", "encoder": "--"} | plots.BAND | plots.HOLLOW
+        plots.model_legend(drawn, colours, styles, title=plots.DOTS)
     return drawn
 
 
@@ -95,10 +95,12 @@ def write_page(
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lincae", "evaluation"), autoescape=True)
     environment.filters["decibel"] = tables.decibel
     # names of models come from files, and may hold what HTML would read
-    table = properties.format_index(escape="html", axis=1).set_uuid("properties")
+    table = properties.format_index(escape="html", axis=1).set_uuid("properties").to_html()
+    # a header that is empty heads nothing
+    table = re.sub(r'<th class="blank[^>]*>&nbsp;</th>', "<td></td>", table)
     page = environment.get_template("page.html.jinja").render(
         numbers=summary.to_dict("records"),
-        table=table.to_html(),
+        table=table,
         image=base64.b64encode(image.getvalue()).decode(),
         facts=facts,
         grey=tables.GREY,

@@ -5,7 +5,9 @@ for each track; their intervals are those of the tables. Every figure is saved b
 it (`save`).
 """
 
+import base64
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -29,22 +31,43 @@ from torch import Tensor
 from lincae.evaluation import tables
 from lincae.evaluation.tables import GREY
 
-# Okabe and Ito: distinguishable with every common colour vision, and in grey.
+# Okabe and Ito: distinguishable with every common colour vision, and in grey. Strips of the desk.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+# One meaning a colour: models, stems and conditions have palettes of their own.
 MODEL_COLOURS = {
-    "lin-cae": COLOURS[0],
-    "m2l": COLOURS[1],
-    "no-additivity": COLOURS[2],
-    "no-homogeneity": COLOURS[3],
-    "lin-cae-2": COLOURS[5],
-    "stft": COLOURS[6],
+    "m2l": "#D55E00",
+    "no-additivity": "#CC79A7",
+    "no-homogeneity": "#882255",
+    "lin-cae-2": "#003D66",
+    "lin-cae": "#0072B2",
+    "lin-bypass": "#7CCBA2",
+    "lin-bypass-learned": "#00573F",
+    "lin-bypass-code": "#009E73",
+    "listen": "#44AA99",
+    "vae": "#E69F00",
+    "lin-vae": "#56B4E9",
+    "stft": "#000000",
+    "pca": "#333333",
+    "resample+noise": "#666666",
+    "resample": "#7D6B5D",
 }
-"""One colour for each kind of model, in every figure; others take the next free one (`model_colours`)."""
+"""The kinds of models in the order of README's table; others take the next free colour (`model_colours`)."""
+
+FREE_COLOURS = ("#999933", "#661100", "#AA4499", "#B79F00", "#5D7A8C", "#6A3D9A")
+STEM_COLOURS = {"drums": "#4E342E", "bass": "#A1785C", "other": "#827717", "vocals": "#C2185B"}
+CONDITION_COLOURS = ("#54278F", "#9E9AC8", "#DADAEB", "#2D004B")
+"""Conditions, modules and parts of an error: whatever is neither a model nor a stem."""
+
 ERROR_PARTS = {"level_rel_l2": "level", "constant_rel_l2": "constant", "shape_rel_l2": "shape"}
-PART_COLOURS = {"level": COLOURS[5], "constant": COLOURS[4], "shape": COLOURS[6]}
-"""Parts of an error, as columns of frames and in figures."""
+PART_COLOURS = dict(zip(ERROR_PARTS.values(), reversed(CONDITION_COLOURS[:3]), strict=True))
+PART_LOOKS = {part: {"color": colour, "linewidth": 8} for part, colour in PART_COLOURS.items()}
+"""Parts of an error, as columns of frames, in figures and in their legends."""
 HOLLOW = {"does not count": {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}}
 """For the legend of `lines` where something does not count."""
+BAND = {"95 % interval": {"linewidth": 8, "alpha": 0.15}}
+"""The same for its bands."""
+
 POINTS = "means, 95 % intervals"
 DOTS = f"dots: values; bars: {POINTS}"
 """What the marks of `dots` are, and those of means alone, as titles of legends."""
@@ -54,7 +77,7 @@ LOWEST_HZ = 50.0
 N_ROWS = 160
 TICKS_HZ = (100, 400, 1600, 6400)
 STYLE = {
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=CONDITION_COLOURS),
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -64,7 +87,9 @@ STYLE = {
     "font.size": 9,
     "grid.alpha": 0.3,
     "image.cmap": "magma",
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.facecolor": "white",
+    "legend.framealpha": 0.9,
     "savefig.dpi": 110,
 }
 
@@ -72,18 +97,25 @@ STYLE = {
 def use_style() -> None:
     """The house's figure style for the running notebook or script."""
     plt.rcParams.update(STYLE)
-    if "ipykernel" in sys.modules:
-        from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-        # Spectrograms do not compress as PNG: inline they are JPEG, so that notebooks stay small.
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 
 
-def save(figure: Figure, numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
-    """Write `name`.png and, with the numbers that the figure shows, `name`.csv."""
+def save(figure: Figure, numbers: pd.DataFrame, name: str, out_dir: str | Path, alt: str = "") -> None:
+    """Write `name`.png and, with the numbers that the figure shows, `name`.csv.
+
+    In a notebook the figure is also shown, once, with `alt` for those who do not see it.
+    """
     save_numbers(numbers, name, out_dir)
     # Without the software's version in the file, an unchanged figure is an unchanged file.
     figure.savefig(Path(out_dir) / f"{name}.png", metadata={"Software": None})
+    if "ipykernel" in sys.modules:
+        from IPython.display import display
+
+        # Spectrograms do not compress as PNG: inline they are JPEG, so that notebooks stay small.
+        picture = io.BytesIO()
+        figure.savefig(picture, format="jpeg", pil_kwargs={"quality": 80})
+        shown = {"image/jpeg": base64.b64encode(picture.getvalue()).decode(), "text/plain": alt or name}
+        display(shown, raw=True, metadata={"image/jpeg": {"alt": alt}})
+        plt.close(figure)
 
 
 def save_numbers(numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
@@ -190,15 +222,25 @@ def show_spectrogram(axis: Axes, image: np.ndarray, extent: Sequence[float], top
     return axis.imshow(image, extent=extent, origin="lower", aspect="auto", **scale)
 
 
+def ordered(models: Sequence[str]) -> list[str]:
+    """Models as rows of a figure: those of MODEL_COLOURS in its order, then the others as they came."""
+    order = list(MODEL_COLOURS)
+    return sorted(models, key=lambda model: order.index(kind) if (kind := _kind(model)) else len(order))
+
+
+def _kind(model: str) -> str | None:
+    """The key of MODEL_COLOURS for a name such as "desk/m2l", "runs/desk-m2l" or "pca-32x"."""
+    name = re.sub(r"-[\d.]+x$", "", model)
+    return next((kind for kind in sorted(MODEL_COLOURS, key=len, reverse=True) if name.endswith(kind)), None)
+
+
 def model_colours(models: Sequence[str]) -> dict[str, str]:
-    """seaborn's palette for models: the colour of its kind ("desk/m2l", "runs/desk-m2l"), or the next free
-    one."""
-    kinds = sorted(MODEL_COLOURS, key=len, reverse=True)
-    found = {}
+    """seaborn's palette for models: the colour of its kind, or the next free one."""
+    found: dict[str, str | None] = {}
     for model in models:
-        colour = next((MODEL_COLOURS[kind] for kind in kinds if model.endswith(kind)), None)
+        colour = MODEL_COLOURS.get(_kind(model) or "")
         found[model] = None if colour in found.values() else colour
-    free = iter([c for c in COLOURS if c not in found.values()] + [GREY] * len(found))
+    free = iter([c for c in FREE_COLOURS if c not in found.values()] + [GREY] * len(found))
     return {model: colour or next(free) for model, colour in found.items()}
 
 
@@ -261,17 +303,20 @@ def dots(axis: Axes, rows: pd.DataFrame, x: str, metric: str, **labels: Any) -> 
     axis.set(xlabel="", **labels)
 
 
-def error_parts(axis: Axes, table: pd.DataFrame, legend: bool = False, **labels: Any) -> None:
+def error_parts(axis: Axes, table: pd.DataFrame, **labels: Any) -> None:
     """Energies of the parts of an error, from `tables.summary` by "model" and "part", as a bar a model.
 
-    seaborn stacks counts alone, so the means are its weights.
+    seaborn stacks counts alone, so the means are its weights. Beside a bar stands its length, in percent.
     """
+    rows = table.set_index("model").loc[ordered(table.model.unique())].reset_index()
     sns.histplot(
-        table, y="model", weights="mean", hue="part", palette=PART_COLOURS, hue_order=list(PART_COLOURS),
-        multiple="stack", discrete=True, shrink=0.7, alpha=1, ax=axis, legend=legend,
+        rows, y="model", weights="mean", hue="part", palette=PART_COLOURS, hue_order=list(PART_COLOURS),
+        multiple="stack", discrete=True, shrink=0.7, alpha=1, ax=axis, legend=False,
     )  # fmt: skip
-    if legend:
-        sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title="")
+    lengths = rows.groupby("model", sort=False)["mean"].sum()
+    for place, length in enumerate(lengths):
+        axis.text(length, place, f" {100 * length:.2g} %" if length > 1e-6 else " 0 %", va="center")
+    axis.set_xlim(0, 1.2 * max(lengths.max(), 0.01))
     axis.set(xlabel="energy of the error over that of the reference", ylabel="", **labels)
 
 
@@ -281,7 +326,7 @@ def model_legend(
     styles: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """A legend of models, and of marks in black, on an axis or a figure.
+    """A legend of models, and of marks in black: on an axis, or below the panels of a figure.
 
     `models`: names, or their colours where those are not `model_colours`. `styles`: what is said of a mark ->
     its line style, or other properties of its `Line2D`.
@@ -291,6 +336,10 @@ def model_legend(
     for label, style in (styles or {}).items():
         look = style if isinstance(style, Mapping) else {"linestyle": style}
         handles.append(plt.Line2D([], [], **{"color": "black", "label": label} | look))
+    if isinstance(target, Figure):
+        longest = max((len(handle.get_label()) for handle in handles), default=0)
+        fitting = int(13 * target.get_figwidth() / (longest + 7))
+        options = {"loc": "outside lower center", "ncols": max(1, min(fitting, 5))} | options
     target.legend(handles=handles, **options)
 
 

@@ -22,8 +22,8 @@ SWAP_MARGIN_DB = 3.0
 N_RESAMPLES = 2000
 LEVEL = 0.95
 """Draws of the bootstrap, and the share of them within an interval."""
-GREY = "#999999"
-"""Colour of what does not count, in tables and figures."""
+GREY = "#767676"
+"""Colour of what does not count, in tables and figures: the lightest that reads well on white."""
 
 
 def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
@@ -303,3 +303,53 @@ def _short(value: float) -> str:
 def decibel(value: float) -> str:
     """One decimal, and no minus before zero."""
     return f"{round(value, 1) + 0.0:.1f}"
+
+
+# ---------------------------------------------------------------- as readers of a notebook see them
+
+
+TITLES = {
+    "snr_db": "SNR [dB]",
+    "si_sdr_db": "SI-SDR [dB]",
+    "mss": "MSS",
+    "mss_log": "MSS, log-mel alone",
+    "rel_l2": "relative L2 error",
+    "stft_d": "STFT-D",
+    "mel_d": "mel-D",
+    "linearity_db": "linearity [dB]",
+    "low": "from",
+    "high": "to",
+    "n_tracks": "tracks",
+    "n_left_out": "left out",
+    "n_sources": "sources",
+}
+"""Names of columns, and what stands above them."""
+
+
+def shown(table: pd.DataFrame, digits: int = 2, **titles: str) -> Styler:
+    """A table for a reader: columns under TITLES and `titles`, numbers to `digits`, yes and no in words."""
+    known = TITLES | titles
+    names = {"index": lambda name: known.get(name, name), "columns": lambda name: known.get(name, name)}
+    numbered = isinstance(table.index, pd.RangeIndex)
+    for column in table.select_dtypes(bool):
+        table = table.assign(**{column: table[column].map({True: "yes", False: "no"})})
+    styler = table.rename(columns=known).rename_axis(**names).style.format(precision=digits, na_rep="–")
+    return styler.hide(axis="index") if numbered else styler
+
+
+def claims(table: pd.DataFrame, digits: int = 2) -> Styler:
+    """Claims (`claim`, `goal`, `value`, `low`, `high`, `met`) grouped by what stands behind their colon, the
+    models that they are about; "not met" is bold."""
+    parts = table.claim.str.partition(": ")
+    groups = parts[2].str.replace(", ", " against ")
+    order = groups.map({group: place for place, group in enumerate(groups.unique())})
+    intervals = [
+        "–" if pd.isna(row.low) else f"{row.low:.{digits}f} to {row.high:.{digits}f}"
+        for row in table.itertuples()
+    ]
+    verdicts = table.met.map({True: "met", False: "not met"}).rename("")
+    rows = table[["goal", "value"]].assign(**{"95 % interval": intervals, "": verdicts})
+    rows = rows.set_index([groups.rename("of"), parts[0].rename("claim")]).iloc[order.argsort(kind="stable")]
+    left = [{"selector": "th", "props": "text-align: left; font-weight: normal; vertical-align: top"}]
+    styler = rows.style.format(precision=digits, na_rep="–").set_table_styles(left)
+    return styler.map(lambda verdict: "font-weight: bold" if verdict == "not met" else "", subset=[""])
