@@ -1,7 +1,7 @@
 """Autoencoders over spectrogram frames: their configuration, encode and decode, for signals of any length.
 
 `FramewiseAutoencoder` is what such autoencoders have in common, `Autoencoder` is the paper's. Axis legend:
-`B` batch, `T` samples, `C` latent channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames.
+see `lincae.interface`.
 """
 
 import contextlib
@@ -120,7 +120,7 @@ class FramewiseAutoencoder(Checkpointed):
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio `(B, T)` to latents `(B, C, latent_frames(T))`, one sequence whatever the length, on the
-        model's device. Raises as `lincae.interface.check_audio`."""
+        model's device. Raises as `check_audio`."""
         audio = check_audio(audio)
         shape = (len(audio), self.config.network.latent_channels, self.latent_frames(audio.shape[1]))
         return joined(self._encoded([audio]), torch.empty(shape, device=self.device, dtype=torch.float32))

@@ -116,10 +116,8 @@ class Checkpointed(nn.Module):
 
 
 def write_weights(path: Path, description: str, module: nn.Module, dtype: torch.dtype) -> str:
-    """Write the weights of `module` as `dtype`, atomically, with a JSON text in the header of the file.
-
-    Returns the sha256 (hex) of the file. Raises OSError.
-    """
+    """Write the weights of `module` as `dtype`, atomically, with a JSON text in the file's header. Returns
+    the sha256 (hex) of the file; raises OSError."""
     tensors = {key: value.to("cpu", dtype).contiguous() for key, value in weights_of(module).items()}
     content = to_safetensors(tensors, metadata={"config": description})
     with atomic_write(path) as file:
@@ -160,11 +158,8 @@ def kind_of(path: Path, kinds: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def opened(path: Path, kinds: Iterable[str] = ()) -> Iterator[tuple[safe_open, dict]]:
-    """A weights file, and the description in its header.
-
-    Raises FileNotFoundError; ValueError for a damaged file, one without a description, another version, and a
-    model that is of none of these `kinds`, if any.
-    """
+    """A weights file, and the description in its header. Raises FileNotFoundError; ValueError for a damaged
+    file, one without a description, another version, and a model of none of these `kinds`, if any."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a checkpoint is a folder with {WEIGHTS} and {CONFIG}")
     try:
@@ -197,10 +192,8 @@ def tensors_in(path: str | Path) -> safe_open:
 
 
 def from_dict(kind: type, values: Any, where: str) -> Any:
-    """A (nested) config dataclass of this `kind` from its `dataclasses.asdict`.
-
-    Raises ValueError, which says `where` the values stand, for unknown keys and for what the class refuses.
-    """
+    """A (nested) config dataclass of this `kind` from its `dataclasses.asdict`. Raises ValueError, which says
+    `where` the values stand, for unknown keys and for what the class refuses."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object of settings, got {values!r:.80}")
     types = {field.name: field.type for field in dataclasses.fields(kind)}
@@ -219,10 +212,8 @@ def from_dict(kind: type, values: Any, where: str) -> Any:
 
 
 def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """`load_state_dict`; raises ValueError that says `where` tensors are missing, unknown or misshapen.
-
-    A module on the meta device tells it before any memory is taken for sizes that only a header states.
-    """
+    """`load_state_dict`; raises ValueError that says `where` tensors are missing, unknown or misshapen. A
+    module on the meta device tells it before memory is taken for sizes that only a header states."""
     on_meta = any(parameter.is_meta for parameter in module.parameters())
     try:
         module.load_state_dict(tensors, assign=on_meta)
@@ -233,11 +224,8 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: str) -> 
 
 def n_blocks(config: Any) -> int:
     """The blocks that a network's configuration asks for, counted before any is made."""
-    total = 0
-    for key, value in flat(plain(config)).items():
-        if key.endswith("blocks"):
-            total += sum(value) if isinstance(value, list) else value
-    return total
+    counts = [value for key, value in flat(plain(config)).items() if key.endswith("blocks")]
+    return sum(sum(count) if isinstance(count, list) else count for count in counts)
 
 
 # ---------------------------------------------------------------- identity

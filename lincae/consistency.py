@@ -1,9 +1,8 @@
 """Consistency training and sampling (paper sections 2.2, 3.1 and 3.3) as functions over a denoiser.
 
 A denoiser is any callable `F(c_in * x, sigma, condition)`; `precondition` turns it into the consistency
-function `f(x, sigma, condition)` of equation 3. Noise levels are addressed by `t` in [0, 1]: t = 0 is
-sigma_min (the clean signal), t = 1 is sigma_max. Axis legend: `B` items; `x` is any `(B, ...)` tensor;
-`sigma`, `t` are `(B,)`.
+function `f(x, sigma, condition)` of equation 3. Noise levels are addressed by `t` in [0, 1], from sigma_min
+(the clean signal) to sigma_max. `x` is any `(B, ...)` tensor; `sigma` and `t` are `(B,)`.
 """
 
 import math
@@ -26,8 +25,8 @@ GRID = 9999  # levels of the grid that noise levels are drawn on (Music2Latent's
 class NoiseConfig:
     """Noise levels and preconditioning (EDM, arXiv 2206.00364; values of Music2Latent and the paper).
 
-    sigma**(1/rho) is linear in t. A negative rho puts most levels near sigma_min: with -3, sigma_min 0.01 and
-    sigma_max 20, t = 1/3 and 2/3 are 0.03 and 0.17, where quiet high frequencies emerge from the noise.
+    sigma**(1/rho) is linear in t; a negative rho puts most levels near sigma_min, where quiet high
+    frequencies emerge from the noise.
     """
 
     sigma_min: float = 0.002
@@ -47,10 +46,10 @@ class ConsistencyConfig:
 
     `step_start`, `step_end`: Delta t at the first and the last training step, geometric in between; 0.1 and
     0.01 are the paper's Delta t_0 = 0.1, e_K = 2. `step_hold`: this share of the training stays at
-    `step_start`. With step_start = 1 the hold is plain regression (t_1 = 0: the teacher is the clean signal)
-    and what follows is Easy Consistency Tuning (arXiv 2406.14548).
-    `log_sigma_mean`, `log_sigma_std`: levels on the grid have the normal weight of ln(sigma). As in the
-    released code the grid's spacing is not divided out, which multiplies the density by sigma**(1/rho).
+    `step_start`. With step_start = 1 that is regression (the teacher is the clean signal), and what follows
+    is Easy Consistency Tuning (arXiv 2406.14548).
+    `log_sigma_mean`, `log_sigma_std`: levels on the grid have the normal weight of ln(sigma), whatever the
+    grid's spacing, as in the released code.
     `sigma_max_share`: with this probability an item is drawn at exactly t_2 = 1, where decoding starts.
     `weight_exponent`: p in the loss weight 1 / (sigma_2 - sigma_1)**p; 1 is the paper's lambda, 0 is uniform.
     `huber_c`: c of the Pseudo-Huber loss; for an item of D numbers it is c sqrt(D), as in the released code.
@@ -186,13 +185,11 @@ def consistency_loss(
 
 
 def sample(f: Function, condition: Any, noises: Iterable[Tensor], steps: int, noise: NoiseConfig) -> Tensor:
-    """Decode in `steps` calls of `f`. One is the paper's decoding, more refine it (multistep sampling).
+    """Decode in `steps` >= 1 calls of `f`. One is the paper's decoding, more refine it (multistep sampling).
 
     `noises` yields a standard normal tensor for every step: the start, then what is added to the estimate
-    before each refinement. Raises ValueError for fewer than one step.
+    before each refinement.
     """
-    if steps < 1:
-        raise ValueError(f"decoding takes at least one step, got {steps}")
     noises = iter(noises)
     eps = next(noises)
     x = noise.sigma_max * eps

@@ -2,8 +2,8 @@
 
 Axis legend of the whole package: `B` batch, `S` source (stem), `T` samples, `C` latent channels, `L` latent
 frames, `F` frequency bins, `N` spectrogram frames. Audio is `(B, T)`, mono, floating point with full scale 1,
-at the model's `sample_rate`; stems are `(S, T)`, latents `(B, C, L)`, spectrograms `(B, 2, F, N)` with real
-and imaginary part on the second axis. Stereo is two items of a batch. Audio is never clamped or normalised.
+at the model's `sample_rate`; stems are `(S, T)`, latents `(B, C, L)`, spectrograms `(B, 2, F, N)` (Re, Im).
+Stereo is two items of a batch. Audio is never clamped or normalised.
 """
 
 import dataclasses
@@ -37,10 +37,8 @@ class AutoencoderLike(Protocol):
 
 
 def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
-    """Return `audio` as it is, if it is a finite, non-empty, floating-point (B, T) tensor.
-
-    Raises TypeError for another type or dtype, ValueError for another shape and for NaN or inf.
-    """
+    """Return `audio` as it is, if it is a finite, non-empty, floating-point (B, T) tensor. Raises TypeError
+    for another type or dtype, ValueError for another shape and for NaN or inf."""
     check_floating(audio, name, ", full scale 1: 16-bit audio / 32768")
     if audio.ndim != 2:
         fixes = {1: f": use {name}[None]", 3: f": use {name}.flatten(0, 1) or {name}.mean(1)"}
@@ -54,10 +52,8 @@ def check_audio(audio: Tensor, *, name: str = "audio") -> Tensor:
 def check_latents(
     latents: Tensor, channels: int | None = None, *, items: int | None = None, name: str = "latents"
 ) -> Tensor:
-    """Return `latents` as they are, if they are a finite, non-empty, floating-point (B, C, L) tensor.
-
-    `channels` and `items` are the C and the B that they must have, any by default. Raises as `check_audio`.
-    """
+    """Return `latents` as they are, if they are a finite, non-empty, floating-point (B, C, L) tensor with C
+    `channels` and B `items`, any by default. Raises as `check_audio`."""
     check_floating(latents, name)
     fits = latents.ndim == 3 and latents.numel() > 0
     fits = fits and channels in (None, latents.shape[1]) and items in (None, latents.shape[0])
@@ -98,10 +94,7 @@ def first_non_finite(values: Tensor) -> tuple[int, ...] | None:
 
 def check_fields(config: Any) -> None:
     """For the `__post_init__` of a frozen config dataclass: every field holds what its annotation says.
-
-    A list becomes a tuple where the annotation is one, since JSON knows lists alone. A float is finite, and
-    may be given as an int. Raises ValueError that names field, value and type for anything else.
-    """
+    A list becomes a tuple, a float is finite and may be an int. Else a ValueError names field and value."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, list) and typing.get_origin(field.type) is tuple:

@@ -1,8 +1,8 @@
 """Metrics: per-item tensors in, per-item values out. Nothing is averaged over items here.
 
 Argument order is prediction, reference. A value is NaN where the reference is silent: callers count these
-items and leave them out. No mean is removed and no gain is matched, unless the metric's name says so.
-Axis legend: `B` batch, `T` samples, `F` frequency bins, `N` spectrogram frames.
+items and leave them out. No mean is removed and no gain is matched, unless the metric's name says so. Axis
+legend: see `lincae.interface`.
 """
 
 import functools
@@ -29,19 +29,14 @@ def is_silent(audio: Tensor) -> Tensor:
 
 
 def snr_db(prediction: Tensor, reference: Tensor) -> Tensor:
-    """Signal-to-noise ratio of (B, ...) as (B,) float64, in dB.
-
-    `10 log10(|r|^2 / (|p - r|^2 + 1e-8) + 1e-8)`: finite for p = r. NaN where r is silent.
-    """
+    """Signal-to-noise ratio of (B, ...) as (B,) float64, `10 log10(|r|^2 / (|p - r|^2 + 1e-8) + 1e-8)` dB."""
     p, r = _pair(prediction, reference)
     return _ratio_db(_energy(r), _energy(p - r), is_silent(reference))
 
 
 def si_sdr_db(prediction: Tensor, reference: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio (Le Roux et al., 2019) of (B, ...) as (B,) float64, in dB.
-
-    The SNR against the projection of p on r, so any gain of p is forgiven. NaN where r is silent.
-    """
+    """Scale-invariant signal-to-distortion ratio (Le Roux et al., 2019) of (B, ...) as (B,) float64, in dB:
+    the SNR against the projection of p on r, so that any gain of p is forgiven."""
     p, r = _pair(prediction, reference)
     gain = (p * r).sum(1, keepdim=True) / (_energy(r)[:, None] + EPS)
     target = gain * r
@@ -56,10 +51,8 @@ def relative_l2(prediction: Tensor, reference: Tensor) -> Tensor:
 
 
 def band_snr_db(prediction: Tensor, reference: Tensor, sample_rate: int, edges_hz: Sequence[float]) -> Tensor:
-    """SNR of (B, T) audio within each band between neighbouring `edges_hz`, as (B, bands) float64, in dB.
-
-    Energies are those of the bins of one Fourier transform. NaN where the reference is silent in a band.
-    """
+    """SNR of (B, T) audio within each band between neighbouring `edges_hz`, as (B, bands) float64, in dB, by
+    the bins of one Fourier transform. NaN where the reference is silent in a band."""
     p, r = _pair(prediction, reference)
     frequencies_hz = torch.fft.rfftfreq(p.shape[1], 1 / sample_rate, device=p.device)
     signal_power = 2 * torch.fft.rfft(r, norm="ortho").abs().square()
@@ -82,12 +75,9 @@ def mss(prediction: Tensor, reference: Tensor, sample_rate: int) -> Tensor:
 
 
 def mss_terms(prediction: Tensor, reference: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
-    """Both terms of the multi-scale spectral distance of (B, T) audio, each (B,).
-
-    For mel magnitudes P and R these are the spectral convergence `|R - P|_F / |R|_F` and the log-mel distance
-    `mean |ln P - ln R|` of every item, as means over windows of 10, 25 and 50 ms. NaN where the reference is
-    silent. Raises ValueError for audio shorter than half the longest FFT.
-    """
+    """Both terms of the multi-scale spectral distance of (B, T) audio, each (B,): for mel magnitudes P and R
+    the spectral convergence `|R - P|_F / |R|_F` and the log-mel distance `mean |ln P - ln R|`, as means over
+    windows of 10, 25 and 50 ms. Raises ValueError for audio shorter than half the longest FFT."""
     _check(prediction, reference)
     n_needed = max(_resolution(sample_rate, window_ms)[1] for window_ms in WINDOWS_MS) // 2 + 1
     if reference.ndim != 2 or reference.shape[1] < n_needed:
@@ -102,8 +92,8 @@ def mss_terms(prediction: Tensor, reference: Tensor, sample_rate: int) -> tuple[
         convergence = convergence + (r - p).norm(dim=(1, 2)) / r.norm(dim=(1, 2))
         log_mel = log_mel + (p.log() - r.log()).abs().mean((1, 2))
     silent = is_silent(reference)
-    convergence, log_mel = (total / len(WINDOWS_MS) for total in (convergence, log_mel))
-    return convergence.masked_fill(silent, math.nan), log_mel.masked_fill(silent, math.nan)
+    terms = [(total / len(WINDOWS_MS)).masked_fill(silent, math.nan) for total in (convergence, log_mel)]
+    return tuple(terms)
 
 
 def _mel_magnitudes(audio: Tensor, sample_rate: int, window_ms: int) -> Tensor:
@@ -117,10 +107,8 @@ def _mel_magnitudes(audio: Tensor, sample_rate: int, window_ms: int) -> Tensor:
 
 @functools.cache
 def _resolution(sample_rate: int, window_ms: int) -> tuple[int, int]:
-    """Window in samples and FFT size: the next power of two, or the one at which no mel filter is empty.
-
-    At 16, 44.1 and 48 kHz that is the next power of two; 8 and 22.05 kHz need the double for 10 ms.
-    """
+    """Window in samples and FFT size: the first power of two at which no mel filter is empty: the next
+    one, but for 10 ms at 8 and 22.05 kHz."""
     window_samples = sample_rate * window_ms // 1000
     n_fft = 2 ** math.ceil(math.log2(max(window_samples, 2)))
     while not _mel_filters(sample_rate, n_fft).any(1).all():

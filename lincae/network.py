@@ -1,12 +1,12 @@
 """The network of Lin-CAE and Music2Latent (paper 3.1, figure 2a): encoder, latent pyramid, denoiser U-Net.
 
 Every part is a list of levels, level 0 being the finest grid. The latent enters the U-Net at every block of
-every level, through a pyramid of feature maps made from it once per decode. Axis legend: `B` batch, `C`
-latent channels, `L` latent frames, `F` frequency bins, `N` spectrogram frames. Spectrograms are
-`(B, 2, F, N)` (Re, Im), latents `(B, C, L)`, feature maps `(B, channels, F_level, N_level)`.
+every level, through a pyramid of feature maps made from it once per decode. Axis legend: see
+`lincae.interface`; feature maps are `(B, channels, F_level, N_level)`.
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lincae import kernels
 from lincae.interface import check_fields
-from lincae.kernels import KEPT_BYTES, channels_last, enlarge, enlarged_taps, pointwise
+from lincae.machine import kernels
+from lincae.machine.kernels import KEPT_BYTES, channels_last, enlarge, enlarged_taps, pointwise
 
 FREQUENCY, BOTH = "frequency", "both"  # what a resolution change divides: F by 4, or F and N by 2 each
 
@@ -27,29 +27,28 @@ def normalisation_groups(channels: int) -> int:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The frames around a frame that it is normalised with: as many as `latent_frames` latent frames span on
-    a grid of `per_latent` frames each. None: all frames of a map, whatever their number."""
+    """The frames that a frame is normalised with: so many around it as `latent_frames` span on a grid of
+    `per_latent` frames each. None: all frames of a map."""
 
     latent_frames: int | None
     per_latent: int = 1
 
     def width(self, n_frames: int) -> int | None:
-        """Frames of the neighbourhood in a map of `n_frames`, None where that is the map as a whole."""
+        """Its frames in a map of `n_frames`, None where these are all."""
         n_latents = -(-n_frames // self.per_latent)
         if self.latent_frames is None or n_latents <= self.latent_frames:
             return None
         return self.latent_frames * n_frames // n_latents
 
     def ordered(self, x: Tensor, training: bool) -> Tensor:
-        """The map `(B, channels, F, N)` in the order of memory that suits the network: channels last where a
-        CPU trains or works on a window longer than the neighbourhood. In that order convolutions round more:
-        the numbers of a short signal stay those of the released packages to 1e-5."""
+        """The map `(B, channels, F, N)`, channels last where a CPU trains or works on a longer window: in
+        that order convolutions round more, and short signals are to equal the released packages to 1e-5."""
         return channels_last(x) if training or self.width(x.shape[-1]) else x
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm whose statistics are those of the frames around each frame: as many as in the crops of the
-    training, in a signal of any length. Near the ends of a map these are its first or last frames."""
+    """GroupNorm by the statistics of the frames around each frame: as many as in the crops of the training,
+    in a signal of any length; near the ends of a map its first or last frames."""
 
     def __init__(self, channels: int, neighbourhood: Neighbourhood):
         super().__init__(normalisation_groups(channels), channels)
@@ -83,10 +82,8 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class FrequencyAttention(nn.Module):
-    """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens.
-
-    The backward pass computes what lies between again where it is large: seven times as x.
-    """
+    """`x + MHA(GN(x))` over frequency: each frame of each item is a sequence of F_level tokens. What lies
+    between is seven times as large: the backward pass computes it again for large maps."""
 
     def __init__(self, channels: int, heads: int, neighbourhood: Neighbourhood):
         super().__init__()
@@ -112,7 +109,7 @@ class FrequencyAttention(nn.Module):
         return x
 
     def mixed(self, normed: Tensor) -> Tensor:
-        """The attention itself, of frames that are independent of each other."""
+        """The attention itself, frame by frame."""
         qkv = pointwise(self.to_qkv, normed).unflatten(1, (3, self.heads, -1))
         q, k, v = qkv.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (B N, heads, F, channels / heads)
         mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(normed), -1))
@@ -213,12 +210,11 @@ class NetworkConfig:
     direction). `downsampling` names the change after each level but the last: "frequency" (by 4) or "both"
     (frequency and time, by 2 each).
 
-    `unused_projections`: the noise projections that the released checkpoints carry in the pyramid's
-    bottleneck without ever using them, so that those files convert both ways; they are not trained.
-    `unit_variance_init`: see `Network.keep_variance`. `centred`: the encoder's answer to silence is
-    subtracted before the tanh, so that training need not unlearn a constant that all latents share. `odd`:
-    instead, half the difference of the answers to a sound and to its negative, so that Enc(-x) = -Enc(x).
-    That also removes the constant that GroupNorm gives every sound but silence; it takes twice as long.
+    `unused_projections`: noise projections of the pyramid's bottleneck, which the released checkpoints carry
+    and never use; they are not trained. `unit_variance_init`: see `Network.keep_variance`. `centred`: the
+    encoder's answer to silence, a constant that all latents would share, is subtracted before the tanh.
+    `odd`: instead, half the difference of the answers to a sound and its negative, so that Enc(-x) =
+    -Enc(x). That also removes what GroupNorm gives every sound but silence, and takes twice as long.
     """
 
     base_channels: int = 64
@@ -292,22 +288,15 @@ def blocks_of(
     return blocks
 
 
-class EncoderLevel(nn.Module):
+def encoder_level(config: NetworkConfig, level: int, norm_frames: int | None) -> nn.Sequential:
     """Residual blocks, the first one from the channels of the level before, then the change of resolution."""
-
-    def __init__(self, config: NetworkConfig, level: int, norm_frames: int | None):
-        super().__init__()
-        channels = config.channels[level]
-        c_in = config.channels[max(level - 1, 0)]
-        self.blocks = blocks_of(config, level, norm_frames, config.encoder_blocks[level], c_in)
-        self.downsample = None
-        if level < len(config.channels) - 1:
-            neighbourhood = config.neighbourhood(level, norm_frames)
-            self.downsample = Downsample(channels, channels, config.downsampling[level], neighbourhood)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(x)
-        return x if self.downsample is None else self.downsample(x)
+    channels = config.channels[level]
+    c_in = config.channels[max(level - 1, 0)]
+    parts = {"blocks": blocks_of(config, level, norm_frames, config.encoder_blocks[level], c_in)}
+    if level < len(config.channels) - 1:
+        neighbourhood = config.neighbourhood(level, norm_frames)
+        parts["downsample"] = Downsample(channels, channels, config.downsampling[level], neighbourhood)
+    return nn.Sequential(OrderedDict(parts))
 
 
 class Encoder(nn.Module):
@@ -323,7 +312,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(2, config.channels[0], 3, padding=1)
         self.frequency_gain = nn.Parameter(torch.ones(1, 1, n_bins, 1))
         levels = range(len(config.channels))
-        self.levels = nn.ModuleList(EncoderLevel(config, level, norm_frames) for level in levels)
+        self.levels = nn.Sequential(*(encoder_level(config, level, norm_frames) for level in levels))
         self.norm_features = Norm(coarsest, latent_grid)
         self.conv_features = nn.Conv1d(coarsest * n_bins // config.frequency_factor, wide, 1)
         blocks = (ResBlock(nn.Conv1d, wide, wide, latent_grid) for _ in range(config.bottleneck_blocks))
@@ -346,27 +335,20 @@ class Encoder(nn.Module):
         gain = self.frequency_gain
         # The type is that of h under autocast, too, or maps of two types would be added, which is slow.
         h = (h.to(gain.dtype) * gain).to(h.dtype)
-        for level in self.levels:
-            h = level(h)
+        h = self.levels(h)
         # Channel-major: index = channel * F_last + frequency.
         h = self.norm_features(h).flatten(1, 2)
         h = self.bottleneck(self.conv_features(h))
         return self.conv_out(self.norm_out(h, silu=True))
 
 
-class PyramidLevel(nn.Module):
+def pyramid_level(config: NetworkConfig, level: int, norm_frames: int | None) -> nn.ModuleDict:
     """Residual blocks, and behind them the change of resolution to the next finer level."""
-
-    def __init__(self, config: NetworkConfig, level: int, norm_frames: int | None):
-        super().__init__()
-        self.blocks = blocks_of(config, level, norm_frames, config.encoder_blocks[level])
-        self.upsample = None
-        if level > 0:
-            coarse, fine = config.channels[level], config.channels[level - 1]
-            self.upsample = Upsample(coarse, fine, config.downsampling[level - 1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+    parts = {"blocks": blocks_of(config, level, norm_frames, config.encoder_blocks[level])}
+    if level > 0:
+        kind = config.downsampling[level - 1]
+        parts["upsample"] = Upsample(config.channels[level], config.channels[level - 1], kind)
+    return nn.ModuleDict(parts)
 
 
 class LatentPyramid(nn.Module):
@@ -387,7 +369,7 @@ class LatentPyramid(nn.Module):
                 block.noise_shift.requires_grad_(False)
         self.conv_features = nn.Conv1d(wide, math.prod(self.coarsest_shape), 1)
         levels = range(len(config.channels))
-        self.levels = nn.ModuleList(PyramidLevel(config, level, norm_frames) for level in levels)
+        self.levels = nn.ModuleList(pyramid_level(config, level, norm_frames) for level in levels)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         h = self.bottleneck(self.conv_in(latents))
@@ -396,30 +378,28 @@ class LatentPyramid(nn.Module):
         h = self.neighbourhood.ordered(h, self.training)
         maps = []
         for level in reversed(self.levels):
-            h = level(h)
+            h = level.blocks(h)
             maps.append(h)
-            if level.upsample is not None:
+            if "upsample" in level:
                 h = level.upsample(h)
         return maps[::-1]
 
 
-class UNetLevel(nn.Module):
+def unet_level(
+    config: NetworkConfig, level: int, norm_frames: int | None, resample: nn.Module | None
+) -> nn.ModuleDict:
     """Residual blocks, each with its private 1x1 projection of the pyramid, then the change of resolution."""
-
-    def __init__(
-        self, config: NetworkConfig, level: int, norm_frames: int | None, resample: nn.Module | None
-    ):
-        super().__init__()
-        channels = config.channels[level]
-        count = config.unet_blocks[level]
-        self.projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(count))
-        self.blocks = blocks_of(config, level, norm_frames, count, noise_channels=config.noise_channels)
-        self.resample = resample
+    channels = config.channels[level]
+    count = config.unet_blocks[level]
+    projections = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(count))
+    blocks = blocks_of(config, level, norm_frames, count, noise_channels=config.noise_channels)
+    parts = {"projections": projections, "blocks": blocks}
+    return nn.ModuleDict(parts if resample is None else parts | {"resample": resample})
 
 
 def block_input(h: Tensor, project: nn.Conv2d, latent_map: Tensor, skip: Tensor | None = None) -> Tensor:
-    """The sum of h, the projected map of the latent and, on the way up, what skips the coarser levels, with
-    the variance of one of them. Without gradients h holds it on the way up, where nothing else needs h."""
+    """The sum, with the variance of one part, of h, the projected map of the latent and, on the way up, what
+    skips the coarser levels; there, without gradients, in the place of h."""
     if torch.is_grad_enabled():
         projected = project(latent_map)
         total = torch.add(h, projected) if skip is None else torch.add(h, skip).add_(projected)
@@ -454,8 +434,8 @@ class Denoiser(nn.Module):
             up = None
             if level > 0:
                 up = Upsample(channels[level], channels[level - 1], config.downsampling[level - 1])
-            self.down_levels.append(UNetLevel(config, level, norm_frames, down))
-            self.up_levels.append(UNetLevel(config, level, norm_frames, up))
+            self.down_levels.append(unet_level(config, level, norm_frames, down))
+            self.up_levels.append(unet_level(config, level, norm_frames, up))
         self.project_out = nn.Conv2d(channels[0], channels[0], 1)
         self.norm_out = Norm(channels[0], self.neighbourhood)
         self.conv_out = zeroed(nn.Conv2d(channels[0], 2, 3, padding=1))
@@ -472,12 +452,12 @@ class Denoiser(nn.Module):
             for block, project in zip(level.blocks, level.projections, strict=True):
                 h = block(block_input(h, project, latent_map), embedding)
                 skips.append(h)
-            if level.resample is not None:
+            if "resample" in level:
                 h = level.resample(h)
         for level, latent_map in zip(reversed(self.up_levels), reversed(pyramid), strict=True):
             for block, project in zip(level.blocks, level.projections, strict=True):
                 h = block(block_input(h, project, latent_map, skips.pop()), embedding)
-            if level.resample is not None:
+            if "resample" in level:
                 h = level.resample(h)
         h = self.norm_out(torch.add(h, self.project_out(pyramid[0])).mul_(0.5**0.5), silu=True)
         return self.conv_out(h * gain_out)
@@ -502,20 +482,18 @@ class Network(nn.Module):
             self.keep_variance()
 
     def keep_variance(self) -> None:
-        """Start with signals that keep their variance from spectrogram to latent to the denoiser's blocks.
-
-        PyTorch's default weights divide the power of a signal by three at each layer without normalisation: a
-        small budget is spent on finding the latent in the noise (benchmarks/desk_trials.csv), which starts
-        quiet here.
-        """
+        """Start with signals that keep their variance from spectrogram to latent to the denoiser's blocks,
+        and with quiet noise. PyTorch's default weights divide the power by three at each layer without
+        normalisation: a small budget is spent on finding the latent (benchmarks/desk_trials.csv)."""
         encoder, pyramid, denoiser = self.encoder, self.pyramid, self.denoiser
         path = [encoder.conv_in, encoder.conv_features, encoder.conv_out]
         path += [pyramid.conv_in, pyramid.conv_features]
-        path += [level.downsample.conv for level in encoder.levels if level.downsample]
-        path += [level.upsample.conv for level in pyramid.levels if level.upsample]
+        path += [level.downsample.conv for level in encoder.levels[:-1]]
+        path += [level.upsample.conv for level in pyramid.levels[1:]]
         path += [block.shortcut for level in encoder.levels for block in level.blocks]
         for level in (*denoiser.down_levels, *denoiser.up_levels):
-            path += [*level.projections, level.resample.conv if level.resample else nn.Identity()]
+            path += level.projections
+            path += [level.resample.conv] if "resample" in level else []
         for layer in (*path, denoiser.project_out):
             if not isinstance(layer, nn.Identity):
                 nn.init.normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)

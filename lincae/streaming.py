@@ -1,13 +1,14 @@
 """Signals of any length through a network, window by window, from a stream that is held in part only.
 
-Two things keep the windows out of the result: they lie on a grid of absolute positions, with context at their
-sides that is dropped, and networks take their statistics around each frame (`lincae.network.Norm`). What
-remains is measured in benchmarks/windows.csv. Streams are `(B, ..., T)`, time in samples or in frames.
+Windows lie on a grid of absolute positions and have context at their sides that is dropped; networks take
+their statistics around each frame (`lincae.network.Norm`). What remains of the windows in the result is
+measured in benchmarks/windows.csv. Streams are `(B, ..., T)`, time in samples or in frames.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,28 +17,20 @@ class Tape:
 
     def __init__(self, start: int = 0):
         self.start = self.end = start
-        self._room: Tensor | None = None
-        self._offset = 0  # where position `start` lies in the room
+        self._parts: list[Tensor] = []
 
     def append(self, part: Tensor) -> None:
-        held, more = self.end - self.start, part.shape[-1]
-        if self._room is None or self._offset + held + more > self._room.shape[-1]:
-            # room for as much again: a stream of single samples would copy all that is held at each of them
-            room = part.new_empty(*part.shape[:-1], 2 * (held + more))
-            if held:
-                room[..., :held] = self._room[..., self._offset : self._offset + held]
-            self._room, self._offset = room, 0
-        self._room[..., self._offset + held : self._offset + held + more] = part
-        self.end += more
+        self._parts.append(part)
+        self.end += part.shape[-1]
 
     def read(self, start: int, stop: int) -> Tensor:
         """A copy of positions start..stop; less where the tape ends before."""
-        first = self._offset + start - self.start
-        return self._room[..., first : first + min(stop, self.end) - start].clone()
+        self._parts = [torch.cat(self._parts, -1)]
+        return self._parts[0][..., start - self.start : stop - self.start].clone()
 
     def forget(self, before: int) -> None:
-        """Drop what lies before a position."""
-        self._offset += before - self.start
+        """Drop what lies before a position. To be called after `read`."""
+        self._parts = [self._parts[0][..., before - self.start :].clone()]
         self.start = before
 
 
@@ -56,10 +49,11 @@ def windowed(
 
     Frame i is made of the stream's positions `i hop` to `(i + 1) hop + overlap`. Windows start at `first` and
     then at every multiple of size - 2 context, and drop `context` frames on both sides, but none where the
-    stream starts or ends. The last one holds what is left. A window is yielded once the stream has gone
-    beyond it; `size` frames, the overlap and the longest block are held at most.
+    stream starts or ends. A window is yielded once the stream has gone beyond it, the last one with what is
+    left; `size` frames, the overlap and the longest block are held at most.
     """
-    step, tape = size - 2 * context, Tape(first * hop)
+    step = size - 2 * context
+    tape = Tape(first * hop)
     start = keep_from = first
     for block in blocks:
         tape.append(block)
@@ -75,10 +69,8 @@ def windowed(
 
 
 def one_batch(blocks: Iterable[Tensor], check: Callable[..., Tensor]) -> Iterator[Tensor]:
-    """The blocks of a stream, each once `check(block, name=...)` has passed it.
-
-    Raises ValueError where the batch size changes and where there is no block, and what `check` raises.
-    """
+    """The blocks of a stream, each once `check(block, name=...)` has passed it. Raises as that, and
+    ValueError where the batch size changes and where there is no block."""
     n_items = None
     for index, block in enumerate(blocks):
         name = f"block {index}"
@@ -121,10 +113,9 @@ def overlap_added(parts: Iterable[Tensor], overlap: int) -> Iterator[Tensor]:
 
 def cut(parts: Iterable[Tensor], edge: int, length: int | None) -> Iterator[Tensor]:
     """A stream `(B, t_i)` from sample `edge` on, `length` samples; None: up to `edge` samples from its end.
-
-    Reads no further than it must. Raises ValueError for a stream that ends before.
-    """
-    tape, n_yielded = Tape(), 0
+    Reads no further than it must. Raises ValueError for a stream that ends before."""
+    tape = Tape()
+    n_yielded = 0
     for part in parts:
         tape.append(part)
         start = edge + n_yielded

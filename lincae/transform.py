@@ -1,8 +1,8 @@
 """T and its inverse: the representation in which the network works (paper section 3.1).
 
 STFT with a periodic Hann window of four hops, the Nyquist bin dropped, and the invertible amplitude warp
-`Amp(c) = beta |c|**alpha exp(i angle(c))`, which lifts quiet components. Axis legend: `B` batch, `T` samples,
-`F = 2 * hop` frequency bins, `N` spectrogram frames; spectrograms are `(B, 2, F, N)` (Re, Im).
+`Amp(c) = beta |c|**alpha exp(i angle(c))`, which lifts quiet components. Axis legend: see `lincae.interface`;
+here F = 2 hop.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,7 @@ from lincae.interface import check_fields
 
 OVERLAP = 4  # windows that cover a sample: a window is so many hops long
 TINY_MODULUS = 1e-12
-"""The smallest modulus that the warp divides by, far under any audible level: bins below stay proportional to
-their value, so that the derivative of the warp at silence is finite."""
+"""The smallest modulus that the warp divides by, far from audible: its derivative at silence is finite."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ class Transform(nn.Module):
     def inverse(self, spectrogram: Tensor) -> Tensor:
         """`(B, 2, F, N)` -> `(B, hop (N - 1) + window)`.
 
-        The first and last three hops are covered by fewer than four windows and come out attenuated
-        (by 1/6 at sample `hop`, 5/6 at `2 hop`), never amplified; nothing is clamped.
+        The first and last three hops are covered by fewer than four windows and come out attenuated, never
+        amplified; nothing is clamped.
         """
         real, imag = spectrogram.unbind(-3)
         warped = torch.complex(real, imag) / self.config.beta

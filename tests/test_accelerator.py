@@ -45,7 +45,7 @@ def linear_pair():
     return LinearObjective(LinearPair(config.pair, OWNER), config, None), batch
 
 
-MASKS = ["index", "nonzero", "index"]  # a linear pair is not asked for silence, and encodes what it needs
+MASKS = ["index", "index"]  # a linear pair is not asked for silence
 STEPS = {
     "lin-cae": (of_recipe("test", "lin-cae"), 1800, 20.0, []),
     "m2l": (of_recipe("test", "m2l"), 1800, 23.0, []),

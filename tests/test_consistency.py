@@ -280,8 +280,3 @@ def test_sampler_by_hand():
 def test_configurations_refuse(config, changes, message):
     with pytest.raises(ValueError, match=message):
         replace(config, **changes)
-
-
-def test_decoding_takes_a_step():
-    with pytest.raises(ValueError, match="at least one step, got 0"):
-        sample(lambda x, sigma, condition: x, None, [], 0, NOISE)

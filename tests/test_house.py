@@ -71,7 +71,7 @@ def test_no_broad_except_and_one_place_for_devices(path):
     text = path.read_text()
     assert not re.search(r"except( Exception| BaseException)?:", text)
     # No other room than the one that chooses devices knows what CUDA is.
-    assert named(path) == "machine.py" or '"cuda' not in text
+    assert named(path) == "machine/__init__.py" or '"cuda' not in text
 
 
 def test_conda_and_pip_describe_one_environment():

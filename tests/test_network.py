@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lincae import kernels
+from lincae.machine import kernels
 from lincae.network import (
     BOTH,
     FREQUENCY,

@@ -20,15 +20,14 @@ class BypassConfig(AutoencoderConfig):
     kHz, 500 latent numbers a second (32x) at 62.5 Hz, the network of the consistency autoencoder's `desk`.
 
     Latents are the lowest bands of an MDCT with a band for every sample of `hop`: with 8 latent channels at
-    62.5 Hz the waveform below 250 Hz. A KLT fitted on music keeps the same subspace.
+    62.5 Hz the waveform below 250 Hz.
     `learned`: the bands are where the linear map, and the one that leads back, start from: both are trained.
     `code_bound`: above 0, the last `code_channels` are no bands but what an encoder network has to say of the
-    rest of the sound, at most this share of the level of the bands: about the error of an otherwise linear
-    encoder.
+    rest of the sound, at most this share of the level of the bands.
     `kept_bins`: so many of the lowest frequency bins are those of the bands, whatever the network answers.
     `haze`: the network says, for every bin and frame, how loud noise times the bands is added, besides a
-    correction of its own. Without `correction` it says no more, and is told magnitudes alone, so that its
-    answer is one for both signs, and is asked for once.
+    correction of its own. Without `correction` it says no more, and hears magnitudes alone: its answer is one
+    for both signs.
     `level_frames`: the decoder's network meets latents divided by their level over so many frames.
     """
 

@@ -5,9 +5,8 @@
 
 Decoding is homogeneous to the rounding, also for negative gains: the network meets latents divided by their
 level, its answer is scaled back, and the half of it that does not change sign with the latent is dropped.
-Additivity of the decoder is learned, and helped by the noise that it starts from: white noise times the
-waveform V z is linear in the latent, so that the haze of a sum is the sum of hazes. Axis legend: see
-`lincae.interface`.
+Additivity of the decoder is learned, and helped by the noise that it starts from, white noise times V z: the
+haze of a sum is the sum of hazes. Axis legend: see `lincae.interface`.
 """
 
 import math
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from lincae.autoencoder import FramewiseAutoencoder
 from lincae.bypass.config import BypassConfig
 from lincae.machine import frame_noise
+from lincae.machine.kernels import sums_around
 from lincae.network import Encoder, Network, zeroed
 
 REFERENCE_RMS = 0.1
@@ -96,14 +96,9 @@ class BypassNetwork(Network):
 
     def level(self, latents: Tensor, width: int) -> Tensor:
         """RMS of V z over `width` latent frames around each, over REFERENCE_RMS: `(B, 1, L)`, no gradient."""
-        n_frames = latents.shape[-1]
-        width = min(width, n_frames)
+        width = min(width, latents.shape[-1])
         power = latents.detach()[:, : self.bands].float().square().sum(1, keepdim=True) / self.hop
-        # Differences of running sums, in double precision: a quiet passage may follow a loud one.
-        double = torch.float32 if power.device.type == "mps" else torch.float64
-        running = F.pad(power.to(double).cumsum(-1), (1, 0))
-        first = (torch.arange(n_frames, device=power.device) - width // 2).clamp(0, n_frames - width)
-        mean = ((running[..., first + width] - running[..., first]) / width).clamp_min(0).float()
+        mean = (sums_around(power, width) / width).clamp_min(0).float()
         return (mean.sqrt() + SILENCE) / REFERENCE_RMS
 
 

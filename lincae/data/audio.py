@@ -58,9 +58,8 @@ def read_audio(
     `sample_rate` resamples (None keeps the file's); `seconds` is the most to read from `start_s` on.
     `channels`: "mono" expects a mono file, "mean" averages, both give (T,); "all" gives (channels, T).
 
-    Raises FileNotFoundError; AudioFileError for an unreadable, empty, truncated or non-finite file
-    (truncation shows where the format states a length: WAV, AIFF, FLAC, MP3 with a header); ValueError for a
-    start beyond the end, and for a stereo file where mono is expected.
+    Raises FileNotFoundError; AudioFileError for an unreadable, empty, truncated or non-finite file;
+    ValueError for a start beyond the end, and for a stereo file where mono is expected.
     """
     if start_s < 0 or (seconds is not None and seconds <= 0):
         raise ValueError(f"start_s must be >= 0 and seconds > 0, got {start_s} and {seconds}")
@@ -83,8 +82,7 @@ def read_audio(
 
 
 def audio_header(path: str | Path) -> tuple[int, int]:
-    """Sample rate of a file and the number of frames that it holds, counted by decoding where its header does
-    not state it. Raises as `read_audio`."""
+    """Sample rate of a file and the frames that it holds. Raises as `read_audio`."""
     with opened(path) as file:
         return file.sample_rate, file.frames
 
@@ -92,9 +90,7 @@ def audio_header(path: str | Path) -> tuple[int, int]:
 @contextlib.contextmanager
 def opened(path: str | Path, channels: str = "all") -> Iterator["AudioFile"]:
     """A file that has samples, open for reading. What libsndfile finds wrong becomes an AudioFileError.
-
-    Raises ValueError for a stereo file where `channels` is "mono", and for another than CHANNEL_MODES.
-    """
+    Raises ValueError for a stereo file where `channels` is "mono", and for another than CHANNEL_MODES."""
     import soundfile
 
     if channels not in CHANNEL_MODES:
@@ -118,8 +114,8 @@ class AudioFile:
     """An open audio file: its `sample_rate` and `channels`, the `frames` that it holds, and any of them."""
 
     def __init__(self, path: Path, sound: Any):
-        """`sound`: a soundfile.SoundFile. AudioFileError for a length of 0, one that the file cannot hold and
-        a rate beyond RATES_HZ."""
+        """`sound`: a soundfile.SoundFile. AudioFileError for a length that is none or cannot be, and a rate
+        beyond RATES_HZ."""
         self.path = path
         self.sample_rate = sound.samplerate
         self.channels = sound.channels
@@ -177,12 +173,9 @@ class AudioFile:
         return self._decoder.read(start, wanted)
 
     def _lead_in(self, stop: int) -> int:
-        """Frames to decode and drop before a stretch that ends at `stop`, to have it as cut from the whole.
-
-        After a seek libsndfile 1.2 decodes wrongly: MP3 until the bit reservoir is full (20 frames suffice),
-        a part of a Vorbis block, and all that follows a seek into the last page of an OGG file; pages were
-        shorter than 5 s even at 16 kbit/s.
-        """
+        """Frames to decode and drop before a stretch that ends at `stop`, to have it as cut from the whole:
+        after a seek libsndfile 1.2 decodes wrongly MP3 until the bit reservoir is full, a part of a Vorbis
+        block, and all behind a seek into the last page of an OGG file (shorter than 5 s)."""
         if self._sound.format == "MP3":
             return 20 * 1152
         if self._sound.format != "OGG":
@@ -195,8 +188,7 @@ class AudioFile:
 
 
 def write_audio(path: str | Path, audio: Tensor, sample_rate: int) -> None:
-    """Write (T,) or (channels, T) audio; formats and errors are those of `write_blocks`, and ValueError for
-    another shape."""
+    """Write (T,) or (channels, T) audio, as `write_blocks`; ValueError for another shape."""
     if audio.ndim not in (1, 2):
         raise ValueError(f"{path}: audio must have shape (T,) or (channels, T), got {tuple(audio.shape)}")
     write_blocks(path, [torch.atleast_2d(audio)], sample_rate, audio.shape[-1])
@@ -207,9 +199,9 @@ def write_blocks(
 ) -> None:
     """Write consecutive blocks (channels, T) as .wav (32-bit float), .flac (24 bit) or .mp3, atomically.
 
-    `n_samples`: the length of all, where known; a .wav beyond 4 GiB is written as RF64. Raises ValueError for
-    another extension, for no blocks, for non-finite samples, and for samples beyond +-1 in .flac and .mp3,
-    which would clip them; OSError where the file cannot be written, such as on a full disk.
+    `n_samples`: the length of all, where known; a .wav beyond 4 GiB is RF64. Raises ValueError for another
+    extension, no blocks, non-finite samples, and samples beyond +-1 in .flac and .mp3, which would clip them;
+    OSError where the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
@@ -245,11 +237,9 @@ def write_blocks(
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Resample (..., T) to (..., ceil(T * to_rate / from_rate)).
-
-    soxr HQ on the CPU; torchaudio's kaiser kernel on another device and where a gradient is asked for. Its
-    default kernel loses 2.6 dB at 20 kHz and aliases at -9 dB, this one 0.09 dB and -112 dB.
-    """
+    """Resample (..., T) to (..., ceil(T * to_rate / from_rate)): soxr HQ on the CPU; torchaudio's kaiser
+    kernel (0.09 dB lost at 20 kHz, aliases at -112 dB) on another device and where a gradient is asked
+    for."""
     if from_rate <= 0 or to_rate <= 0:
         raise ValueError(f"sample rates must be positive, got {from_rate} and {to_rate}")
     if from_rate == to_rate:

@@ -1,7 +1,7 @@
 """What an audio file says of its own length, and what it really holds.
 
-Headers are written before the audio is, by pipes, by recorders that crash and by tools that join files.
-`states_its_length` tells from a few bytes whether one can be believed; else `Decoder` reads to the end.
+Headers are written before the audio is. `states_its_length` tells from a few bytes whether one can be
+believed; else `Decoder` reads to the end.
 """
 
 import functools
@@ -41,11 +41,8 @@ def stamp_of(path: Path) -> tuple[int, int]:
 
 
 def states_its_length(path: Path, sound: Any) -> bool:
-    """Whether a file, open as a soundfile.SoundFile, holds the number of frames that libsndfile reports.
-
-    False where the header states none, or less than there is, as far as that shows without decoding. Raises
-    AudioFileError where it states a length that the file's bytes cannot hold.
-    """
+    """Whether a file, open as a soundfile.SoundFile, holds the number of frames that libsndfile reports;
+    False where the header states none or less. Raises AudioFileError for one that its bytes cannot hold."""
     # libsndfile shortens the chunk of a file that was cut and goes on: only its account of the header tells.
     chunk = re.search(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
     if chunk is not None:
@@ -160,10 +157,8 @@ NOTHING = np.zeros((0, 1), np.float32)
 
 
 class Decoder:
-    """A file decoded from its beginning by FFmpeg's libraries, whatever its header says of its length.
-
-    The samples are those of libsndfile, at the same places, to their rounding.
-    """
+    """A file decoded from its beginning by FFmpeg's libraries, whatever its header says of its length. The
+    samples are those of libsndfile, to their rounding."""
 
     def __init__(self, path: Path, kind: str, sample_rate: int):
         """`kind`: a key of DEMUXERS; `sample_rate`: libsndfile's, which for Opus need not be FFmpeg's."""
@@ -193,8 +188,7 @@ class Decoder:
         return np.concatenate(parts)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All of the file, (frames, channels) float32 each. Raises AudioFileError for damage within it, and
-        where the rate or the number of channels changes."""
+        """All of the file, (frames, channels) float32 each. Raises AudioFileError for damage within it."""
         import av
 
         demuxer = DEMUXERS[self.kind]

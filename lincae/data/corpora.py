@@ -38,12 +38,11 @@ class WeightedFiles:
     """A folder by weight, then one of its files, then a stretch of it: what `Corpora` and `Shards` share.
 
     Files shorter than the crops asked for are left out. A file that fails, and a crop quieter than `min_rms`,
-    is drawn again within its folder, so that weights hold. Files that failed are logged once and kept, with
-    the reason, in `skipped`. Item i is a pure function of (seed, i) as long as the same files can be read:
-    what only the system could not read is first tried again, after RETRY_WAITS_S.
+    is drawn again within its folder. Files that failed are logged once and kept, with the reason, in
+    `skipped`. Item i is a pure function of (seed, i) as long as the same files can be read.
 
     Subclasses have `_read(folder, number, start, n_samples)`, a crop (T,) from frame `start` of a file on,
-    which raises OSError or ValueError, and `_name(folder, number)`, where a file is one by its number.
+    which raises OSError or ValueError, and `_name(folder, number)`.
     """
 
     def __init__(
@@ -71,11 +70,8 @@ class WeightedFiles:
         self._n_failed = 0
 
     def crops(self, indices: Sequence[int], n_samples: int, seed: int) -> Tensor:
-        """Items `indices` (B, T) float32.
-
-        Raises ValueError naming a folder without a file that is long enough, or where no draw gave a crop;
-        AudioFileError when more than 1 % of the draws of this process failed.
-        """
+        """Items `indices` (B, T) float32. Raises ValueError naming a folder without a file that is long
+        enough, or where no draw gave a crop; AudioFileError when more than 1 % of the draws failed."""
         if n_samples not in self._long_enough:
             self._long_enough[n_samples] = [self._files_of(k, n_samples) for k in range(len(self._folders))]
         self._n_draws += len(indices)
@@ -137,8 +133,8 @@ class WeightedFiles:
         return {**shared, **self._skipped}
 
     def share_skipped(self, path: str | Path) -> None:
-        """From now on keep what is skipped in a CSV (file, reason), to which each data worker, and the run
-        when it is resumed, adds rows. To be called before workers start."""
+        """From now on keep what is skipped in a CSV (file, reason), for all data workers and resumptions. To
+        be called before workers start."""
         self._skip_list = Path(path)
         known = read_skipped(path)
         with contextlib.suppress(FileExistsError), self._skip_list.open("x") as file:
@@ -168,18 +164,13 @@ class WeightedFiles:
 
 
 class Corpora(WeightedFiles):
-    """Weighted folders of audio files in any format that libsndfile reads, as mono at one rate.
-
-    Files whose header cannot be read are left out and listed in `skipped` from the start. Files are opened
-    for each crop, as corpora have many more of them than a process may hold open.
-    """
+    """Weighted folders of audio files in any format that libsndfile reads, as mono at one rate. Files whose
+    header cannot be read are listed in `skipped` from the start; files are opened for each crop."""
 
     def __init__(self, folders: Mapping[str | Path, float], sample_rate: int, min_rms: float = MIN_RMS):
-        """`folders`: folder -> weight, searched at any depth (`lincae.data.folders.audio_files`).
-
-        Raises ValueError for weights that are negative or sum to zero, FileNotFoundError for a folder that is
-        missing or without audio, AudioFileError for one without a readable file.
-        """
+        """`folders`: folder -> weight, searched at any depth. Raises ValueError for weights that are negative
+        or sum to zero; FileNotFoundError as `audio_files`; AudioFileError for a folder without a readable
+        file."""
         weights = {str(folder): weight for folder, weight in folders.items()}
         if not all(0 <= weight < math.inf for weight in weights.values()) or sum(weights.values()) <= 0:
             raise ValueError(f"weights must be >= 0 with a positive sum, got {weights}")
@@ -195,8 +186,7 @@ class Corpora(WeightedFiles):
             if unreadable:
                 log.warning("%s: skipped %d files that cannot be read", folder, len(unreadable))
             skipped |= {os.path.join(folder, name): reason for name, reason in unreadable.items()}
-            # Arrays are shared by data workers; lists would be copied into each of them as their reference
-            # counts change.
+            # Arrays are shared by data workers, lists would be copied into each of them.
             table = np.array(list(index.values())).T
             self._stamps.append(table[:2])
             headers.append(table[2:])

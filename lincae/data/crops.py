@@ -1,8 +1,5 @@
-"""The crops that training sees: stems in memory, weighted folders of audio files, or shards of them.
-
-Item i is a pure function of (seed, i), so that neither resuming nor several processes need loader state.
-Axis legend: `B` batch, `S` source (stem), `T` samples.
-"""
+"""The crops that training sees: stems in memory, weighted folders of audio files, or shards of them. Item i
+is a pure function of (seed, i): neither resuming nor several processes need loader state."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,11 +38,8 @@ class StemBank:
     def from_synth(
         cls, n_songs: int, seconds: float, sample_rate: int, seed: int = 0, split: str = "train"
     ) -> "StemBank":
-        """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory.
-
-        Of the processes of a launcher the first on a machine renders them into the user's cache, the others
-        wait and read them there.
-        """
+        """The first songs that `write_synthetic` would write, rendered at `sample_rate`, in memory; of
+        several processes the first on a machine renders them into the user's cache for all."""
         check_split("synthetic", split)
         jobs = [(song_seed(split, index, seed), seconds, sample_rate) for index in range(n_songs)]
         if launched_process()[1] == 1:
@@ -91,11 +85,8 @@ def training_data(
     spec: str | Sequence[str], sample_rate: int, split: str = "train"
 ) -> StemBank | Corpora | Shards:
     """What a command line names: "synthetic"; "free-music"; FOLDER=WEIGHT once or more often; or
-    shards:FOLDER, a folder or address that `lincae shards` wrote.
-
-    Raises ValueError for something else, and for a folder that holds a test recording of free-music;
-    FileNotFoundError where recordings of free-music have not been fetched.
-    """
+    shards:FOLDER, a folder or address that `lincae shards` wrote. Raises ValueError for something else, and
+    for a test recording of free-music; FileNotFoundError where free-music has not been fetched."""
     names = [spec] if isinstance(spec, str) else list(spec)
     if names in (["synthetic"], ["free-music"]):
         check_split(names[0], split)

@@ -1,6 +1,5 @@
-"""Folders of data: the audio files in one, at any depth, and their headers, indexed once; what a folder says
-of itself, in a manifest and a list of the files that were left out.
-"""
+"""Folders of data: the audio files in one, at any depth, and their headers, indexed once; its manifest, and
+its list of the files that were left out."""
 
 import csv
 import hashlib
@@ -30,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def data_folder(name: str) -> Path:
-    """Where a data set lies by default: `$LINCAE_DATA/NAME`, else `data/NAME` of the repository, or of the
-    working directory where there is no repository."""
+    """Where a data set lies by default: `$LINCAE_DATA/NAME`, else `data/NAME` of the repository, without one
+    of the working directory."""
     repository = Path(__file__).resolve().parents[2] / "data"
     here = repository if repository.is_dir() else "data"
     return Path(os.environ.get("LINCAE_DATA", here)) / name
@@ -39,9 +38,7 @@ def data_folder(name: str) -> Path:
 
 def audio_files(folder: Path) -> list[Path]:
     """All files with AUDIO_EXTENSIONS at any depth, sorted, hidden ones left out. Else FileNotFoundError.
-
-    Linked folders are followed, each real folder once; a warning names those that are left out.
-    """
+    Links are followed, each real folder once; a warning names those that are left out."""
     files = sorted(path for path in _walk(folder) if path.suffix.lower() in AUDIO_EXTENSIONS)
     if not files:
         reason = f"holds no file {', '.join(AUDIO_EXTENSIONS)}" if folder.is_dir() else "does not exist"
@@ -83,11 +80,8 @@ def _cannot_list(error: OSError) -> None:
 
 def file_index(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
     """Size, time of modification (ns), sample rate and frames of the audio files in a folder, by relative
-    name; and the reasons of those that cannot be read.
-
-    Headers are read once, and again where size or time have changed. Raises FileNotFoundError as
-    `audio_files`.
-    """
+    name; and the reasons of those that cannot be read. Headers are read again where size or time have
+    changed. Raises as `audio_files`."""
     # In the user's cache: corpora are often read-only, or shared by users who should not write into them.
     key = hashlib.sha256(f"{INDEX_VERSION}".encode() + os.fsencode(folder.resolve())).hexdigest()[:20]
     cache = user_cache() / "lincae" / "corpora" / f"{key}.json"
@@ -145,11 +139,9 @@ def claim(
     notes: Mapping[str, Any] | None = None,
     later: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Make `path` the manifest of its folder, a JSON object of `facts` and `notes`; or return the one there.
-
-    The manifest is the first file of its folder. A later call must come with the same `facts`; `notes` are
-    written, but may differ. `holds` says what the folder is for, as an error calls it ("latents"). `later`
-    names facts that manifests of earlier versions may lack.
+    """Make `path` the manifest of its folder, a JSON object of `facts` and `notes`; or return the one there,
+    whose facts must be the same. `holds` says what the folder is for, as an error calls it ("latents").
+    `later` names facts that manifests of earlier versions may lack.
 
     Raises ValueError for a folder that has other files and no manifest, a damaged manifest, and other facts.
     """

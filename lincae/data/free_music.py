@@ -45,9 +45,7 @@ def _place(row: dict[str, str], root: Path) -> Path:
 
 def recordings(split: str, root: str | Path | None = None) -> list[Path]:
     """The recordings of a split, ROOT/SPLIT/PACKAGE/NAME, with `root` by default `data_folder("free-music")`.
-
-    Raises FileNotFoundError, with the command that fetches them, where some are missing.
-    """
+    Raises FileNotFoundError, with the command that fetches them, where some are missing."""
     folder = Path(root or data_folder("free-music"))
     paths = [_place(row, folder) for row in listed() if row["split"] == split]
     absent = [path for path in paths if not path.is_file()]
@@ -67,10 +65,8 @@ def split_folders(split: str) -> dict[str, float]:
 
 
 def refuse_test_recordings(files: Iterable[str | Path]) -> None:
-    """Raise ValueError where a file to be trained on is a test recording of the list, whatever its folder.
-
-    Files are told by their content; only those whose name and size could be one are read.
-    """
+    """Raise ValueError where a file to be trained on is, by name and content, a test recording of the
+    list."""
     held_out = {Path(row["file"]).name: row for row in listed() if row["split"] == "test"}
     for path in map(Path, files):
         row = held_out.get(path.name)
@@ -87,11 +83,9 @@ def fetch(root: str | Path | None = None, unpacked: str | Path | None = None) ->
     """Put the recordings of the list that are missing into `root`; returns it.
 
     Packages are downloaded by apt-get, or taken from `unpacked`: a folder in which they lie unpacked, each in
-    a folder of its own name. Every recording is compared with the hash of the list.
-
-    Raises OSError before anything is fetched where the disk is too small; RuntimeError without apt-get or
-    dpkg-deb, and where apt-get fails (no network, or a package that is gone from the archive), with its
-    message; ValueError for a package of another version or a recording with another hash, naming it.
+    a folder of its own name. Raises OSError where the disk is too small, before anything is fetched;
+    RuntimeError without apt-get or dpkg-deb, and where apt-get fails, with its message; ValueError, naming
+    it, for a package of another version or a recording with another hash.
     """
     folder = Path(root or data_folder("free-music"))
     missing: dict[str, list[dict[str, str]]] = {}

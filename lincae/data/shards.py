@@ -3,11 +3,10 @@
     lincae shards data/jamendo=60 data/moisesdb=20 /mnt/shards --sample-rate 44100
     lincae train --preset paper --data shards:/mnt/shards      # or shards:s3://bucket/shards
 
-The same seed draws the same crops as from the folders, rounded to 16 bits, with a smaller step in quiet
-stretches and a larger one beyond full scale. Samples are mono, at the rate of training, and not compressed:
-a crop is one range of bytes on anything that fsspec knows (webdataset and LitData read in sequence; here crop
-i is a function of (seed, i)). A folder has `shards.json`, written first, `00000.safetensors` ..., and
-`index.safetensors`, written last. Axis legend: `T` samples.
+The same seed draws the same crops as from the folders, rounded to 16 bits with a step that follows the level.
+Samples are mono, at the rate of training, and not compressed: a crop is one range of bytes on anything that
+fsspec knows (webdataset and LitData read in sequence; here crop i is a function of (seed, i)). A folder has
+`shards.json`, written first, `00000.safetensors` ..., and `index.safetensors`, written last.
 """
 
 import hashlib
@@ -131,10 +130,9 @@ def _shard(number: int) -> str:
 
 
 def write_shards(corpora: Corpora, folder: str | Path, workers: int | None = None) -> Path:
-    """Write all files of some corpora, with their weights and at their rate, into a folder of shards.
-
-    A later call continues an interrupted one. Files that fail are left out, logged, and listed in the
-    manifest. `workers`: threads (None: one a core), each with 0.5 GB, or a file of hours.
+    """Write all files of some corpora, with their weights and at their rate, into a folder of shards, or go
+    on with that. Files that fail are left out, logged, and listed in the manifest. `workers`: threads (None:
+    one a core), each with 0.5 GB, or a file of hours.
 
     Raises ValueError where `folder` holds something else, or shards of files that have changed since, and for
     a test recording of free-music; FileNotFoundError for a file that has vanished.

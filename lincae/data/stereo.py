@@ -1,8 +1,5 @@
 """Synthetic stereo: mono stems panned, widened and reverberated, a pure function of (stems, seed) and linear
-in the stems.
-
-Axis legend: `S` source (stem), `T` samples; stereo is left and right, `(2, T)`.
-"""
+in the stems. `S` source (stem), `T` samples; stereo is left and right, `(2, T)`."""
 
 import math
 
@@ -21,11 +18,8 @@ PREDELAY_S = 0.01
 
 def upmix(stems: Tensor, sample_rate: int, seed: int) -> Tensor:
     """Stems `(S, T)` to a stereo mixture `(2, T)`: each at a place and a width of its own, in one room.
-
-    Places are uniform over a stage of random width, which lies anywhere that it fits, with constant power.
-    Widths are shares of a decorrelated copy that enters left and right with opposite sign, so that it
-    vanishes in mono. Raises as `check_audio`.
-    """
+    Places are uniform over a stage of random width. Widths are shares of a decorrelated copy of opposite sign
+    left and right, which vanishes in mono. Raises as `check_audio`."""
     check_audio(stems, name="stems")
     draw = generator(seed, 0)
     length = stems.shape[-1]

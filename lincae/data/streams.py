@@ -1,7 +1,5 @@
-"""Audio files of any length, read, encoded and decoded block by block.
-
-Axis legend: `B` batch (channels of a file), `T` samples, `C` latent channels, `L` latent frames.
-"""
+"""Audio files of any length, read, encoded and decoded block by block. Axis legend: see `lincae.interface`;
+here B are the channels of a file."""
 
 import itertools
 import math
@@ -24,11 +22,9 @@ BLOCK_S = 10.0
 def read_blocks(
     path: str | Path, sample_rate: int | None = None, channels: str = "mean", block_s: float = BLOCK_S
 ) -> Iterator[Tensor]:
-    """The whole of a file as consecutive blocks (channels, T) of about `block_s` seconds, in constant memory.
-
-    Joined they are what `read_audio` returns, to the rounding of its resampling. Raises as `read_audio`, for
-    a fault within the file when it is reached.
-    """
+    """The whole of a file as consecutive blocks (channels, T) of about `block_s` seconds, in constant memory;
+    joined, what `read_audio` returns, to the rounding of its resampling. Raises as it, for a fault within the
+    file when it is reached."""
     with opened(path, channels) as file:
         size = math.ceil(block_s * file.sample_rate)
         # Not simply the next ones: soundfile seeks after each read, which upsets compressed formats.
@@ -64,7 +60,7 @@ def _resampled(
 
 def length_and_blocks(path: str | Path, sample_rate: int, channels: str) -> tuple[int, Iterator[Tensor]]:
     """Length of a file at a rate, and its blocks as of `read_blocks`. Raises AudioFileError for whatever is
-    wrong with the file; the iterator does so where it comes to it."""
+    wrong with the file, the iterator where it comes to it."""
     try:
         rate, n_frames = audio_header(path)
     except OSError as error:
@@ -91,10 +87,8 @@ def encode_blocks(model: AutoencoderLike, blocks: Iterator[Tensor]) -> Iterator[
 def encode_file(
     model: AutoencoderLike, path: str | Path, channels: str = "mean"
 ) -> tuple[int, Iterator[Tensor]]:
-    """Length of a file at the model's rate, and its consecutive latents (B, C, L_i), as of `encode_blocks`.
-
-    B is 1 for `channels` "mean", all that the file has for "all". Raises as `length_and_blocks`.
-    """
+    """Length of a file at the model's rate, and its consecutive latents (B, C, L_i), as of `encode_blocks`; B
+    is 1 for `channels` "mean", all that the file has for "all". Raises as `length_and_blocks`."""
     n_samples, blocks = length_and_blocks(path, model.sample_rate, channels)
     return n_samples, encode_blocks(model, blocks)
 
@@ -135,10 +129,8 @@ def decode_blocks(
     first_frame: int = 0,
 ) -> Iterator[Tensor]:
     """Consecutive latents (B, C, L_i) to consecutive audio (B, T_i), `length` samples in all where given.
-
-    `first_frame`: of the latents within their file, which decides the noise. A model without `decode_stream`
-    decodes at once, and as it has one way to, whatever `steps` and `first_frame` say. Raises as its `decode`.
-    """
+    `first_frame`: of the latents within their file. A model without `decode_stream` decodes at once, whatever
+    `steps` and `first_frame` say. Raises as its `decode`."""
     if hasattr(model, "decode_stream"):
         return model.decode_stream(latents, length, seed, steps, first_frame)
     return (model.decode(torch.cat(list(z), -1), length, seed) for z in [latents])

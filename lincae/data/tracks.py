@@ -1,8 +1,5 @@
-"""Tracks with stems: synthetic songs and their rendering, the real clip, MUSDB18, free music, own folders.
-
-A mixture is the sum of the stems, by definition.
-Axis legend: `S` source (stem), `T` samples.
-"""
+"""Tracks with stems `(S, T)`: synthetic songs and their rendering, the real clip, MUSDB18, free music, own
+folders. A mixture is the sum of the stems, by definition."""
 
 import contextlib
 import errno
@@ -47,14 +44,13 @@ SPLITS = {
 N_SONGS = {"train": 48, "test": 12}
 SONG_S = 20.0
 SYNTH_VERSION = 1
-"""To be raised when an edit of `synth` changes the song that a seed stands for, so that folders rendered
-before are refused instead of mixed with new songs."""
+"""To be raised when an edit of `synth` changes the song of a seed: folders rendered before are then
+refused."""
 MANIFEST = "synthetic.json"
 
 MARGIN_S = 0.05  # longer than the resampler's kernel down to rates of some kHz
 CLIP_CUT_S = (0.05, 0.037)
-"""Left out at the ends of the clip: its encoder's delay, silence that ends in a spike of 0.6 in every stem;
-and a spike of 0.9 in every stem 35 ms before the end, with silence after it."""
+"""Left out at the ends of the clip: its encoder's delay and a spike in every stem, and another one."""
 STEM_FILE = ".stem.mp4"
 LEAD_IN_S = 0.1  # decoded and dropped before a stretch of a STEMS file: more than its codec's frame
 
@@ -82,11 +78,9 @@ class Track:
     ) -> Tensor:
         """Stems (S, T), mono (channel mean), float32; at most `seconds` from `start_s` on.
 
-        With r the rate of the result they are round(seconds r) samples, or those up to the end, of the whole
-        track at rate r, from its sample round(start_s r) on. Neighbours join as if cut from it, to 1e-4 of
-        its level: MARGIN_S more is read on both sides, and cut off after resampling.
-
-        Raises AudioFileError or FileNotFoundError, naming the file; ValueError where there is no such sample.
+        They are round(seconds r) samples, or those up to the end, of the whole track at the rate r of the
+        result, from its sample round(start_s r) on, to 1e-4 of its level: MARGIN_S more is read on both
+        sides. Raises AudioFileError or FileNotFoundError, naming the file; ValueError for no such sample.
         """
         own_rate = self.sample_rate
         rate = own_rate if sample_rate is None else sample_rate
@@ -111,11 +105,10 @@ def tracks(
 ) -> list[Track]:
     """The first `n_tracks` (at most; None: all) of a dataset, in order of name.
 
-    - "synthetic": songs of `lincae.data.synth` in `root`, rendered on first use; by default in
-      `$LINCAE_DATA/synthetic`, else `data/synthetic` of the repository, without one of the working directory.
+    - "synthetic": songs of `lincae.data.synth` in `root` (default `data_folder("synthetic")`), rendered on
+      first use.
     - "sampled": other songs of the same composer, played by a soundfont (`lincae.data.sampled`), likewise.
-    - "clip": the real four-stem track that the stempeg package carries (CC BY-NC-SA 3.0), for testing only;
-      without the spikes at its two ends.
+    - "clip": the real four-stem track that the stempeg package carries (CC BY-NC-SA 3.0), for testing only.
     - "embedded": the clip, then the synthetic test songs (`root` is theirs).
     - "musdb": MUSDB18-HQ, or MUSDB18 in STEMS form, in `root` (default `$MUSDB_PATH`), with the official
       splits: "train" leaves out the 14 songs of "valid".
@@ -211,11 +204,8 @@ def _recording_tracks(split: str, root: str | Path | None) -> list[Track]:
 
 
 def _pair_tracks(root: str | Path | None) -> list[Track]:
-    """Test recordings two by two, as tracks with the stems "first" and "second", mono, each at PAIR_GAIN.
-
-    Each recording is the first of one pair and the second of another, whose partner stands half the list
-    away: an album meets another one.
-    """
+    """Test recordings two by two, as tracks with the stems "first" and "second", mono, each at PAIR_GAIN:
+    each recording with the one that stands half the list away, of another album."""
     firsts = _recording_tracks("test", root)
     half = len(firsts) // 2
     pairs = []
@@ -373,13 +363,9 @@ def write_synthetic(
     sampled: bool = False,
 ) -> Path:
     """Render songs into `root`, shaped as MUSDB18-HQ: train/ and test/, a folder a song, 16-bit mono WAV.
-
-    A later call continues an interrupted one, and leaves complete songs as they are. `workers` processes
-    (None: one a core); only the songs of `splits`; `sampled`: played by a soundfont.
-
-    Raises ValueError where `root` has songs of other parameters or of another version of the synthesizer, or
-    something else; ImportError where the soundfont is missing.
-    """
+    Complete songs stay. `workers` processes (None: one a core); only the songs of `splits`; `sampled`: played
+    by a soundfont. Raises ValueError where `root` has songs of other parameters, of another version of the
+    synthesizer, or something else; ImportError where the soundfont is missing."""
     root = Path(root)
     wanted = {"n_train": n_train, "n_test": n_test, "seconds": seconds, "sample_rate": sample_rate}
     wanted |= {"seed": seed, "version": SYNTH_VERSION}

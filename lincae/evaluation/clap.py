@@ -15,8 +15,7 @@ from torch import Tensor
 
 from lincae.data.audio import resample
 from lincae.interface import check_audio, check_finite
-from lincae.interop.hub import fetching
-from lincae.interop.pickles import read_pickle
+from lincae.interop.hub import fetching, read_pickle
 from lincae.machine import resolve_device
 
 SAMPLE_RATE = 48000

@@ -1,7 +1,7 @@
 """Any object that encodes and decodes, as the `AutoencoderLike` that reports and notebooks take.
 
-What cannot be measured is refused, with the reason. Nothing is guessed from shapes that has two readings:
-channels, posteriors and several tensors are stated. Axis legend: see `lincae.interface`.
+What cannot be measured is refused, with the reason. What has two readings (channels, posteriors, several
+tensors) is stated. Axis legend: see `lincae.interface`.
 """
 
 import contextlib
@@ -45,24 +45,22 @@ class Adapted(Checked):
         model = adapt(my_model, sample_rate=44100, channels=2)
         model = adapt(encode=lambda x: vae.encode(x)[0], decode=vae.decode, sample_rate=16000, channels=1)
 
-    - `channels`: None: the model takes (B, T); n: it takes (B, n, T). It hears the mono signal in every
-      channel, and the mean of its output channels is the result: state 2 for a stereo-only model.
+    - `channels`: None: the model takes (B, T); n: it takes (B, n, T), hears the mono signal in every channel,
+      and the mean of its output channels is the result.
     - `latent`: "deterministic"; of a stochastic encoder "mean", the mode or mean of the distribution that
-      `encode` returns (or its `latent_dist`), or "sample", a draw, seeded with 0 so that it is the same draw
-      for the same call.
+      `encode` returns (or its `latent_dist`), or "sample", a draw with seed 0.
     - `join`: latents of several tensors (B, C_i, L) become one, (B, sum C_i, L), and are parted for `decode`.
       Not for (mean, log-variance): there `encode=lambda x: model.encode(x)[0]` is meant.
     - `multiple`: audio is padded with silence at its end to a multiple of so many samples; default: the hop.
     - `output_rate`: the rate of a model's output where it is another: it is resampled to `sample_rate`.
-    - `version`: text that stands for what `encode` and `decode` do, where their content cannot be told
-      (`fingerprint`): another text for everything that computes something else.
+    - `version`: text that stands for what `encode` and `decode` do, where their content cannot be told.
 
     Latents (B, C, F, L) are taken as (B, C F, L). Output longer than asked for is cut at its end.
 
     A tenth of full scale of noise goes through the model at once. Raises TypeError for objects that do not
-    encode and decode; ValueError, saying what and why, for models that fail on this audio, for discrete or
-    complex latents, several tensors, posteriors and stochastic encoders or decoders that are not stated, for
-    latents without a time axis or with a hop that is none, and for output of another length or rate.
+    encode and decode; ValueError, saying what and why, for models that fail on it, discrete or complex
+    latents, several tensors, posteriors and random numbers that are not stated, latents without a time axis
+    or with a hop that is none, and output of another length or rate.
     """
 
     def __init__(
@@ -102,12 +100,9 @@ class Adapted(Checked):
         self._try(sample_rate, multiple)
 
     def fingerprint(self) -> str:
-        """A sha256 (hex) of what is stated, of the weights of a module that was passed, and of `version`, or
-        without one of the content of `encode` and `decode` (`lincae.interop.identity`).
-
-        Where that content cannot be told, it is another one for every adapter, also of the same functions: a
-        store or a folder of latents will not be continued by a later process. A warning says so once.
-        """
+        """A sha256 (hex) of what is stated, of a module's weights, and of `version`, or without one of the
+        content of `encode` and `decode` (`lincae.interop.identity`). Where that cannot be told, each adapter
+        has another one, and latents are not continued by a later process: a warning says so once."""
         settings = self.stated | {"hop": self.hop, "version": self.version}
         if self.version is None:
             settings["content"] = self._content()
@@ -145,8 +140,8 @@ class Adapted(Checked):
         return self._run("decode", parts, seed, self._as_audio)
 
     def _run(self, what: str, given: Any, seed: int, then: Callable[[Any], Tensor]) -> Tensor:
-        """`then` of what the model returns in eval mode, without gradients; random numbers of torch are those
-        of `seed` for both."""
+        """`then` of what the model returns in eval mode, without gradients; torch's random numbers are those
+        of `seed`."""
         function = self._encode if what == "encode" else self._decode
         devices = [] if self.device.type == "cpu" else [self.device]
         forked = torch.random.fork_rng(devices, device_type=self.device.type)
@@ -288,8 +283,8 @@ adapt = Adapted
 def check_trainable(
     encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], audio: Tensor
 ) -> None:
-    """Whether a loss on decode(encode(audio)) reaches the encoder: what `lincae.linearity` needs of a model,
-    and a report does not. Raises ValueError, saying where the gradient ends."""
+    """Raises ValueError, saying where the gradient ends, unless a loss on decode(encode(audio)) reaches the
+    encoder: what `lincae.linearity` needs of a model, and a report does not."""
     z = encode(audio)
     if not z.requires_grad:
         raise ValueError(

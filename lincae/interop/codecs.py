@@ -70,9 +70,8 @@ class HubCodec(Checked):
 class Codec(HubCodec):
     """An EnCodec or DAC model of transformers between its encoder and its quantiser.
 
-    EnCodec at 48 kHz normalises the RMS of its input and sends the level beside its codes. Here it hears
-    audio as it is, since a level outside of the latents could not be scaled with them. Where a decoder gives
-    a few samples less than whole hops, as that of DAC at 24 kHz does, there is one frame more.
+    EnCodec at 48 kHz hears audio as it is, without its normalisation, whose level lies outside of the
+    latents. Where a decoder gives a few samples less than whole hops (DAC at 24 kHz), there is a frame more.
     """
 
     def __init__(self, codec: nn.Module, name: str, device: str | torch.device = "auto"):
@@ -139,12 +138,8 @@ def codec_kind(name_or_folder: str | Path) -> str | None:
 
 def load_codec(name_or_folder: str | Path, device: str | torch.device = "auto") -> HubCodec:
     """One of HUB (Stable Audio's asks for a login and the licence's acceptance), or a local folder that
-    `codec_kind` knows.
-
-    Raises ImportError without transformers or diffusers; OSError where files are missing or not to be had;
-    ValueError for another name or folder, a damaged file, and for tensors of encoder or decoder that are
-    missing, unknown or misshapen.
-    """
+    `codec_kind` knows. Raises ImportError without transformers or diffusers; OSError where files are missing
+    or not to be had; ValueError for another name or folder, a damaged file, and tensors that do not fit."""
     name = str(name_or_folder)
     source = HUB.get(name, name)
     kind = codec_kind(name)

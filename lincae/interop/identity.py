@@ -1,8 +1,8 @@
-"""What a function or an object is made of, as a hash: its code, and the values that the code uses.
+"""What a function or an object is made of, as a hash.
 
 It looks at what Python shows: the code of functions, their defaults, the variables of enclosing functions and
 the global names that they use, the weights and attributes of modules and objects. Code of installed packages
-counts by its name and version. What an extension keeps out of Python's sight cannot be told.
+counts by its name and version. What an extension hides cannot be told.
 """
 
 import dis
@@ -35,10 +35,8 @@ class UnknownContentError(ValueError):
 
 
 def content_hash(value: Any) -> str:
-    """A sha256 (hex) that is equal for equal code and values, in another process too.
-
-    Raises UnknownContentError for what holds an object that Python cannot look into.
-    """
+    """A sha256 (hex) that is equal for equal code and values, in another process too. Raises
+    UnknownContentError for what holds an object that Python cannot look into."""
     digest = hashlib.sha256()
     _add(value, digest, {})
     return digest.hexdigest()

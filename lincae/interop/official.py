@@ -1,8 +1,7 @@
 """The official code's checkpoints: weights whose layers it numbers in its own way, and YAML arguments.
 
 An official state dict numbers the layers through all levels (`down_layers.17.conv1.weight`); `key_map` is the
-exact translation, in both directions. Files are read strictly: no tensor may be missing, left over or
-misshapen.
+exact translation. Files are read strictly: no tensor may be missing, left over or misshapen.
 """
 
 import math
@@ -18,7 +17,7 @@ from torch import Tensor
 from lincae.autoencoder import Autoencoder, AutoencoderConfig
 from lincae.checkpoints import from_dict, load_strictly
 from lincae.files import atomic_write
-from lincae.interop.pickles import read_pickle
+from lincae.interop.hub import read_pickle
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
 
 MUSIC2LATENT_SCALE = 1 / 0.06
@@ -34,11 +33,9 @@ def official_files(checkpoint: str | None) -> list[str]:
 
 
 def load_official(name: str, source: str, files: list[Path], latent_scale: float | None) -> Autoencoder:
-    """A model from official weights and, where given, the three files of arguments.
-
-    `latent_scale`: None is what the format of the weights implies. Raises ValueError for settings that this
-    network does not have and for tensors that do not fit.
-    """
+    """A model from official weights and, where given, the three files of arguments. `latent_scale`: None is
+    that of the format. Raises ValueError for settings that this network does not have and for tensors that do
+    not fit."""
     weights, *texts = files
     state, window, scale = _read_state(weights)
     arguments = {kind: _read_arguments(path) for kind, path in zip(KINDS, texts, strict=False)}
@@ -59,11 +56,9 @@ def load_official(name: str, source: str, files: list[Path], latent_scale: float
 
 
 def export_official(model: Autoencoder, folder: str | Path, checkpoint: str = "last") -> Path:
-    """Write the four files that the official code builds its `Autoencoder` from; returns the folder.
-
-    They have no place for the latent scale (the official constructor takes it as `scale_factor`), nor for
-    `pad_edges`. Raises ValueError for attention with other than 4 heads, which the official encoder has.
-    """
+    """Write the four files that the official code builds its `Autoencoder` from; returns the folder. They
+    have no place for the latent scale (its constructor's `scale_factor`), nor for `pad_edges`. Raises
+    ValueError for attention with other than 4 heads."""
     import yaml
 
     network = model.config.network
@@ -132,8 +127,8 @@ def key_map(config: NetworkConfig) -> dict[str, str]:
 
 
 def _numbered_modules(config: NetworkConfig) -> dict[str, str]:
-    """Ours -> official, the modules that the official side numbers along a path through its levels: each
-    level's blocks (in the U-Net each behind its 1x1 projection), then its change of resolution."""
+    """Ours -> official, the modules that the official side numbers along its levels: blocks (in the U-Net
+    each behind its 1x1 projection), then the change of resolution."""
     modules = {}
     for b in range(config.bottleneck_blocks):
         modules[f"encoder.bottleneck.{b}."] = f"encoder.bottleneck_layers.{b + 1}."

@@ -16,12 +16,8 @@ VARIANT_NAMES = tuple(VARIANTS | OWN_VARIANTS | VAE_VARIANTS | BYPASS_VARIANTS)
 
 
 def recipe(preset: str = "desk", variant: str = "lin-cae", **changes: Any) -> AutoencoderRunConfig:
-    """The configuration of a preset and variant; `changes` are fields, dotted ones nested
-    ("linearity.gain_max"). The variant says what is trained: "vae" and "lin-vae" a spectral VAE, "lin-bypass"
-    a bypass autoencoder.
-
-    Raises ValueError naming the allowed presets, variants or fields.
-    """
+    """The configuration of a preset and variant, which says what is trained; `changes` are fields, dotted
+    ones nested ("linearity.gain_max"). Raises ValueError naming the allowed presets, variants or fields."""
     presets = PRESETS
     if variant in VAE_VARIANTS:
         presets = VAE_PRESETS

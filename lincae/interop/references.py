@@ -37,10 +37,8 @@ EXAMPLES = ("resample-32x", "resample+noise-32x", "pca-32x")
 
 class StftAutoencoder(Checked):
     """The exactly linear reference: Enc is a Hann STFT, windows of 4 hops, Dec its inverse by overlap-add.
-
-    Latents (B, 2F, L), F = 2 hop + 1: the real parts, then the imaginary ones. Three hops of silence before
-    the signal and as much as needed behind it put every sample under four windows.
-    """
+    Latents (B, 2F, L), F = 2 hop + 1: the real parts, then the imaginary ones. Silence at both ends puts
+    every sample under four windows."""
 
     name = "stft"
 
@@ -72,11 +70,10 @@ class StftAutoencoder(Checked):
 
 class TanhToy(Checked):
     """A nonlinear toy whose errors are known: Enc(x) = tanh(g x), Dec(z) = tanh(g z), g = `drive`, sample by
-    sample. Latents (B, hop, L) are frames of `hop` samples.
+    sample. Latents (B, hop, L) are frames of `hop` samples. Of Enc, and of Dec as well:
 
-    Homogeneity error: Enc(a x) - a Enc(x) = tanh(a g x) - a tanh(g x).
-    Additivity error: Enc(x + y) - Enc(x) - Enc(y) = -tanh(g x) tanh(g y) tanh(g (x + y)).
-    Both hold for Dec as well.
+    Enc(a x) - a Enc(x) = tanh(a g x) - a tanh(g x);
+    Enc(x + y) - Enc(x) - Enc(y) = -tanh(g x) tanh(g y) tanh(g (x + y)).
     """
 
     name = "tanh"
@@ -140,11 +137,8 @@ class Resampler(Checked):
 
 
 class Pca(Checked):
-    """The first principal components of blocks of two MDCT frames, (B, C, L) with C = BLOCK / factor.
-
-    The MDCT is orthonormal: the components are those of the waveform in overlapping windows, and no linear
-    map of such blocks to as many numbers has a smaller squared error on the music of the fit.
-    """
+    """The first principal components of blocks of two MDCT frames, (B, C, L) with C = BLOCK / factor: no
+    linear map of such blocks to as many numbers has a smaller squared error on the music of the fit."""
 
     def __init__(self, factor: float):
         """`factor`: samples per latent number, so that a block has a whole number of components."""
@@ -195,11 +189,8 @@ RATED = {"resample": Resampler, "resample+noise": functools.partial(Resampler, n
 
 
 def reference(name: str) -> Callable[[], Checked] | None:
-    """What makes the reference of this name, None for a name of no reference.
-
-    What it returns raises ValueError for a rate that the reference cannot have, naming those that it can;
-    FileNotFoundError where the fitted file is missing.
-    """
+    """What makes the reference of this name, None for a name of no reference. It raises ValueError for a rate
+    that the reference cannot have, naming those that it can; FileNotFoundError without the fitted file."""
     if name in REFERENCES:
         return REFERENCES[name]
     rated = re.fullmatch(r"(.+)-(\d+(?:\.\d+)?)x", name)

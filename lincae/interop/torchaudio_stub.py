@@ -10,10 +10,8 @@ EXTENSION = "torchaudio._extension"
 
 
 def ensure_torchaudio() -> None:
-    """Make `import torchaudio` work beside any torch, also where transformers or diffusers do it.
-
-    Must run before the first of these imports; imports none of them, nor torch.
-    """
+    """Make `import torchaudio` work beside any torch, also where transformers or diffusers do it. Must run
+    before the first of these imports; imports none of them, nor torch."""
     # PyPI's torchaudio links to CUDA libraries: beside a CPU-only torch its import fails, though resampling
     # and mel filters are plain torch. The stub mirrors what torchaudio 2.9-2.11 take from their extension,
     # which is private: hence the version pin.

@@ -49,9 +49,8 @@ class RunConfig:
         self.share(1)
 
     def share(self, processes: int, accumulate: int | None = None) -> int:
-        """Items of each of the micro-batches, `accumulate` in all, that make a step; by default every process
-        has one. Raises ValueError, naming what would do, unless they are equal and large enough and every
-        process has one."""
+        """Items of each of the micro-batches, `accumulate` in all (by default one a process), that make a
+        step. Raises ValueError, naming what would do, unless they are equal, large enough, and enough."""
         parts = processes if accumulate is None else accumulate
         if parts >= processes and parts in self.micro_batches():
             return self.batch_size // parts
@@ -116,11 +115,9 @@ class TrainingConfig(AutoencoderRunConfig):
     instead of 0.5; gains computed but not applied without homogeneity; half of m2l's originals averaged
     with another item. The released code trains in fp16 with gradient scaling; here CUDA uses bf16.
 
-    Where the paper is silent or short, both presets do as the code does: the Pseudo-Huber constant and the
-    density of noise levels (`ConsistencyConfig`); the cap on every gain, drawn or not (`LinearityConfig`);
-    RAdam's default betas, no gradient clipping, a first learning rate of 0, the EMA's warm-up; in the
-    network, the noise level reaches only the U-Net's blocks and two gains over frequency, the encoder alone
-    normalises before its downsampling, and tanh bounds its latents.
+    Where the paper is silent, both presets do as the code does: the Pseudo-Huber constant, the density of
+    noise levels, the cap on every gain, RAdam's default betas, no gradient clipping, a first learning rate of
+    0, the EMA's warm-up; in the network, where the noise level enters, where it normalises, and the tanh.
     """
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -132,8 +129,7 @@ class TrainingConfig(AutoencoderRunConfig):
 # Without the numbers that released checkpoints alone carry, from a start that suits small budgets.
 LEAN = NetworkConfig(unused_projections=False, unit_variance_init=True)
 
-# Short windows, a fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid, where they cost
-# most, are what a CPU can train: benchmarks/desk_trials.csv.
+# A fast latent (125 Hz, 8x) and a U-Net without blocks on its finest grid: benchmarks/desk_trials.csv.
 DESK_8X_MODEL = AutoencoderConfig(
     sample_rate=16000,
     transform=TransformConfig(hop=64),
@@ -158,8 +154,7 @@ DESK_8X_MODEL = AutoencoderConfig(
     norm_frames=256,
 )
 
-# "desk" has the study's rate, 32x (8 numbers at 62.5 Hz), and the paper's encoder; "desk-8x" is the first
-# study's model.
+# "desk" has the study's rate, 32x (8 numbers at 62.5 Hz); "desk-8x" is the first study's model.
 MODEL_PRESETS = {
     "paper": AutoencoderConfig(),
     "official": AutoencoderConfig(),
@@ -206,8 +201,7 @@ CURRICULUM = ConsistencyConfig(
 )
 
 
-# t uniform (a wide normal): small steps need teachers at every noise level. Steps end at a third: from
-# sigma_max the teachers stand at 0.17 and 0.03, between the levels of the loud and of the quiet bins.
+# t uniform (a wide normal): small steps need teachers at every noise level.
 DESK_8X = TrainingConfig(
     autoencoder=DESK_8X_MODEL,
     linearity=LinearityConfig(input_gain_min=0.1),
@@ -293,8 +287,7 @@ def schedule_of(preset: str, **changes: Any) -> dict[str, Any]:
     return {name: getattr(PRESETS[preset], name) for name in shared} | changes
 
 
-# Every sound at a gain of its own, quiet ones by up to 20 dB: what all latents share (a constant behind every
-# sound that is not silence) is scaled as well, and heard.
+# Every sound at a gain of its own, quiet ones by up to 20 dB: a constant that all latents share is heard.
 ALL_GAINS = {"gain_max": 10.0, "gain_probability": 1.0}
 
 # Variants of our own: lin-cae with these changes.

@@ -1,10 +1,9 @@
 """The trainer (paper 3.3): one loop on Lightning Fabric, resumable to the bit.
 
 The crops of step k are a pure function of (seed, k). A step is made of P equal micro-batches, which the
-processes share as evenly as they can: by default one each, with `accumulate` as many as it says. What
-depends on P: an item is mixed with its neighbour within its micro-batch, and gains, noise levels and noise of
-the p-th are a pure function of (seed, k, p). Gradients are averaged over all micro-batches, so that equal P
-on any number of processes is the same training, to the rounding of sums.
+processes share: by default one each. An item is mixed with its neighbour within its micro-batch; gains, noise
+levels and noise of the p-th are a pure function of (seed, k, p). Equal P on any number of processes is the
+same training, to the rounding of sums.
 """
 
 import contextlib
@@ -60,23 +59,19 @@ def train(
     `objective`: a model and what it minimises (`lincae.interop.recipes.objective_of` makes one of a recipe).
     `validation`: held-out data for the objective's `validate`, for an autoencoder audio `(B, T)`. `name`: of
     the model (by default that of the folder). `devices`: processes on each of `nodes` machines (by default
-    what torchrun or SLURM started, else 1); they share `run_dir`. `accumulate`: micro-batches of a step,
-    shared by all processes, each of which takes its own one after the other (by default one each). `workers`:
-    processes that load data for each of them. `keep`: the newest training states that stay. `regroup`:
-    continue a run of another number of micro-batches, with other mixtures, gains and noise. `other_data`:
-    continue it on other data or validation.
-    `compiler`: a backend of torch.compile, such as inductor, or with a mode "inductor:max-autotune"; what
-    does not compile runs without. `command`: what started the run, for its card.
+    what torchrun or SLURM started, else 1). `accumulate`: micro-batches of a step in all processes (by
+    default one each). `workers`: processes that load data for each of them. `keep`: the newest training
+    states that stay. `regroup`, `other_data`: continue a run of another number of micro-batches, or on other
+    data or validation. `compiler`: see `compile_network`. `command`: what started the run, for its card.
 
     The folder holds `log.csv`, `validation.csv`, training states, and what the objective publishes: of an
     autoencoder its EMA weights as a checkpoint, and in `best/` those of the best validation.
 
-    Ctrl-C and SIGTERM, whichever process gets it, finish the step, write a checkpoint and then end the run. A
-    damaged training state is put aside for the one before, with a warning. Raises ValueError for data that
-    does not suit the model, where batch and processes do not match, and when `run_dir` holds a run of another
-    configuration, number of micro-batches or data (showing the difference); NonFiniteError, OutOfMemoryError
-    and OSError (such as a full disk) with the step and the last good checkpoint; BlockingIOError while
-    another process trains in `run_dir`.
+    Ctrl-C and SIGTERM finish the step, write a checkpoint and then end the run. A damaged training state is
+    put aside for the one before, with a warning. Raises ValueError for data that does not suit the model,
+    where batch and processes do not match, and when `run_dir` holds a run of another configuration, number of
+    micro-batches or data (showing the difference); NonFiniteError, OutOfMemoryError and OSError (such as a
+    full disk) with the step and the last good checkpoint; BlockingIOError while another process trains there.
     """
     run_dir = Path(run_dir)
     objective.check_data(data, validation)
@@ -139,9 +134,8 @@ class Run:
         self.state = {**objective.parts(), **self.optimisers, "meter": self.meter}
         config = dataclasses.asdict(self.config) | objective.identity()
         length = objective.crop_length(data)
-        self.loaded = StepBatches(
-            self.config, data, length, fabric.global_rank, fabric.world_size, accumulate
-        )
+        place = (fabric.global_rank, fabric.world_size)
+        self.loaded = StepBatches(self.config, data, length, *place, accumulate)
         self.micro_batches = self.loaded.count
         self.origin = Origin(config, self.micro_batches, objective.sources(data, validation))
 
@@ -185,21 +179,12 @@ class Run:
 
     def batches(self, workers: int, progress: bool) -> Iterator[list[Any]]:
         """This process's micro-batches of every step that is left, on its device, with a progress bar."""
-        loader = DataLoader(
-            self.loaded,
-            batch_size=None,
-            sampler=range(self.first, self.stop),
-            num_workers=workers,
-            worker_init_fn=leave_interrupts,
-        )
-        self.bar = tqdm(
-            loader,
-            initial=self.first,
-            total=self.stop,
-            unit="step",
-            disable=not (progress and self.writes),
-        )
-        for step, batch in zip(range(self.first, self.stop), self.bar, strict=True):
+        steps = range(self.first, self.stop)
+        options = {"num_workers": workers, "worker_init_fn": leave_interrupts}
+        loader = DataLoader(self.loaded, batch_size=None, sampler=steps, **options)
+        silent = not (progress and self.writes)
+        self.bar = tqdm(loader, initial=self.first, total=self.stop, unit="step", disable=silent)
+        for step, batch in zip(steps, self.bar, strict=True):
             self.step = step
             yield self.fabric.to_device(batch)
 
@@ -225,11 +210,9 @@ class Run:
         self.meter.add({**measured, "grad_norm": torch.nn.utils.get_total_norm(gradients)})
 
     def update(self, signal: int | None) -> int | None:
-        """Move the parameters and what follows them, then write what is due: log, validation and checkpoint.
-
-        Returns the number of a signal that one of the processes got. What is due is the same in all of them,
-        or some would wait for others. Raises NonFiniteError, where numbers are read.
-        """
+        """Move the parameters and what follows them, then write what is due, in all processes alike: log,
+        validation and checkpoint. Returns the number of a signal that one of them got. Raises NonFiniteError,
+        where numbers are read."""
         done = self.step + 1
         is_last = done == self.stop
         if self.fabric.world_size > 1:
@@ -296,8 +279,7 @@ class Run:
 
 
 class StepBatches:
-    """Item k is this process's part of the batch of step k, in micro-batches: `numbers` of all `count`. The
-    crops of all together are the same for any number of them and of processes."""
+    """Item k is this process's part of the batch of step k, in micro-batches: `numbers` of all `count`."""
 
     def __init__(
         self,

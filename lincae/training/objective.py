@@ -13,8 +13,8 @@ from lincae.autoencoder import Autoencoder, FramewiseAutoencoder
 from lincae.checkpoints import unwrapped
 from lincae.consistency import consistency_loss, precondition, step_size
 from lincae.interface import check_audio
-from lincae.kernels import compile_loops
 from lincae.linearity import AugmentedBatch, augment, gain_range, implicit_conditioning
+from lincae.machine.kernels import compile_loops
 from lincae.metrics import relative_l2, snr_db
 from lincae.network import Network
 from lincae.training.config import AutoencoderRunConfig, RunConfig, TrainingConfig
@@ -26,11 +26,8 @@ N_NAMED = 8
 
 
 class TrainingData(Protocol):
-    """Crops to train on. Item i is a pure function of (seed, i); see `lincae.data`.
-
-    Data that goes on without the files that it cannot read has `skipped`, `share_skipped` and `skip_report`
-    besides (`lincae.data.corpora.WeightedFiles`).
-    """
+    """Crops to train on. Item i is a pure function of (seed, i); see `lincae.data`. What goes on without
+    files that it cannot read has `skipped`, `share_skipped` and `skip_report` besides."""
 
     description: str
 
@@ -232,11 +229,9 @@ def compile_network(model: nn.Module, compiler: str | None, device: torch.device
     """Let a backend of torch.compile, "backend" or "backend:mode", take what it makes faster; the state dict
     stays as it is. None: nothing. What does not compile runs without, and torch's log says why.
 
-    For a consistency autoencoder on a CPU these are the loops of `lincae.kernels`, in the whole process: the
-    network in one piece is slower there than without a compiler. Elsewhere they are the network's parts,
-    compiled for the shapes of a step, which are all alike.
-
-    Raises ValueError for an unknown backend or mode, naming the known ones.
+    For a consistency autoencoder on a CPU these are the loops of `lincae.machine.kernels` in the whole
+    process; elsewhere the network's parts, for the shapes of a step, which are all alike. Raises ValueError
+    for an unknown backend or mode, naming the known ones.
     """
     network = unwrapped(getattr(model, "network", model))
     on_cpu = isinstance(network, Network) and device.type == "cpu"
@@ -277,8 +272,7 @@ def learning_rate(step: int, config: RunConfig) -> float:
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, n_updates: int, max_decay: float) -> None:
-    """EMA update number `n_updates` (from 1). The warmed-up decay forgets the initial weights at once, and
-    until it reaches `max_decay` averages over the latest tenth of the training."""
+    """EMA update number `n_updates` (from 1), with a decay that grows up to `max_decay`."""
     decay = min(max_decay, (1 + n_updates) / (10 + n_updates))
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 

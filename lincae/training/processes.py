@@ -30,21 +30,21 @@ def launch(
 ) -> Fabric:
     """Start the other processes of a run, unless a launcher did; devices and precision are Fabric's matter.
 
-    Raises ValueError for a device that is not there, for processes that a batch cannot be shared by, and as
-    `training_precision`.
+    Raises ValueError for devices that are not there, for several on a chosen one, for processes that a batch
+    cannot be shared by, and as `training_precision`.
     """
     first = resolve_device(device)
     devices, nodes = launched(devices, nodes)
-    check_devices(device, first, devices)
+    here = devices if first.type == "cpu" else torch.accelerator.device_count()
+    if devices > here:
+        raise ValueError(f"devices={devices} on a machine where each process sees {here} of {first.type}")
+    if first.index is not None and devices > 1:
+        raise ValueError(f"device {device!r} is a single one, devices={devices} are several: leave one out")
     config.share(devices * nodes, accumulate)
     precision = training_precision(config.precision, first)
-    one_chosen = first.index is not None and devices == 1
-    fabric = Fabric(
-        accelerator=first.type,
-        devices=[first.index] if one_chosen else devices,
-        num_nodes=nodes,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-    )
+    chosen = devices if first.index is None else [first.index]
+    name = "bf16-mixed" if precision == "bf16" else "32-true"
+    fabric = Fabric(accelerator=first.type, devices=chosen, num_nodes=nodes, precision=name)
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -55,23 +55,9 @@ def launch(
     return fabric
 
 
-def check_devices(asked: str, device: torch.device, devices: int) -> None:
-    """Raises ValueError for more processes than devices on a machine, and for several on a chosen device."""
-    if device.type == "cpu":
-        return
-    here = torch.accelerator.device_count()
-    if devices > here:
-        raise ValueError(f"devices={devices} on a machine where each process sees {here} of {device.type}")
-    if device.index is not None and devices > 1:
-        raise ValueError(f"device {asked!r} is a single one, devices={devices} are several: leave one out")
-
-
 def training_precision(precision: str, device: torch.device) -> str:
-    """The one of `lincae.machine.PRECISIONS` that a configuration asks for: "auto" is bf16 where a CUDA
-    device computes in it, else fp32; bf16 is autocast, and Fabric's names of both are known.
-
-    Raises ValueError for a precision that is unknown, that the device lacks, and for fp16.
-    """
+    """The one of `lincae.machine.PRECISIONS` that a configuration asks for, also by Fabric's name; "auto" is
+    bf16 where a CUDA device computes in it, else fp32. Raises as `check_precision`, and for fp16."""
     precision = FABRIC_NAMES.get(precision, precision)
     if precision == "auto":
         has_bf16 = device.type not in ("cpu", "mps") and "bf16" in precisions(device)

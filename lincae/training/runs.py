@@ -1,5 +1,5 @@
-"""The folder of a run: logs that a resumed run continues, and training states, which are written atomically,
-checked before they are read and refused where they do not fit."""
+"""The folder of a run: logs that a resumed run continues, and training states, checked before they are
+read."""
 
 import csv
 import io
@@ -81,10 +81,8 @@ class Log:
 
 
 class Meter:
-    """Sums of what the steps since the last row of the log measured, on the device until they are read.
-
-    They are part of the training state: the first row after a resumption is that of an undisturbed run.
-    """
+    """Sums of what the steps since the last row of the log measured, on the device until they are read; part
+    of the training state."""
 
     def __init__(self):
         self._clear()
@@ -128,11 +126,10 @@ class Meter:
 
 @dataclass
 class Origin:
-    """What a training state comes from. A run goes on from a state of the same origin alone.
+    """What a training state comes from; a run goes on from a state of the same origin alone.
 
-    `config`: the objective's configuration. `micro_batches`: how many make a step ("processes" in the file:
-    they once had one each). `sources`: the data and what validation hears, each as `source` names it, or
-    None.
+    `config`: the objective's. `micro_batches`: how many make a step ("processes" in the file). `sources`: the
+    data and what validation hears, each as `source` names it, or None.
     """
 
     config: dict[str, Any]
@@ -163,10 +160,8 @@ def states(folder: Path) -> list[Path]:
 
 
 def store(parts: Mapping[str, Any], origin: Origin, step: int, folder: Path, keep: int) -> None:
-    """Write a training state atomically; the newest `keep` stay. Raises OSError, for one on a full disk.
-
-    `parts`: by name, what has a `state_dict`.
-    """
+    """Write a training state of `parts`, which have a `state_dict`, atomically; the newest `keep` stay.
+    Raises OSError, for one on a full disk."""
     content = {name: part.state_dict() for name, part in parts.items()}
     content |= {"config": json.dumps(origin.config), "step": step, "processes": origin.micro_batches}
     content["sources"] = json.dumps(origin.sources)
@@ -182,11 +177,9 @@ def store(parts: Mapping[str, Any], origin: Origin, step: int, folder: Path, kee
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole training state; None in a folder without. Damaged ones are put aside, with a warning.
-
-    What killed writers left is removed: the caller holds the folder's lock. Raises ValueError where all
-    states are damaged.
-    """
+    """The newest whole training state; None in a folder without. Damaged ones are put aside, with a warning,
+    and what killed writers left is removed: the caller holds the folder's lock. Raises ValueError where all
+    states are damaged."""
     for orphan in [*folder.glob(".*.tmp"), *folder.glob("best/.*.tmp")]:
         orphan.unlink()
     for path in states(folder):
@@ -222,10 +215,8 @@ def restore(
 ) -> int:
     """Load a training state into its `parts`; returns the step to continue from.
 
-    Raises ValueError for a file that is no training state, and for a state of another origin, showing the
-    difference: of another configuration, unless `regroup` of another number of micro-batches, and unless
-    `other_data` of other sources. Accepted other data is noted in `origin`. States of former versions say
-    less.
+    Raises ValueError for a file that is no training state, and for one of another origin, showing the
+    difference, of which `regroup` and `other_data` accept a part. Other data is noted in `origin`.
     """
     if not path.exists():
         raise ValueError(f"this process does not see {path}: the run folder must be shared by all nodes")

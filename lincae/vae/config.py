@@ -43,9 +43,9 @@ class SpectralVaeConfig:
     paper (section 3.1.1): 44.1 kHz, hop 1024, 64 channels at 43 Hz.
 
     `transform`: with alpha 1 the network meets the STFT as it is, so what is linear in it is linear in sound.
-    `emphasis_hz`: within the network, bins at frequency f are (1 + f / emphasis_hz)^0.5 as large, which
-    outweighs the usual slope of music's spectrum. The rest is as in `AutoencoderConfig`, but all that a frame
-    depends on is context, so that windows leave no trace.
+    `emphasis_hz`: within the network, bins at frequency f are (1 + f / emphasis_hz)^0.5 as large, against the
+    slope of music's spectrum. The rest is as in `AutoencoderConfig`, but all that a frame depends on is
+    context: windows leave no trace.
     """
 
     sample_rate: int = 44100

@@ -1,19 +1,18 @@
 """ConvNeXt-V2 blocks over time (Woo et al., CVPR 2023), shared by the spectral VAE and the Re-Encoder.
 
-Axes: B batch, C channels, L frames. Maps are `(B, C, L)`, a condition is `(B, K)`: one vector for all frames.
+Maps are `(B, C, L)`: batch, channels, frames; a condition is `(B, K)`, one vector for all frames.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lincae.machine.kernels import sums_around
+
 
 class GlobalResponseNorm(nn.Module):
-    """GRN of ConvNeXt-V2 over `(B, L, C)`: channels compete by their L2 norms over time. Starts as identity.
-
-    The norm is over all frames of the input; with `frames`, over so many around each one (near the ends the
-    first or last so many), so that a signal may be longer than those of the training.
-    """
+    """GRN of ConvNeXt-V2 over `(B, L, C)`: channels compete by their L2 norms over all frames, or over so
+    many as `frames` around each one. Starts as identity."""
 
     def __init__(self, channels: int, frames: int | None = None):
         super().__init__()
@@ -28,11 +27,8 @@ class GlobalResponseNorm(nn.Module):
         width = self.frames or n_frames
         if n_frames <= width:
             return x.norm(dim=1, keepdim=True)
-        # These are differences of running sums, in double precision: a quiet passage may follow a loud one.
-        double = torch.float32 if x.device.type == "mps" else torch.float64
-        running = F.pad(x.square().to(double).cumsum(1), (0, 0, 1, 0))
-        lower = (torch.arange(n_frames, device=x.device) - width // 2).clamp(0, n_frames - width)
-        return (running[:, lower + width] - running[:, lower]).clamp_min(0).sqrt().float()
+        energy = sums_around(x.square().mT, width).mT
+        return energy.clamp_min(0).sqrt().float()
 
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm(x)
@@ -41,10 +37,8 @@ class GlobalResponseNorm(nn.Module):
 
 
 class AdaptiveLayerNorm(nn.Module):
-    """LayerNorm over channels of `(B, L, C)` whose gain and bias come from a condition `(B, K)` (AdaLN).
-
-    The projection starts at zero: at the start it is the usual LayerNorm, whatever the condition.
-    """
+    """LayerNorm over channels of `(B, L, C)` whose gain and bias come from a condition `(B, K)` (AdaLN). It
+    starts as the usual LayerNorm."""
 
     def __init__(self, channels: int, condition_channels: int):
         super().__init__()
@@ -59,11 +53,9 @@ class AdaptiveLayerNorm(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depth-wise convolution, LayerNorm, two 1x1 layers with GELU and GRN, around a residual connection.
-
-    `(B, C, L)` in and out. `hidden` is the width between the two 1x1 layers. With `condition_channels` the
-    norm is an AdaLN, and `forward` needs a condition. `norm_frames`: see `GlobalResponseNorm`.
-    """
+    """Depth-wise convolution, LayerNorm, two 1x1 layers with GELU and GRN and `hidden` channels between,
+    around a residual connection; `(B, C, L)` in and out. With `condition_channels` the norm is an AdaLN, and
+    `forward` needs a condition. `norm_frames`: see `GlobalResponseNorm`."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """A convolutional spectral VAE in the manner of Vocos (Siuzdak, ICLR 2024), as the Re-Encoder paper uses it
 (section 3.1.1): STFT in, ConvNeXt-V2 blocks at the frame rate, a 1-d latent with a KL term, inverse STFT out.
 
-Real and imaginary parts of a frame are the channels that the network takes and gives: with magnitude and
-phase, the head of Vocos, every sum of sounds would be a nonlinear affair. Nothing outside the blocks
-normalises or saturates. Axis legend: see `lincae.interface`; here N = L.
+Real and imaginary parts of a frame are the channels that the network takes and gives: in magnitude and phase,
+as Vocos has it, sums are not linear. Nothing outside the blocks normalises or saturates. Axis legend: see
+`lincae.interface`; here N = L.
 """
 
 import torch

@@ -65,11 +65,9 @@ class VaeObjective(AutoencoderObjective):
 
 
 class ReconstructionLoss(nn.Module):
-    """The weighted terms "stft", "mel" and "waveform" of audio `(V, T)` against its target, by name.
-
-    Ratios (spectral convergence, waveform) are those of sums over the whole batch, as in auraloss: a silent
-    target does no harm. Raises ImportError without auraloss or librosa.
-    """
+    """The weighted terms "stft", "mel" and "waveform" of audio `(V, T)` against its target, by name, as
+    ratios of sums over the whole batch: a silent target does no harm. ImportError without auraloss or
+    librosa."""
 
     def __init__(self, config: VaeLossConfig, sample_rate: int):
         super().__init__()

@@ -41,10 +41,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 def precisions(device: torch.device) -> tuple[str, ...]:
     """Those of PRECISIONS that a device offers.
 
-    "fp32" leaves torch's switches alone, by which CUDA devices round factors to 10 bits (TF32) in
-    convolutions, but not in matrix products; "tf32" has them do so in both. "tf32" and "bf16" take compute
-    capability 8 (A100, RTX 30): V100, T4 and RTX 20 have no bf16 convolutions. On a CPU fp16 is slower than
-    fp32, and bf16 fast where the processor has it.
+    "fp32" leaves torch's switches alone: CUDA devices then round factors to 10 bits (TF32) in convolutions.
+    "tf32" has them do so in matrix products, too. "tf32" and "bf16" take compute capability 8 (A100, RTX 30);
+    on a CPU fp16 is slower than fp32.
     """
     if device.type == "cuda":
         return PRECISIONS if torch.cuda.get_device_capability(device) >= (8, 0) else ("fp32", "fp16")
@@ -52,8 +51,7 @@ def precisions(device: torch.device) -> tuple[str, ...]:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raises ValueError for what is none of PRECISIONS, and for one that the device lacks, naming those that
-    it offers."""
+    """Raises ValueError for an unknown precision, and for one that the device lacks."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if precision != "fp32" and precision not in precisions(device):
@@ -73,20 +71,18 @@ def allow_tf32(convolutions: bool = True, products: bool = True) -> tuple[bool, 
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """Have torch compute in one of `precisions(device)` while entered. Raises as `check_precision`."""
     check_precision(precision, device)
-    if precision == "tf32":
-        before = allow_tf32()
-        try:
+    switches = allow_tf32() if precision == "tf32" else None
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    try:
+        with torch.autocast(device.type, half, enabled=precision in ("bf16", "fp16")):
             yield
-        finally:
-            allow_tf32(*before)
-        return
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-        yield
+    finally:
+        if switches:
+            allow_tf32(*switches)
 
 
 class OutOfMemoryError(RuntimeError):
-    """A step of training, or a window of inference, does not fit into memory; the message says what would."""
+    """A step of training or a window of inference does not fit into memory; the message says what would."""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -112,14 +108,19 @@ def generator(*keys: int, device: str | torch.device = "cpu") -> torch.Generator
     Different tuples give different streams. Raises ValueError for keys outside [0, 2**64), and for none;
     TypeError for keys that are no integers.
     """
-    if not all(isinstance(key, Integral) for key in keys):
-        raise TypeError(f"keys must be integers, got {keys}")
-    if not keys or any(not 0 <= key < 2**64 for key in keys):
-        raise ValueError(f"keys must be integers in [0, 2**64), at least one, got {keys}")
+    check_keys(*keys)
     # SeedSequence pads with zeros: without the count, (1,) and (1, 0) would be one stream.
     words = [word for key in keys for word in divmod(int(key), 2**32)]
     seed = np.random.SeedSequence([len(keys), *words]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def check_keys(*keys: int) -> None:
+    """Raises as `generator`."""
+    if not all(isinstance(key, Integral) for key in keys):
+        raise TypeError(f"every seed must be an integer, got {keys}")
+    if not keys or any(not 0 <= key < 2**64 for key in keys):
+        raise ValueError(f"every seed must be an integer in [0, 2**64), got {keys}")
 
 
 def frame_noise(
@@ -128,14 +129,10 @@ def frame_noise(
     """Standard normal numbers `(len(frames), n)`, float32, each a function of seed, step, frame and number.
 
     The integers behind them are the same on every device (Philox4x32-10 of Salmon et al., "Parallel random
-    numbers: as easy as 1, 2, 3", 2011; counter: number, frame in two words, step; key: seed), and are drawn
-    in parallel, where they are used. The numbers agree to the last bits of log and cos.
-    Raises TypeError for a seed that is no integer, ValueError for one outside [0, 2**64).
+    numbers: as easy as 1, 2, 3", 2011; counter: number, frame in two words, step; key: seed). The numbers
+    agree to the last bits of log and cos. Raises as `generator` for such a seed.
     """
-    if not isinstance(seed, Integral):
-        raise TypeError(f"seed must be an integer, got {seed!r}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be an integer in [0, 2**64), got {seed}")
+    check_keys(seed)
     seed = int(seed)
     number = torch.arange(-(-n // 4), device=device)
     frame = torch.arange(frames.start, frames.stop, device=device)[:, None]

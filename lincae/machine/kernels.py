@@ -1,11 +1,9 @@
 """Forms of layers that save time and memory; the plain forms stand in `lincae.network`.
 
-On a CPU, in training and in long windows, feature maps are channels last: `(B, channels, F, N)` tensors in
-memory as `(B, F, N, channels)`, which convolutions take as they are. PyTorch's own GroupNorm is slow and
-inaccurate in that order: here it is loops over the rows of a map `(B, F N, channels)`, in fp32 at least.
-
-Accelerators keep the usual order. Under autocast PyTorch turns the maps that it normalises to fp32, and keeps
-those for the backward pass; here they stay in half precision, and their statistics are in fp32.
+On a CPU, in training and in long windows, feature maps `(B, channels, F, N)` are channels last in memory.
+PyTorch's own GroupNorm is slow and inaccurate in that order: here it is loops over the rows of a map
+`(B, F N, channels)`, in fp32 at least. Accelerators keep the usual order. PyTorch turns maps that it
+normalises under autocast to fp32, and keeps them; here they stay in half precision, with statistics in fp32.
 """
 
 from collections.abc import Callable
@@ -176,8 +174,8 @@ def _norm_backward(
 
 
 class Loop:
-    """A function of tensors with items first, for as many items at a time as the cache holds; or, once
-    compiled, in one pass over all items."""
+    """A function of tensors with items first, for as many items at a time as the cache holds; once compiled,
+    for all at once."""
 
     def __init__(self, function: Callable[..., Tensor | tuple[Tensor, ...]]):
         self.function = function
@@ -263,7 +261,11 @@ def _sliding_scale(x: Tensor, norm: nn.GroupNorm, width: int) -> tuple[Tensor, T
     """What the norm multiplies each frame by, and adds: `(B, 1, N channels)` each for a map channels last,
     else as x with ones between channels and frames."""
     groups = norm.num_groups
-    means = _means_around(x, groups, width) if x.device.type == "cpu" else pooled_means(x, groups, width)
+    if x.device.type == "cpu":
+        n_values = width * x[0, :, ..., 0].numel() // groups
+        means = sums_around(_frame_moments(x, groups), width) / n_values
+    else:
+        means = pooled_means(x, groups, width)
     mean, power = means[..., None, :].unbind()
     variance = torch.addcmul(power, mean, mean, value=-1).clamp_min(0)
     rstd = (variance + norm.eps).rsqrt().float()
@@ -294,18 +296,18 @@ def tile_rows(x: Tensor) -> int:
 def sliding_norm_silu_conv(
     x: Tensor, norm: nn.GroupNorm, width: int, conv: nn.Conv2d, in_place: bool
 ) -> Tensor:
-    """`conv(silu(sliding_group_norm(x)))` of a map channels last, for a 3 x 3 convolution, without a map in
-    between: by tiles, bit for bit what the whole gives. `in_place`: x may hold the result."""
+    """`conv(silu(sliding_group_norm(x)))` of a map channels last, for a 3 x 3 convolution, by tiles: bit for
+    bit what the whole gives. `in_place`: x may hold the result."""
     scale, shift = _sliding_scale(x, norm, width)
     parts = _frequencies(x).split(tile_rows(x), dim=1)
     border = torch.zeros_like(parts[0][:, :1])
     rows = border
-    out, n_done = x, 0
+    out = x
+    n_done = 0
     for part in parts:
         h = F.silu(torch.addcmul(shift, part, scale), inplace=True)
         after = [border] if part is parts[-1] else []
-        # The last two rows are met again by the first ones of the next tile, and come from here: x may be
-        # overwritten up to the row before the last.
+        # The last two rows of a tile are kept for the next one: x may be overwritten up to the last but one.
         rows = torch.cat([rows[:, -2:], h, *after], dim=1)
         tile = rows.unflatten(2, (x.shape[3], -1)).permute(0, 3, 1, 2)
         made = F.conv2d(tile, conv.weight, conv.bias, padding=(0, 1))
@@ -318,27 +320,23 @@ def sliding_norm_silu_conv(
 
 
 def pooled_means(x: Tensor, groups: int, width: int) -> Tensor:
-    """Means of the numbers, and of their squares, of each group in the `width` frames around each frame:
-    `(2, B, groups, N)` in fp32. In few launches, and without double precision, which not every accelerator
-    has: each mean is taken afresh."""
+    """Means of the numbers, and of their squares, of each group in the `width` frames around each frame,
+    `(2, B, groups, N)` in fp32: in few launches, each taken afresh, since accelerators may lack float64."""
     of_frames = torch.stack(_mean_and_power(x.unflatten(1, (groups, -1)).flatten(2, -2)))
-    return _to_the_edges(F.avg_pool1d(of_frames.flatten(0, 1), width, stride=1), width)
-
-
-def _means_around(x: Tensor, groups: int, width: int) -> Tensor:
-    """As `pooled_means`, in double precision."""
-    # Differences of running sums: a quiet passage may follow a loud one.
-    running = F.pad(_frame_moments(x, groups).double().cumsum(-1), (1, 0))
-    of_windows = running[..., width:] - running[..., :-width]
-    n_values = width * x[0, :, ..., 0].numel() // groups
-    return _to_the_edges(of_windows.flatten(0, 1), width) / n_values
-
-
-def _to_the_edges(of_windows: Tensor, width: int) -> Tensor:
-    """What is true of windows `(2 B, groups, N - width + 1)`, for the frame in the middle of each and, of the
-    first and last, up to the ends: `(2, B, groups, N)`."""
+    of_windows = F.avg_pool1d(of_frames.flatten(0, 1), width, stride=1)
     edges = width // 2, (width - 1) // 2
     return F.pad(of_windows, edges, mode="replicate").unflatten(0, (2, -1))
+
+
+def sums_around(values: Tensor, width: int) -> Tensor:
+    """Sums `(..., N)` over the `width` frames around each, near the ends over the first or last ones, as
+    differences of running sums; in double precision, where the device has it, since a quiet passage may
+    follow a loud one."""
+    n_frames = values.shape[-1]
+    double = torch.float32 if values.device.type == "mps" else torch.float64
+    running = F.pad(values.to(double).cumsum(-1), (1, 0))
+    first = (torch.arange(n_frames, device=values.device) - width // 2).clamp(0, n_frames - width)
+    return running[..., first + width] - running[..., first]
 
 
 def _frame_moments(x: Tensor, groups: int) -> Tensor:
@@ -348,12 +346,11 @@ def _frame_moments(x: Tensor, groups: int) -> Tensor:
         squares = torch.linalg.vector_norm(grouped, dim=2, dtype=torch.float32).square()
         return torch.stack((grouped.sum(2, dtype=torch.float32), squares))
     rows = _frequencies(x)
-    sums, squares = [], []
+    parts = []
     for part in rows.split(max(1, CACHED_NUMBERS // rows.shape[1]), dim=2):
         values = part.float()
-        sums.append(values.sum(1))
-        squares.append(values.square().sum(1))
-    moments = torch.stack((torch.cat(sums, dim=1), torch.cat(squares, dim=1)))
+        parts.append(torch.stack((values.sum(1), values.square().sum(1))))
+    moments = torch.cat(parts, dim=2)
     return moments.view(2, len(x), x.shape[3], groups, -1).sum(4).transpose(2, 3)
 
 
@@ -366,19 +363,16 @@ def pointwise(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def enlarge(conv: nn.Conv2d, x: Tensor, factor: tuple[int, int], rows: Tensor, columns: Tensor) -> Tensor:
-    """`conv` of the map enlarged by `factor` (nearest neighbour), as one transposed convolution of the map.
-    `rows` and `columns` are the `enlarged_taps` of the two axes.
-
-    The enlarged map repeats its values: most taps fall on equal ones, and the transposed kernel holds sums of
-    them. It takes 2.5 (4 rows, 5 taps) or 2.25 times (2 rows and columns, 3 x 3 taps) fewer multiplications.
-    """
+    """`conv` of the map enlarged by `factor` (nearest neighbour), as one transposed convolution, whose kernel
+    holds sums of the taps that fall on equal values: 2.5 (4 rows, 5 taps) or 2.25 times (2 x 2, 3 x 3 taps)
+    fewer multiplications. `rows` and `columns` are the `enlarged_taps` of the two axes."""
     kernel = torch.einsum("ds,er,oisr->iode", rows, columns, conv.weight)
     return _Transposed.apply(*autocast_like(x, kernel, conv.bias), factor, conv.padding)
 
 
 def enlarged_taps(factor: int, taps: int) -> Tensor:
     """`(factor + taps - 1, taps)`: which taps of a kernel on the enlarged axis a value of the small one meets
-    on its way to each of the outputs that it reaches."""
+    for each of the outputs that it reaches."""
     first = torch.arange(factor + taps - 1)[:, None] - taps + 1 + torch.arange(taps)
     return ((first >= 0) & (first < factor)).float()
 
