@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from lincae.files import atomic_write, json_object
 from lincae.machine import resolve_device
+from lincae.machine.files import atomic_write, json_object, tensors_in
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -150,12 +150,6 @@ def read_checkpoint(path: Path, kind: str) -> tuple[dict, dict[str, Tensor]]:
     return description, tensors
 
 
-def kind_of(path: Path, kinds: Iterable[str]) -> str:
-    """The one of `kinds` of models that a weights file holds. Raises as `opened`."""
-    with opened(path, kinds) as (_, description):
-        return description["kind"]
-
-
 @contextlib.contextmanager
 def opened(path: Path, kinds: Iterable[str] = ()) -> Iterator[tuple[safe_open, dict]]:
     """A weights file, and the description in its header. Raises FileNotFoundError; ValueError for a damaged
@@ -178,17 +172,6 @@ def opened(path: Path, kinds: Iterable[str] = ()) -> Iterator[tuple[safe_open, d
             yield file, description
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def tensors_in(path: str | Path) -> safe_open:
-    """A safetensors file, mapped. Raises OSError, and SafetensorError for a damaged one."""
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        # safe_open refuses a name that is not UTF-8, but an open file has another name as well
-        with open(path, "rb") as file:
-            return safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
-    return safe_open(path, framework="pt")
 
 
 def from_dict(kind: type, values: Any, where: str) -> Any:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lincae.data.folders import add_skipped, claim, read_skipped, write_skipped
-from lincae.files import atomic_write, json_object
+from lincae.machine.files import atomic_write, json_object
 
 
 @pytest.mark.parametrize("n_bytes", [1, 221, 245, 255])

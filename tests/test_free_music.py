@@ -14,7 +14,7 @@ from lincae.data import free_music
 from lincae.data.crops import training_data
 from lincae.data.free_music import fetch, listed, refuse_test_recordings
 from lincae.data.tracks import SPLITS, tracks
-from lincae.files import sha256_of
+from lincae.machine.files import sha256_of
 
 FIELDS = ("package", "version", "split", "album", "file", "licence", "seconds", "bytes", "sha256")
 

@@ -61,6 +61,14 @@ def test_import_loads_nothing_optional():
     assert out.stdout.strip() == "[]"
 
 
+def test_the_paper_can_be_read_in_an_hour():
+    def lines(folder):
+        return sum(len(path.read_text().splitlines()) for path in folder.glob("*.py"))
+
+    assert lines(PACKAGE) <= 2_200
+    assert lines(PACKAGE / "machine") <= 700
+
+
 def test_linearity_is_one_file_a_stranger_can_lift():
     used = {name.split(".")[0] for name in imports(PACKAGE / "linearity.py")}
     assert used <= {"torch", *sys.stdlib_module_names}

@@ -317,7 +317,7 @@ def test_shards_hold_so_many_files_at_most(corpus, tmp_path, monkeypatch):
 
 
 def test_a_rank_belongs_to_one_process(corpus, tmp_path):
-    hold = "import sys, time; from lincae.files import locked\n"
+    hold = "import sys, time; from lincae.machine.files import locked\n"
     hold += "with locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
     (tmp_path / "out").mkdir()
     command = [sys.executable, "-c", hold, str(tmp_path / "out" / ".00000.lock")]

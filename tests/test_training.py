@@ -195,7 +195,7 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
 
 
 def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
-    hold = "import sys, time; from lincae.files import locked\n"
+    hold = "import sys, time; from lincae.machine.files import locked\n"
     hold += "with locked(sys.argv[1] + '/lock', 'held'): print('held', flush=True); time.sleep(60)"
     config = recipe("test", steps=1)
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from lincae.checkpoints import CARD, HASH_ROW, from_dict, kind_of, read_checkpoint
-from lincae.files import atomic_write, sha256_of
+from lincae.checkpoints import CARD, HASH_ROW, from_dict, read_checkpoint
 from lincae.interop.bundled import BUNDLED
 from lincae.interop.models import load
 from lincae.machine import resolve_device
+from lincae.machine.files import atomic_write, sha256_of
 from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe
 from lincae.reencoder.linear import KIND as LINEAR
 from lincae.reencoder.module import KIND, SIZES

@@ -6,12 +6,11 @@ from pathlib import Path
 import click
 import torch
 
-from lincae.checkpoints import kind_of
 from lincae.commands.options import Command, choice, device, model, option, several
 from lincae.data.audio import write_blocks
 from lincae.data.folders import read_skipped
 from lincae.data.streams import encode_file
-from lincae.interop.models import load
+from lincae.interop.models import kind_of, load
 from lincae.latents import algebra, store
 from lincae.machine import PRECISIONS, check_precision, resolve_device
 from lincae.reencoder.linear import KIND as LINEAR

@@ -25,8 +25,8 @@ from lincae.data.containers import (
     stamp_of,
     states_its_length,
 )
-from lincae.files import atomic_write
 from lincae.interface import check_audio
+from lincae.machine.files import atomic_write
 
 CHANNEL_MODES = ("mono", "mean", "all")
 SYSTEM_ERROR = 2

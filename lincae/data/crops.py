@@ -14,8 +14,8 @@ from lincae.data.free_music import refuse_test_recordings, split_folders
 from lincae.data.shards import Shards
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SYNTH_VERSION, check_split, parallel, song_seed
-from lincae.files import atomic_write, locked
 from lincae.machine import generator
+from lincae.machine.files import atomic_write, locked
 from lincae.training.environment import launched_process, user_cache
 
 SOLO_SHARE = 0.5

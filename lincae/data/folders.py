@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.containers import stamp_of
-from lincae.files import atomic_write, json_object
+from lincae.machine.files import atomic_write, json_object
 from lincae.training.environment import user_cache
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lincae.data.folders import data_folder
-from lincae.files import atomic_write, sha256_of
+from lincae.machine.files import atomic_write, sha256_of
 
 LIST = Path(__file__).with_name("free_music.csv")
 FOLDER_WEIGHTS = {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lincae.data.synth import Array, Instrument, Note, render_song
-from lincae.files import sha256_of
+from lincae.machine.files import sha256_of
 
 INSTALL = (
     'pip install "lincae[sampled]", or, where PortAudio is missing, which is not needed here, '

@@ -27,13 +27,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError
 from lincae.data.corpora import MIN_RMS, Corpora, WeightedFiles
 from lincae.data.folders import claim, write_json
 from lincae.data.free_music import refuse_test_recordings
 from lincae.data.tracks import file_track
-from lincae.files import atomic_write, json_object
+from lincae.machine.files import atomic_write, json_object, tensors_in
 
 MANIFEST = "shards.json"
 INDEX = "index.safetensors"

@@ -30,7 +30,7 @@ from lincae.data.folders import audio_files, claim, data_folder
 from lincae.data.free_music import recordings
 from lincae.data.sampled import render_sampled_song, soundfont_hash
 from lincae.data.synth import STEMS, render_song
-from lincae.files import json_object, locked
+from lincae.machine.files import json_object, locked
 
 SPLITS = {
     "synthetic": ("train", "test"),

@@ -20,13 +20,12 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import tensors_in
 from lincae.evaluation.probes import PROBES
 from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
-from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import listed, load
 from lincae.machine import generator
+from lincae.machine.files import atomic_write, tensors_in
 
 LABELS = ("model", "dataset", "track", "protocol", "stem", "condition", "comparison", "status")
 NUMBERS = ("chunk", "start_s", "gain", "n_sources")

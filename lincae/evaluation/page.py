@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
 from lincae.evaluation import plots, tables
-from lincae.files import atomic_write
+from lincae.machine.files import atomic_write
 
 SHORT = {
     "enc_homogeneity": "hom.\nEnc",

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from lincae.checkpoints import CARD, HASH_ROW
-from lincae.files import sha256_of
+from lincae.machine.files import sha256_of
 
 PACKAGE = Path(__file__).resolve().parent.parent
 BUNDLED = PACKAGE.parent / "data" / "checkpoints"

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lincae.checkpoints import CONFIG, content_fingerprint
-from lincae.files import json_object
 from lincae.interop.checked import Checked
 from lincae.interop.hub import fetching
 from lincae.machine import resolve_device
+from lincae.machine.files import json_object
 
 STABLE_AUDIO = "stable-audio-vae"
 HUB = {

@@ -7,7 +7,7 @@ model = load("hub:OWNER/NAME")     # what `lincae.interop.hub.push_to_hub` publi
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 
 from lincae.autoencoder import Autoencoder
 from lincae.bypass.model import BypassAutoencoder
-from lincae.checkpoints import WEIGHTS, kind_of
+from lincae.checkpoints import WEIGHTS, opened
 from lincae.interface import AutoencoderLike
 from lincae.interop.bundled import BUNDLED, check_hash
 from lincae.interop.codecs import HUB, codec_kind, load_codec
@@ -114,6 +114,12 @@ def load(
         f"unknown model {name!r}: choose from {', '.join(names())}, or give the path of a checkpoint"
         f" or {ON_HUB}OWNER/NAME"
     )
+
+
+def kind_of(path: Path, kinds: Iterable[str]) -> str:
+    """The one of `kinds` of models that a weights file holds. Raises as `opened`."""
+    with opened(path, kinds) as (_, description):
+        return description["kind"]
 
 
 def _own(folder: Path, bundled: bool, device: torch.device) -> AutoencoderLike:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lincae.autoencoder import Autoencoder, AutoencoderConfig
 from lincae.checkpoints import from_dict, load_strictly
-from lincae.files import atomic_write
 from lincae.interop.hub import read_pickle
+from lincae.machine.files import atomic_write
 from lincae.network import BOTH, FREQUENCY, Network, NetworkConfig
 
 MUSIC2LATENT_SCALE = 1 / 0.06

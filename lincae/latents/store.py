@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from lincae.checkpoints import tensors_in
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.containers import stamp_of
 from lincae.data.folders import audio_files, claim, read_skipped, write_skipped
@@ -36,9 +35,9 @@ from lincae.data.streams import (
     length_and_blocks,
     read_ahead,
 )
-from lincae.files import atomic_write, json_object, locked, sha256_of
 from lincae.interface import AutoencoderLike, check_fields, first_non_finite
 from lincae.machine import generator
+from lincae.machine.files import atomic_write, json_object, locked, sha256_of, tensors_in
 
 VERSION = 1
 KEY = "lincae.latents"  # under which a header has its description

@@ -26,12 +26,12 @@ from lincae.data.audio import resample
 from lincae.data.tracks import Track
 from lincae.evaluation.plots import frequency_ticks, spectrogram_bytes, spectrogram_db
 from lincae.evaluation.protocols import MIXTURE, Chunk, EvaluationConfig
-from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import LIN_CAE
 from lincae.interop.references import Pca, Resampler, StftAutoencoder
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
+from lincae.machine.files import atomic_write
 from lincae.metrics import is_silent, mss, si_sdr_db, snr_db
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.pairs import Source, check_stereo, task_input

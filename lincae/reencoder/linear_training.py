@@ -30,11 +30,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lincae.data.folders import claim
-from lincae.files import atomic_write
 from lincae.interface import AutoencoderLike, check_latents
 from lincae.latents.store import describe
 from lincae.linearity import AugmentedBatch, LinearityConfig, augment, implicit_conditioning
 from lincae.machine import generator
+from lincae.machine.files import atomic_write
 from lincae.reencoder.linear import LinearConfig, LinearPair
 from lincae.training.config import RunConfig
 from lincae.training.objective import TrainingData, TrainingObjective

@@ -21,7 +21,6 @@ from lincae.data.containers import stamp_of
 from lincae.data.stereo import upmix
 from lincae.data.synth import render_song
 from lincae.data.tracks import N_SONGS, SONG_S, SPLITS, Track, song_seed
-from lincae.files import json_object, locked
 from lincae.interface import AutoencoderLike
 from lincae.latents.store import (
     LatentDataset,
@@ -34,6 +33,7 @@ from lincae.latents.store import (
     named_files,
 )
 from lincae.machine import generator
+from lincae.machine.files import json_object, locked
 from lincae.reencoder.module import TASKS, check_task
 
 MANIFEST = "pairs.json"

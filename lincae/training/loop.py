@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from lincae.files import locked
 from lincae.machine import generator
+from lincae.machine.files import locked
 from lincae.training.config import RunConfig
 from lincae.training.environment import commit, hardware
 from lincae.training.objective import TrainingData, TrainingObjective, compile_network

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lincae.checkpoints import flat
-from lincae.files import atomic_write
+from lincae.machine.files import atomic_write
 
 SAME_LEVEL = 1e-3
 """Relative difference of levels up to which sounds count as equal: another decoder rounds otherwise."""

@@ -1,4 +1,5 @@
-"""Files that are whole or not there, locks that one process holds at a time, and JSON that is an object."""
+"""Files that are whole or not there, locks that one process holds at a time, JSON that is an object,
+tensors."""
 
 import contextlib
 import hashlib
@@ -8,6 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+from safetensors import safe_open
 
 try:
     import fcntl
@@ -77,3 +80,14 @@ def json_object(text: bytes | str, where: str | Path, kind: type[ValueError] = V
     if not isinstance(found, dict):
         raise kind(f"{where} is damaged: it must hold a JSON object, got {found!r:.80}")
     return found
+
+
+def tensors_in(path: str | Path) -> safe_open:
+    """A safetensors file, mapped. Raises OSError, and SafetensorError for a damaged one."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        # safe_open refuses a name that is not UTF-8, but an open file has another name as well
+        with open(path, "rb") as file:
+            return safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
+    return safe_open(path, framework="pt")
