@@ -23,7 +23,7 @@ import torch
 
 from lincae.checkpoints import CARD, HASH_ROW, from_dict, read_checkpoint
 from lincae.interop.bundled import BUNDLED
-from lincae.interop.models import load
+from lincae.interop.models import kind_of, load
 from lincae.machine import resolve_device
 from lincae.machine.files import atomic_write, sha256_of
 from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe
