@@ -18,10 +18,16 @@ settings.register_profile("without a clock", deadline=None)
 settings.load_profile("without a clock")
 
 
+LONGEST = ("test_notebooks", "test_desk_page", "test_demo", "test_runs", "test_installed")
+"""Modules that come first, so that no process is left with one of them when the others have ended."""
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "chromium" in item.fixturenames:
             item.add_marker("page")
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,6 +56,15 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
         return whole
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser, of one module: its event loop runs in the thread of the tests."""
+    from browser import browser
+
+    with browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

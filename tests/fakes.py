@@ -18,6 +18,11 @@ def noise(*shape: int, seed: int = 0, rms: float = 0.1) -> Tensor:
     return rms * torch.randn(shape, generator=generator(seed))
 
 
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def relative(error: Tensor, reference: Tensor) -> float:
     """Relative L2, in double precision."""
     return (error.double().norm() / reference.double().norm()).item()

@@ -4,6 +4,7 @@ python tests/jobs.py train FOLDER OPTIONS CHANGES     one run; under torchrun, o
 python tests/jobs.py faults FOLDER FAULT CHANGES      a run with a fault at each of its writes, and resumed
 """
 
+import csv
 import errno
 import json
 import os
@@ -18,6 +19,7 @@ from lincae.interop.recipes import objective_of, recipe
 from lincae.machine import generator
 from lincae.training.config import TrainingConfig
 from lincae.training.loop import train
+from lincae.training.runs import states
 
 
 class Noise:
@@ -30,13 +32,30 @@ class Noise:
         return torch.stack([0.1 * torch.randn(n_samples, generator=generator(seed, i)) for i in indices])
 
 
+def trained(config: TrainingConfig, data, folder: Path, **options):
+    """The model of a run on the processor, without a word."""
+    return train(objective_of(config), data, folder, device="cpu", progress=False, **options)
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    """Rows of a log."""
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(path.open())]
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest training state of a run: of the model, its average and the optimisers."""
+    stored = torch.load(states(folder)[0], weights_only=True)
+    tensors = {f"{part}.{key}": value for part in ("model", "ema") for key, value in stored[part].items()}
+    for part in {"optimizer", "muon"} & set(stored):
+        for index, values in stored[part]["state"].items():
+            tensors |= {f"{part}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+    return tensors
+
+
 def job(folder: Path, config: TrainingConfig, **options) -> None:
     held_out = Noise().crops(range(4), config.crop_samples, 7)
     options |= {"device": "cpu", "progress": False, "name": "job"}
     train(objective_of(config), Noise(), folder, validation=held_out, **options)
-
-
-# ---------------------------------------------------------------- faults
 
 
 def kill() -> None:

@@ -58,9 +58,6 @@ def assert_perfect(model):
     assert report.linearity().linearity_db.iloc[0] == pytest.approx(60.0)
 
 
-# ---------------------------------------------------------------- what is taken
-
-
 def test_a_module():
     model = plain()
     assert isinstance(model, AutoencoderLike)
@@ -76,12 +73,6 @@ def test_a_module():
     assert_perfect(model)
 
 
-def test_callables_without_channels():
-    model = adapted(lambda x: MODULE.encode(x[:, None]), lambda z: MODULE.decode(z)[:, 0], None, name="mine")
-    assert model.name == "mine"
-    torch.testing.assert_close(model.encode(noise(2, 320)), plain().encode(noise(2, 320)))
-
-
 def test_arrays_and_frozen_models_are_measured():
     module = Plain().requires_grad_(False)
 
@@ -94,14 +85,7 @@ def test_arrays_and_frozen_models_are_measured():
             return module.decode(torch.as_tensor(z)).numpy()
 
     assert_perfect(adapted(encode, decode))
-
-
-def test_what_needs_no_adapter_passes_too():
-    reference, model = Linear(), adapt(Linear(), RATE, device="cpu")
-    audio = noise(2, 1000)
-    z = model.encode(audio)
-    torch.testing.assert_close(z[..., :11], reference.encode(audio)[..., :11])
-    torch.testing.assert_close(model.decode(z, 1000), audio, atol=1e-5, rtol=1e-4)
+    assert_perfect(adapt(Linear(), RATE, device="cpu"))  # which needs no adapter
 
 
 def test_dropout_is_off_and_modes_come_back():
@@ -146,16 +130,14 @@ def in_eights(audio):
     return MODULE.encode(audio)
 
 
-def test_padding_to_a_multiple():
-    model = adapted(in_eights, multiple=256)
-    assert (model.hop, model.encode(noise(1, 257)).shape[-1]) == (HOP, 16)
-
-
 def doubled(z):
     return MODULE.decode(z).repeat_interleave(2, -1)
 
 
-def test_models_that_change_length_or_rate():
+def test_models_that_change_length_or_rate_or_need_a_multiple():
+    model = adapted(in_eights, multiple=256)
+    assert (model.hop, model.encode(noise(1, 257)).shape[-1]) == (HOP, 16)
+
     longer = adapted(decode=lambda z: nn.functional.pad(MODULE.decode(z), (0, 7)))
     z = longer.encode(noise(1, 320))
     assert (longer.hop, longer.decode(z, 320).shape) == (HOP, (1, 320))
@@ -167,9 +149,6 @@ def test_models_that_change_length_or_rate():
     assert model.decode(model.encode(audio), 1000).shape == (1, 1000)
 
 
-# ---------------------------------------------------------------- random numbers
-
-
 def test_posteriors():
     audio = noise(2, 640)
     mean = adapt(Posterior(), RATE, channels=1, latent="mean", device="cpu").encode(audio)
@@ -179,16 +158,13 @@ def test_posteriors():
     assert (draw - mean).std() == pytest.approx(0.5, rel=0.1)
     torch.manual_seed(99)
     assert torch.equal(model.encode(audio), draw)
+    hidden = adapted(sampling, latent="sample")
+    assert torch.equal(hidden.encode(audio), hidden.encode(audio))
 
 
 def sampling(audio):
     z = MODULE.encode(audio)
     return z + 0.3 * torch.randn_like(z)
-
-
-def test_hidden_sampling_is_seeded():
-    model = adapted(sampling, latent="sample")
-    assert torch.equal(model.encode(noise(1, 320)), model.encode(noise(1, 320)))
 
 
 def test_decoder_noise_follows_the_seed():
@@ -197,9 +173,6 @@ def test_decoder_noise_follows_the_seed():
     assert torch.equal(model.decode(z, seed=3), model.decode(z, seed=3))
     assert not torch.equal(model.decode(z, seed=3), model.decode(z, seed=4))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-# ---------------------------------------------------------------- whose latents
 
 
 SCALE = 1.0
@@ -255,7 +228,6 @@ def test_whatever_decides_latents_or_sound_changes_the_fingerprint(monkeypatch):
         "default": adapted(decode=limited(module, 1e9, offset=1e-3)),
         "weights of a closure": adapted(decode=limited(louder, 1e9)),
         "partial": adapted(decode=partial(limited(module, 1e9), gain=0.5)),
-        "other partial": adapted(decode=partial(limited(module, 1e9), gain=0.25)),
         "array": adapted(encode=weighted(module, np.ones(3))),
         "other array": adapted(encode=weighted(module, np.full(3, 2.0))),
         "code": adapted(encode=lambda x: module.encode(x) * 2.0),
@@ -300,17 +272,9 @@ def test_content_that_cannot_be_told_is_of_this_process_alone(caplog):
     assert stated[0] == stated[1] != stated[2]
 
 
-# ---------------------------------------------------------------- what is refused
-
-
 def unseeded(function):
     rng = np.random.default_rng(0)
     return lambda x: function(x) * float(1 + 0.1 * rng.random())
-
-
-def two_lengths(audio):
-    z = MODULE.encode(audio)
-    return z, z[..., ::2]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +282,6 @@ def two_lengths(audio):
     [
         (lambda: plain(latent="mode"), r"\('deterministic', 'mean', 'sample'\), got 'mode'"),
         (lambda: plain(output_rate=-1), "rates are positive"),
-        (lambda: adapt(Plain(), channels=1), "rates are positive"),
         (lambda: adapted(channels=0), "channels must be None, .* or at least 1, got 0"),
         (lambda: adapt(Plain(2), RATE, channels=1, device="cpu"), "(?s)Plain: encode failed on .*channels=2"),
         (lambda: adapted(in_eights, multiple=100), r"(?s)eight frames at a time.*multiple=\.\.\. pads"),
@@ -326,30 +289,18 @@ def two_lengths(audio):
         (lambda: adapt(Posterior(), RATE, channels=1), r'distribution \(Normal\): state latent="mean"'),
         (lambda: adapted(sampling), r"stochastic.*differ by \d+%.*latent=\"sample\""),
         (lambda: adapted(unseeded(MODULE.encode), latent="sample"), "encode differs .* with one seed"),
-        (lambda: adapted(decode=unseeded(MODULE.decode)), "decode differs .* with one seed"),
         # discrete and complex latents
         (lambda: adapted(lambda x: MODULE.encode(x).long()), "latents are int64: indices cannot be added"),
-        (lambda: adapted(lambda x: MODULE.encode(x) > 0), "latents are bool: indices cannot be added"),
         (lambda: adapted(lambda x: MODULE.encode(x).cfloat()), "latents are complex64: real and imaginary"),
         # layouts
         (lambda: adapted(lambda x: MODULE.encode(x[:, None]), channels=None), r"channels=None: \(B, T\)"),
-        (lambda: adapted(lambda x: MODULE.encode(x).mean(-1)), r"are \[\(1, 24\)\]: .* time last"),
-        (
-            lambda: adapted(lambda x: MODULE.encode(x).mT, lambda z: MODULE.decode(z.mT)),
-            "needs a time axis, the last one",
-        ),
+        (lambda: adapted(lambda x: MODULE.encode(x).mT, lambda z: MODULE.decode(z.mT)), "needs a time axis"),
         # several tensors
-        (
-            lambda: adapted(lambda x: MODULE.encode(x).split([20, 4], 1)),
-            r"2 tensors \[\(1, 20, 250\), \(1, 4, 250\)\]: join=True.*log-variance",
-        ),
-        (lambda: adapted(two_lengths, join=True), "time last, and of one length"),
-        (lambda: adapted(lambda x: {"z": MODULE.encode(x)}), "encode returns dict"),
+        (lambda: adapted(lambda x: MODULE.encode(x).split([20, 4], 1)), "2 tensors .*: join=True.*log-var"),
         # lengths and rates
         (lambda: adapted(decode=lambda z: MODULE.decode(z)[..., :-10]), r"15990 of 16000 .*in encode="),
         (lambda: adapted(decode=doubled), r"32000 of 16000 samples.*output_rate \(here 32000\?\)"),
         # use
-        (lambda: plain().encode(torch.zeros(9)), r"shape \(B, T\)"),
         (lambda: plain().decode(torch.zeros(1, 3, 5)), r"of Plain must be \(B, 24, L\), got \(1, 3, 5\)"),
         (lambda: plain().decode(torch.zeros(1, 24, 10), 321), r"1\.\.320, what 10 latent frames .* got 321"),
     ],
@@ -359,21 +310,13 @@ def test_refusals(call, said):
         call()
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda: adapt(nn.Linear(2, 2), RATE), "Linear has no encode and decode"),
-        (lambda: adapt(encode=lambda x: x, sample_rate=RATE), "has no decode"),
-        (lambda: plain().decode(np.zeros((1, 24, 5))), "latents of Plain .*ndarray"),
-        (
-            lambda: linearity_report(Plain(), two_tracks(seconds=1.0), progress=False),
-            r"Plain has no name, sample_rate, latent_rate: adapt\(model",
-        ),
-    ],
-)
-def test_objects_of_other_types(call, said):
-    with pytest.raises(TypeError, match=said):
-        call()
+def test_objects_of_other_types():
+    with pytest.raises(TypeError, match="Linear has no encode and decode"):
+        adapt(nn.Linear(2, 2), RATE)
+    with pytest.raises(TypeError, match=r"latents of Plain .*ndarray"):
+        plain().decode(np.zeros((1, 24, 5)))
+    with pytest.raises(TypeError, match="no name, sample_rate, latent_rate"):
+        linearity_report(Plain(), two_tracks(), progress=False)
 
 
 def test_codecs_that_return_codes_are_refused():
@@ -391,8 +334,6 @@ def test_models_without_gradients_are_not_trained():
     check_trainable(MODULE.encode, MODULE.decode, audio)
     for encode, decode, said in (
         (lambda x: MODULE.encode(x).detach(), MODULE.decode, "latents carry no gradient .* be made linear"),
-        (lambda x: MODULE.encode(x).round().long(), MODULE.decode, "latents carry no gradient"),
-        (MODULE.encode, lambda z: MODULE.decode(z.detach()), "decode passes no gradient on"),
         (MODULE.encode, lambda z: MODULE.decode(z).detach(), "decode passes no gradient on"),
     ):
         with pytest.raises(ValueError, match=said):

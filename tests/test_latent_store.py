@@ -4,11 +4,7 @@ import dataclasses
 import errno
 import json
 import os
-import pickle
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +85,6 @@ def assert_same(found, wanted):
         assert torch.equal(z, wanted[file]), file
 
 
-# ---------------------------------------------------------------- writing and reading
-
-
 def test_latents_are_those_of_the_files(corpus, written):
     dataset, model = LatentDataset(written), Linear()
     assert len(list(written.glob("00000-*.safetensors"))) > 1
@@ -131,49 +124,26 @@ def test_random_access_by_time(corpus, written):
 
 
 def test_items_are_channels_and_crops_a_function_of_seed_epoch_and_index(written):
+    """Also for data workers that last from one epoch to the next."""
     whole = LatentDataset(written)
     assert len(whole) == 6  # one file has two channels
     shapes = sorted(tuple(z.shape) for z in whole)
     assert (shapes[0], shapes[-1]) == ((514, 4), (514, 378))
     crops = LatentDataset(written, crop_frames=50, seed=1)
     assert len(crops) == 5  # without the file of one sample
-    batches = list(DataLoader(pickle.loads(pickle.dumps(crops)), batch_size=2))
-    first = torch.stack([crops[i] for i in range(5)])
-    assert torch.equal(torch.cat(batches), first)
-    crops.set_epoch(1)
-    assert not torch.equal(torch.stack(list(crops)), first)
-    crops.set_epoch(0)
-    assert torch.equal(torch.stack(list(crops)), first)
-    assert torch.equal(crops[-1], crops[4])
-    z = whole.frames("corpus/a.wav")[0]  # every crop is a stretch of its file
-    assert any(torch.equal(first[0], z[:, k : k + 50]) for k in range(z.shape[-1]))
-    with pytest.raises(IndexError):
-        crops[5]
-
-
-def test_data_workers_that_last_see_the_next_epoch(written):
-    crops = LatentDataset(written, crop_frames=50, seed=1)
     loader = DataLoader(crops, batch_size=5, num_workers=1, persistent_workers=True)
     epochs = []
     for epoch in (0, 1, 0):
         crops.set_epoch(epoch)
         epochs.append(torch.cat(list(loader)))
+        assert torch.equal(epochs[-1], torch.stack(list(crops)))
     assert torch.equal(epochs[0], epochs[2])
     assert not torch.equal(epochs[0], epochs[1])
-
-
-def test_half_precision(corpus, tmp_path):
-    encoded(corpus, tmp_path, dtype="float16")
-    dataset = LatentDataset(tmp_path)
-    z = dataset.frames("corpus/a.wav")
-    assert z.dtype == torch.float32
-    audio, _ = read_audio(corpus / "a.wav")
-    torch.testing.assert_close(z, Linear().encode(audio[None]), atol=1e-3, rtol=1e-3)
-    size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert size < 2.1 * sum(dataset.entry(file).n_values for file in dataset.files)
-
-
-# ---------------------------------------------------------------- kills, processes, disks
+    assert torch.equal(crops[-1], crops[4])
+    z = whole.frames("corpus/a.wav")[0]  # every crop is a stretch of its file
+    assert any(torch.equal(crops[0], z[:, k : k + 50]) for k in range(z.shape[-1]))
+    with pytest.raises(IndexError):
+        crops[5]
 
 
 class Begun(Streams):
@@ -218,46 +188,39 @@ def killed(folder, out, at):
 @pytest.mark.slow
 def test_kills_lose_and_repeat_nothing(tmp_path, monkeypatch):
     """Killed at each of its writes: at most the file that was being encoded is begun again."""
-    monkeypatch.setattr(store, "SHARD_BYTES", 2 * 10**5)
+    monkeypatch.setattr(store, "SHARD_BYTES", 10**5)
     monkeypatch.setattr(store, "TENSOR_VALUES", 2**15)
-    for k in range(5):
+    for k in range(3):
         write(tmp_path / "corpus" / f"{k}.wav", 3000 + 5000 * k, seed=k)
     assert not killed(tmp_path / "corpus", tmp_path / "alone", at=None)
     alone = contents(tmp_path / "alone")
-    assert len(list((tmp_path / "alone").glob("*.safetensors"))) > 2
+    assert len(list((tmp_path / "alone").glob("*.safetensors"))) > 1
     at = 0
     while killed(tmp_path / "corpus", tmp_path / f"{at}", at):
         out = tmp_path / f"{at}"
         assert not killed(tmp_path / "corpus", out, at=None)
         assert_same(contents(out), alone)
-        assert 5 <= len(out.with_suffix(".begun").read_text()) <= 6
+        assert 3 <= len(out.with_suffix(".begun").read_text()) <= 4
         shards = {path.name for path in out.glob("*.safetensors")}
         left = {path.name for path in out.iterdir() if not path.name.startswith(".latents.json")}
         assert left - shards == {"latents.json", ".00000.lock", ".skipped.csv.lock"}
         at += 1
-    assert at > 24
+    assert at > 12
 
 
-@pytest.mark.slow
-def test_processes_share_the_files(corpus, tmp_path):
-    """Under torchrun; then one process finds nothing left to do, and less when there was more to do."""
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lincae", "encode"]
-    command += [str(corpus), str(tmp_path / "out"), "--model", "stft"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "process 0 of 2: 3 files encoded" in done.stdout
-    assert "process 1 of 2: 2 files encoded" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").glob("0*")) == [
-        "00000-000000.safetensors", "00001-000000.safetensors",
-    ]  # fmt: skip
-    assert sorted(contents(tmp_path / "out")) == sorted(named_files([corpus]))
-    summary = encoded(corpus, tmp_path / "out", StftAutoencoder())
+def test_processes_share_the_files(corpus, tmp_path, monkeypatch, capsys):
+    """By the variables of torchrun, so many files to a shard; then one process finds nothing left to do."""
+    monkeypatch.setattr(store, "SHARD_FILES", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, count in ((0, 3), (1, 2)):
+        monkeypatch.setenv("RANK", str(rank))
+        main(["encode", str(corpus), str(tmp_path), "--model", "stft", "--channels", "mean"])
+        assert f"process {rank} of 2: {count} files encoded" in capsys.readouterr().out
+    shards = sorted(tmp_path.glob("0*.safetensors"))
+    assert [path.stem for path in shards] == ["00000-000000", "00000-000001", "00001-000000"]
+    assert [len(read_header(path)[1]) for path in shards] == [2, 1, 2]
+    assert sorted(contents(tmp_path)) == sorted(named_files([corpus]))
+    summary = encoded(corpus, tmp_path, StftAutoencoder())
     assert (summary.encoded, summary.present) == (0, 5)
 
 
@@ -301,34 +264,6 @@ def test_what_is_not_finished_is_told_and_the_users_files_stay(corpus, tmp_path,
     assert [(tmp_path / f"notes.{kind}").read_text() for kind in ("part", "jsonl")] == 2 * ["of the user"]
 
 
-def test_file_systems_without_locks(corpus, tmp_path, monkeypatch, caplog):
-    def unsupported(file, flags):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.lockf", unsupported)
-    assert encoded(corpus, tmp_path).encoded == 5
-    assert ".00000.lock cannot be locked: start no second run" in caplog.text
-
-
-def test_shards_hold_so_many_files_at_most(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_FILES", 2)
-    encoded(corpus, tmp_path)
-    assert [len(read_header(path)[1]) for path in sorted(tmp_path.glob("0*.safetensors"))] == [2, 2, 1]
-
-
-def test_a_rank_belongs_to_one_process(corpus, tmp_path):
-    hold = "import sys, time; from lincae.machine.files import locked\n"
-    hold += "with locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
-    (tmp_path / "out").mkdir()
-    command = [sys.executable, "-c", hold, str(tmp_path / "out" / ".00000.lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="process 0 of another run encodes into"):
-            encoded(corpus, tmp_path / "out")
-        other.kill()
-    assert encoded(corpus, tmp_path / "out").encoded == 5
-
-
 @pytest.mark.parametrize("stage", ["file", "shard"])
 def test_a_full_disk_loses_no_file(corpus, tmp_path, monkeypatch, stage):
     out = tmp_path / "out"
@@ -351,9 +286,6 @@ def test_a_full_disk_loses_no_file(corpus, tmp_path, monkeypatch, stage):
     assert_same(contents(out), contents(tmp_path / "whole"))
 
 
-# ---------------------------------------------------------------- whose latents, of which sound
-
-
 def is_whole(out, path):
     """What is stored of in/song.wav is what the file holds now."""
     audio, _ = read_audio(path)
@@ -362,8 +294,7 @@ def is_whole(out, path):
     return True
 
 
-@pytest.mark.parametrize("n_samples", [4000, 6000])
-@pytest.mark.parametrize("first_rank", [0, 1])
+@pytest.mark.parametrize(("n_samples", "first_rank"), [(4000, 0), (6000, 1)])
 def test_a_file_that_has_changed_is_encoded_anew(tmp_path, caplog, n_samples, first_rank):
     """Of another length or of the same, whichever process had encoded it; not one that was only touched."""
     path = tmp_path / "in" / "song.wav"
@@ -406,12 +337,8 @@ def test_models_and_precisions_do_not_mix(corpus, tmp_path):
 
     def adapted(level):
         inner = Linear()
-        return adapt(
-            encode=lambda audio: level * inner.encode(audio),
-            decode=inner.decode,
-            name="mine",
-            sample_rate=RATE,
-        )
+        encode = lambda audio: level * inner.encode(audio)  # noqa: E731
+        return adapt(encode=encode, decode=inner.decode, name="mine", sample_rate=RATE)
 
     encoded(corpus, tmp_path / "one", adapted(1.0))
     with pytest.raises(LatentFileError, match=r"another model: mine \(hash .*, not of mine \(hash"):
@@ -423,9 +350,6 @@ def test_models_and_precisions_do_not_mix(corpus, tmp_path):
     model.precision = "bf16"
     with pytest.raises(ValueError, match="has latents of precision fp32, not bf16"):
         encoded(corpus, tmp_path / "two", model)
-
-
-# ---------------------------------------------------------------- files that fail
 
 
 def test_files_that_fail_are_listed_and_tried_again(tmp_path, capsys):
@@ -452,25 +376,6 @@ def test_files_that_fail_are_listed_and_tried_again(tmp_path, capsys):
     assert read_skipped(out / "skipped.csv") == {}
 
 
-def test_the_next_files_are_read_while_one_is_encoded(corpus, tmp_path, monkeypatch):
-    second_is_read = threading.Event()
-    sha256_of = store.sha256_of
-
-    def noted(path):
-        if path.name != "a.wav":
-            second_is_read.set()
-        return sha256_of(path)
-
-    class Waits(Streams):
-        def encode_stream(self, blocks):
-            assert second_is_read.wait(timeout=60)
-            return super().encode_stream(blocks)
-
-    monkeypatch.setattr(store, "sha256_of", noted)
-    monkeypatch.setattr(store, "BLOCKS_AHEAD", 1)
-    assert encoded(corpus, tmp_path / "out", Waits(), channels="all").encoded == 5
-
-
 def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_path):
     class Broken(Streams):
         def encode_stream(self, blocks):
@@ -485,26 +390,19 @@ def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_pa
     assert "in/loud.wav: latents from frame 0 on exceed float16: use float32" in str(summary.skipped)
 
 
-# ---------------------------------------------------------------- folders and files that do not fit
-
-
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
         (TanhToy(RATE), {}, r"another model: stft \(hash \w{16}\), not of tanh \(hash \w{16}\)"),
         (Streams(), {"dtype": "float16"}, "dtype float32, not float16"),
-        (Streams(), {"channels": "mean"}, "channels all, not mean"),
         (Streams(), {"channels": "left"}, "channels must be one of .*, got 'left'"),
         (Streams(), {"dtype": "int8"}, "dtype must be one of .*, got 'int8'"),
         (Streams(), {"rank": 2, "world": 2}, r"rank must lie in 0\.\.1, got 2"),
     ],
 )
-def test_other_folders_are_refused(corpus, written, model, options, words):
+def test_folders_that_cannot_be_encoded(corpus, written, tmp_path, model, options, words):
     with pytest.raises(ValueError, match=words):
         encoded(corpus, written, model, **{"channels": "all", **options})
-
-
-def test_folders_that_cannot_be_encoded(corpus, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"no latents\.json"):
         encoded(corpus, tmp_path)
@@ -526,17 +424,12 @@ def test_folders_that_cannot_be_encoded(corpus, tmp_path):
         (lambda d: d.frames("b"), "has 5 files .*, no 'b'"),
         (lambda d: d.frames("corpus/a.wav", 378), r"corpus/a\.wav has frames 0\.\.377, wanted all from 378"),
         (lambda d: d.frames("corpus/a.wav", 370, 9), "9 from 370"),
-        (lambda d: d.frames("corpus/a.wav", -1, 2), "2 from -1"),
         (lambda d: d.frames("corpus/a.wav", 5, 0), "0 from 5"),
         (lambda d: d.seconds("corpus/a.wav", 1.0, -0.5), "-63 from 125"),
         (lambda d: d.seconds("corpus/a.wav", float("inf")), "start_s .* got inf s"),
-        (lambda d: d.seconds("corpus/a.wav", 0.0, float("nan")), "^seconds .* got nan s"),
-        (lambda d: d.decode(Streams(), "corpus/a.wav", 1e308), r"start_s .* got 1e\+308 s"),
         (lambda d: d.only_file(), "has 5 files"),
         (lambda d: d.check_model(TanhToy(RATE)), r"another model: stft \(hash \w{16}\), not of tanh"),
-        (lambda d: d.decode(TanhToy(RATE), "corpus/a.wav"), "another model"),
         (lambda d: LatentDataset(d.source, crop_frames=379), r"in 1\.\.378, the longest file, got 379"),
-        (lambda d: LatentDataset(d.source, crop_frames=0), "got 0"),
     ],
 )
 def test_reading_what_is_not_there(written, call, words):
@@ -564,39 +457,24 @@ MODEL = describe(Linear())
 HEADERS = [
     ({"version": 9}, "version 9, this lincae reads 1"),
     ({"entries": []}, r"entries must be a list of one or more, got \[\]"),
-    ({"entries": [3]}, "entry 0: .*, got 3"),
     ({"dtype": "int8"}, "dtype must be one of .*, got 'int8'"),
     ({"dtype": "float16"}, "the header states .'F16', .*, there is .'F32', "),
-    ({"dtype": []}, r"dtype must be one of .*, got \[\]"),
-    ({"model": None}, "name of the model .* got None"),
     ({"model": {**MODEL, "fingerprint": 5}}, "fingerprint of the model .* got 5"),
-    ({"model": {**MODEL, "sample_rate": 0}}, "sample_rate of the model .* got 0"),
-    ({"model": {**MODEL, "latent_rate": None}}, "latent_rate of the model .* got None"),
     ({"model": {**MODEL, "latent_rate": float("inf")}}, "latent_rate of the model .* got inf"),
 ]
 ENTRIES = [
     ({"n_samples": -5}, "n_samples must be .*, got -5"),
-    ({"n_samples": None}, "n_samples of Entry must be int, got None"),
-    ({"n_samples": 1.5}, r"n_samples of Entry must be int, got 1\.5"),
-    ({"n_samples": True}, "n_samples of Entry must be int, got True"),
     ({"n_samples": 10**15}, "n_samples 10{15} of 17 latent frames"),
-    ({"n_samples": 10**400}, "n_samples 10+ of 17 latent frames"),
     ({"edition": 0}, "edition must be .*, got 0"),
     ({"source": [1, 2]}, r"source .*, got \(1, 2\)"),
-    ({"source": 5}, "source .*, got 5"),
-    ({"channels": 0}, "channels must be .*, got 0"),
     ({"channels": 3}, r"states \('F32', 3, 4, 10\) for part 0, there is \('F32', 2, 4, 10\)"),
     ({"latent_channels": "4"}, "latent_channels of Entry must be int, got '4'"),
     ({"parts": [[0, 10], [10, 99]]}, r"states \('F32', 2, 4, 99\) for part 1, there is \('F32', 2, 4, 7\)"),
     ({"parts": [[0, 10], [10, 7], [17, 1]]}, r"states \('F32', 2, 4, 1\) for part 2, there is None"),
     ({"parts": [[0, 10], [11, 7]]}, r"next of parts must be \[10, .*\], got \[11, 7\]"),
-    ({"parts": [[0, 0]]}, r"next of parts must be \[0, .*\], got \[0, 0\]"),
     ({"parts": [[0.0, 10], [10, 7]]}, "parts of Entry must be"),
-    ({"parts": [7]}, "parts of Entry must be"),
     ({"parts": []}, "parts must be one or more"),
-    ({"parts": None}, "'NoneType' .*, got {"),
     ({"parts": ...}, "lacks 'parts'"),
-    ({"file": None}, "file of Entry must be str, got None"),
     ({"more": 1}, "'more'"),
 ]
 
@@ -624,31 +502,14 @@ def test_damaged_files_are_named(tmp_path):
     path.write_bytes(whole[:-100])
     with pytest.raises(LatentFileError, match=r"a\.safetensors is not a whole safetensors file"):
         LatentDataset(path)
+    write_latents(path, MODEL, "a.wav", [torch.zeros(1, 7, 20)], 2000)  # of this model, with other channels
+    with pytest.raises(LatentFileError, match=r"a\.safetensors: latents of a\.wav: .*got \(1, 7, 20\)"):
+        list(LatentDataset(path).decode(Linear(), "a.wav"))
     at = (3 * 17 + 7) * 4  # channel 0, latent channel 3, frame 7
     start = len(whole) - 2 * 4 * 17 * 4
     path.write_bytes(whole[: start + at] + np.float32(np.nan).tobytes() + whole[start + at + 4 :])
     with pytest.raises(LatentFileError, match=r"a\.wav are not finite, .* channel 0, .* channel 3, frame 7"):
         LatentDataset(path).frames("a.wav", 5)
-
-
-def test_a_damaged_file_of_a_killed_process_is_named(corpus, tmp_path):
-    interrupted(corpus, tmp_path, 2)
-    part = tmp_path / "00000-000000.part" / "000001.safetensors"
-    part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(LatentFileError, match=r"000000\.part/000001\.safetensors is not a whole"):
-        encoded(corpus, tmp_path)
-
-
-def test_wrong_latents_are_refused_by_the_decoder(tmp_path):
-    """A file that states this model, with other channels."""
-    path = single(tmp_path / "a.safetensors", [torch.zeros(1, 7, 20)])
-    with pytest.raises(LatentFileError, match=r"a\.safetensors: latents of a\.wav: .*got \(1, 7, 20\)"):
-        list(LatentDataset(path).decode(Linear(), "a.wav"))
-    with pytest.raises(LatentFileError, match=r"a\.wav: no latents"):
-        single(tmp_path / "b.safetensors", [])
-
-
-# ---------------------------------------------------------------- damage anywhere
 
 
 def used(path):

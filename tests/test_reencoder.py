@@ -52,8 +52,7 @@ def trained(module):
 
 
 @pytest.mark.parametrize(
-    ("task", "size", "millions"),
-    [("bandwidth", "s", 4.3), ("bandwidth", "m", 19.1), ("stereo", "m", 24.8)],
+    ("task", "size", "millions"), [("bandwidth", "s", 4.3), ("bandwidth", "m", 19.1), ("stereo", "m", 24.8)]
 )
 def test_parameters_of_the_paper(task, size, millions):
     """Section 3.1.2: S 4.3 M, M 19.1 M, M2S 24.8 M at 64 latent channels and H = 64."""
@@ -62,24 +61,12 @@ def test_parameters_of_the_paper(task, size, millions):
     assert sum(p.numel() for p in module.parameters()) == pytest.approx(1e6 * millions, rel=0.01)
 
 
-def test_a_new_module_is_the_identity_at_any_length():
-    for n_frames in (7, 20):
-        z = latents(2, 6, n_frames)
-        torch.testing.assert_close(small().process(z), z)
-
-
-def test_a_new_block_sees_the_level_of_a_frame():
-    """LayerNorm alone divides it out: what it makes of 2 z would be what it makes of z."""
-    trunk, z = small().trunk, latents(1, 6, 20)
-    normed = [trunk.blocks[0].norm(trunk.enter(x).transpose(1, 2)) for x in (z, 2 * z)]
-    assert ((normed[1] - normed[0]).norm() / normed[0].norm()).item() > 0.2
-
-
 @pytest.mark.parametrize("layout", ["left_right", "mid_side"])
-def test_a_new_upmixer_copies_mono_to_both_channels(layout):
+def test_a_new_module_is_the_identity_or_copies_mono_to_both_channels(layout):
     z = latents(2, 6, 20)
     module = small("stereo", layout=layout)
     torch.testing.assert_close(module.process(z, condition=latents(2, 4)), torch.stack([z, z], 1))
+    torch.testing.assert_close(small().process(z), z)
     stereo = trained(module).process(z, seed=3)
     assert not torch.allclose(stereo[:, 0], stereo[:, 1])
     assert torch.allclose(stereo.mean(1), z, atol=1e-5) == (layout == "mid_side")  # which keeps the mid
@@ -116,14 +103,6 @@ def test_condition_encoder_starts_with_a_mean_that_tells_items_apart_and_pools_o
     assert twice.any()
 
 
-def test_latents_are_scaled_by_one_number():
-    """A module of latents twice as large, trained on them, does the same."""
-    z, one = latents(2, 6, 20), trained(small())
-    other = ReEncoder(one.config, OWNER, latent_std=2 * one.latent_std)
-    other.load_state_dict(one.state_dict())
-    torch.testing.assert_close(other.process(2 * z), 2 * one.process(z))
-
-
 def test_condition_decides_and_the_prior_is_drawn_by_seed_and_item():
     module, z = trained(small("stereo")), latents(1, 6, 20)
     again = module.process(z, seed=5)
@@ -137,7 +116,7 @@ def test_condition_decides_and_the_prior_is_drawn_by_seed_and_item():
 
 
 @pytest.mark.parametrize("task", ["bandwidth", "stereo"])
-def test_save_and_load(tmp_path, task):
+def test_a_module_comes_back_from_its_file_and_its_latents_are_scaled_by_one_number(tmp_path, task):
     module, z = trained(small(task)), latents(2, 6, 20)
     path = module.save(tmp_path / "deep" / "module.safetensors")
     loaded = ReEncoder.load(path, "cpu")
@@ -145,10 +124,14 @@ def test_save_and_load(tmp_path, task):
     torch.testing.assert_close(loaded.process(z), module.process(z))
     half = ReEncoder.load(module.save(tmp_path / "half.safetensors", torch.float16), "cpu")
     torch.testing.assert_close(half.process(z), module.process(z), rtol=0.05, atol=0.05)
+    louder = ReEncoder(module.config, OWNER, latent_std=2 * module.latent_std)
+    louder.load_state_dict(module.state_dict())
+    torch.testing.assert_close(louder.process(2 * z, seed=0), 2 * module.process(z, seed=0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("task", ["bandwidth", "stereo"])
+@pytest.mark.parametrize(
+    ("task", "dtype"), [("bandwidth", torch.float16), ("stereo", torch.bfloat16), ("stereo", torch.float64)]
+)
 def test_weights_and_latents_of_any_precision(task, dtype):
     module, z = trained(small(task)), latents(1, 6, 20)
     expected = module.process(z)
@@ -176,9 +159,6 @@ def test_modules_of_another_default_and_compiled(tmp_path):
         torch.set_default_dtype(torch.float32)
 
 
-# ---------------------------------------------------------------- bad input
-
-
 def test_latents_of_another_autoencoder():
     toy, stft = TanhToy(16000, hop=64), StftAutoencoder(16000, hop=8)
     module = ReEncoder(ReEncoderConfig(latent_channels=64, hidden=64, blocks=1), describe(toy))
@@ -193,20 +173,14 @@ def test_latents_of_another_autoencoder():
     ("call", "words"),
     [
         (lambda b, s: b.process(latents(1, 6, 6)), "6 latent frames are fewer .* 7: give 0.163 s"),
-        (lambda b, s: s.oracle(latents(1, 2, 6, 6)), "6 latent frames are fewer"),
         (lambda b, s: s.process(latents(1, 6, 9), torch.zeros(0)), r"\(B, H\) = \(1, 4\), got \(0,\)"),
-        (lambda b, s: s.process(latents(1, 6, 9), torch.zeros(1, 0)), r"\(B, H\) = \(1, 4\), got \(1, 0\)"),
-        (lambda b, s: s.process(latents(1, 6, 9), torch.zeros(2, 4)), r"\(B, H\) = \(1, 4\), got \(2, 4\)"),
         (lambda b, s: s.process(latents(1, 6, 9), torch.zeros(1, 5)), r"\(B, H\) = \(1, 4\), got \(1, 5\)"),
         (lambda b, s: s(latents(1, 6, 9)), "got none"),
         (lambda b, s: b.process(latents(1, 6, 9), torch.zeros(1, 4)), "takes no condition"),
         (lambda b, s: b.oracle(latents(1, 2, 6, 9)), "has no condition"),
         (lambda b, s: s.oracle(latents(1, 1, 6, 9)), r"\(B, 2, 6, L\), got \(1, 1, 6, 9\)"),
-        (lambda b, s: b.process(latents(6, 9)), r"latents must be \(B, 6, L\)"),
         (lambda b, s: b.process(latents(1, 5, 9)), r"latents must be \(B, 6, L\)"),
-        (lambda b, s: b.process(latents(0, 6, 9)), r"latents must be \(B, 6, L\)"),
         (lambda b, s: b.process(with_nan(1, 6, 9)), "latents .* item 0, channel 5, frame 8"),
-        (lambda b, s: s.process(latents(1, 6, 9), with_nan(1, 4)), "the condition .* number 3"),
         (lambda b, s: s.oracle(with_nan(1, 2, 6, 9)), "stereo latents .* item 0, side 1"),
     ],
 )
@@ -222,50 +196,21 @@ def with_nan(*shape):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"task": "denoising"}, "task must be one of .*, got 'denoising'"),
-        ({"task": "stereo", "layout": "left"}, "layout must be one of .*, got 'left'"),
-        ({"hidden": 32}, r"hidden \(32\) must be at least latent_channels \(64\)"),
-        ({"blocks": 0}, r"blocks must lie in 1\.\.128, got 0"),
-        ({"hidden": 10**9}, r"hidden must lie in 1\.\.65536, got 1000000000"),
-        ({"kernel": 7.0}, r"kernel of ReEncoderConfig must be int, got 7\.0"),
-    ],
-)
-def test_configurations_that_cannot_be(settings, words):
-    with pytest.raises(ValueError, match=words):
-        ReEncoderConfig(**settings)
-
-
-def test_files_that_are_none(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing.safetensors"):
-        ReEncoder.load(tmp_path / "nothing.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"abc")
-    with pytest.raises(ValueError, match=r"broken.safetensors is not a whole"):
-        ReEncoder.load(tmp_path / "broken.safetensors")
-    folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
-    with pytest.raises(ValueError, match="holds a consistency model, not a reencoder one"):
-        ReEncoder.load(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"reencoder": {"task": "denoising"}}, "task must be one of .*, got 'denoising'"),
+        ({"reencoder": {"hidden": 32}}, r"hidden \(32\) must be at least latent_channels \(64\)"),
+        ({"reencoder": {"hidden": 10**9}}, r"hidden must lie in 1\.\.65536, got 1000000000"),
         ({"reencoder": None}, "reencoder must be an object of settings, got None"),
         ({"reencoder": {"hidden": 65536, "blocks": 128}}, "does not fit the network"),
         ({"reencoder": {"hidden": "64"}}, "hidden of ReEncoderConfig must be int, got '64'"),
         ({"reencoder": {"width": 3}}, "unknown width"),
-        (
-            {"autoencoder": {**OWNER, "latent_rate": 0}},
-            "latent_rate of the model must be a number",
-        ),
-        ({"autoencoder": None}, "name of the model must be text, got None"),
-        ({"latent_std": "2"}, "latent_std must be a number > 0, got '2'"),
+        ({"autoencoder": {**OWNER, "latent_rate": 0}}, "latent_rate of the model"),
         ({"latent_std": float("nan")}, "latent_std must be a number > 0, got nan"),
         ({"format_version": 9}, "format version 9, this lincae reads 1"),
     ],
 )
-def test_headers_that_cannot_be(tmp_path, changes, words):
+def test_files_that_cannot_be(tmp_path, changes, words):
     """No memory is taken for what a header states and the tensors do not have."""
     path = small().save(tmp_path / "module.safetensors")
     with safe_open(path, "pt") as file:
@@ -273,6 +218,11 @@ def test_headers_that_cannot_be(tmp_path, changes, words):
     save_file(load_file(path), path, {"config": json.dumps(description | changes)})
     with pytest.raises(ValueError, match=rf"module\.safetensors.*{words}"):
         ReEncoder.load(path)
+    with pytest.raises(FileNotFoundError, match=r"nothing.safetensors"):
+        ReEncoder.load(tmp_path / "nothing.safetensors")
+    folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
+    with pytest.raises(ValueError, match="holds a consistency model, not a reencoder one"):
+        ReEncoder.load(folder / "model.safetensors")
 
 
 def test_damaged_files(tmp_path):
@@ -291,9 +241,6 @@ def test_modules_in_a_folder(tmp_path):
         modules_in(tmp_path / "nothing", "stereo")
     with pytest.raises(ValueError, match="task must be one of"):
         modules_in(tmp_path, "denoising")
-
-
-# ---------------------------------------------------------------- latents on disk
 
 
 def test_command_line_takes_and_writes_latents(tmp_path):
@@ -327,20 +274,6 @@ def test_command_line_takes_and_writes_latents(tmp_path):
     assert "holds latents of another model: stft" in process("mono")
 
 
-def test_bundled_modules_load_and_fit_their_budget():
-    paths = sorted((BUNDLED / "reencoder").rglob("*.safetensors"))
-    assert paths
-    assert sum(path.stat().st_size for path in paths) < 4 * 2**20
-    for path in paths:
-        module = ReEncoder.load(path, "cpu")
-        assert module.config.task == path.stem.split("-")[0]
-        z = latents(1, module.config.latent_channels, 20)
-        assert torch.isfinite(module.process(z)).all()
-
-
-# ---------------------------------------------------------------- cards
-
-
 def finished(task="bandwidth", size="desk-s", preset="desk", step=None, factor=16, **changes):
     """A module with the metadata that training gives it."""
     config = recipe(
@@ -355,7 +288,7 @@ def finished(task="bandwidth", size="desk-s", preset="desk", step=None, factor=1
 
 
 @pytest.mark.parametrize("folder", sorted((BUNDLED / "reencoder").iterdir()), ids=lambda folder: folder.name)
-def test_cards_name_every_bundled_module(folder, monkeypatch):
+def test_bundled_modules_load_and_their_cards_name_them(folder, monkeypatch):
     card = (folder / "README.md").read_text()
     names = {path.name for path in folder.glob("*.safetensors")}
     assert set(re.findall(r"^## (.+)$", card, re.MULTILINE)) == names
@@ -363,8 +296,12 @@ def test_cards_name_every_bundled_module(folder, monkeypatch):
     assert hashes == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     for row in ("task", "objective", "parameters", "autoencoder", "step", "data", "hardware", "command"):
         assert len(re.findall(rf"^\| {row} \| .+ \|$", card, re.MULTILINE)) == len(names), row
+    assert sum(path.stat().st_size for path in folder.parent.rglob("*.safetensors")) < 4 * 2**20
     for name in names:
         path = folder.relative_to(ROOT) / name
+        module = ReEncoder.load(ROOT / path, "cpu")
+        assert module.config.task == name.split("-")[0]
+        assert module.process(latents(1, module.config.latent_channels, 20)).isfinite().all()
         description, _ = read_checkpoint(ROOT / path, KIND)
         assert f"| command | `{training_command(path, description)}` |" in card
     owner = pretrained.load(f"desk/{folder.name}", "cpu")
@@ -403,11 +340,12 @@ def test_a_bundled_module_is_the_one_of_its_card(tmp_path, monkeypatch):
     ("made", "words"),
     [
         ({}, "bandwidth --preset desk --size desk-s --objective l1"),
-        ({"objective": "l1+gan", "size": "desk-m"}, "--start FOLDER/bandwidth-m-l1.safetensors"),
         ({"task": "stereo", "layout": "mid_side", "factor": 1}, "--layout mid_side"),
         ({"steps": 7, "precision": "bf16"}, "--set steps=7 'precision=\"bf16\"'"),
-        ({"factor": 3, "preset": "test"}, "--preset test --size desk-s --objective l1 --model owner"),
-        ({"factor": 3}, "--factor 3"),
+        (
+            {"factor": 3, "objective": "l1+gan", "size": "desk-m", "preset": "test"},
+            "--factor 3 --start FOLDER/bandwidth-m-l1.safetensors",
+        ),
     ],
 )
 def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch, made, words):
@@ -444,12 +382,13 @@ def test_folders_that_get_no_card(tmp_path):
         return ended.value.code
 
     assert "holds no modules" in refused("--reencoder", tmp_path)
-    finished(step=3).save(tmp_path / "bandwidth-s-l1.safetensors")
-    assert "bandwidth-s-l1.safetensors stands at step 3 of 600: finish it" in refused("--reencoder", tmp_path)
-    small().save(tmp_path / "bandwidth-s-l1.safetensors")
-    assert "does not say how it was trained" in refused("--reencoder", tmp_path)
-    module = finished()
-    module.metadata["training"]["module"]["hidden"] = 33
-    module.save(tmp_path / "bandwidth-s-l1.safetensors")
-    assert "has none of the sizes s, m, desk-s, desk-m" in refused("--reencoder", tmp_path)
+    other_size = finished()
+    other_size.metadata["training"]["module"]["hidden"] = 33
+    for module, said in (
+        (finished(step=3), "bandwidth-s-l1.safetensors stands at step 3 of 600: finish it"),
+        (small(), "does not say how it was trained"),
+        (other_size, "has none of the sizes s, m, desk-s, desk-m"),
+    ):
+        module.save(tmp_path / "bandwidth-s-l1.safetensors")
+        assert said in refused("--reencoder", tmp_path)
     assert refused("run", "--reencoder", tmp_path) == refused("run") == 2

