@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import randn
 
 from lincae.consistency import (
     ConsistencyConfig,
     NoiseConfig,
     coefficients,
     consistency_loss,
-    level_weights,
     precondition,
     pseudo_huber,
     sample,
@@ -27,29 +27,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=generator(seed))
-
-
-# ---------------------------------------------------------------- levels
-
-
-@pytest.mark.parametrize(
-    ("t", "sigma"),
-    [
-        (0, 0.002),
-        (0.1, 0.016721),
-        (0.25, 0.169753),
-        (0.5, 2.515219),
-        (0.75, 17.527832),
-        (1, 80),
-    ],
-)
-def test_sigma_anchors(t, sigma):
-    assert sigma_of(torch.tensor([t], dtype=torch.float64), NOISE).item() == pytest.approx(sigma, rel=3e-5)
-
-
-def test_coefficient_anchors():
+def test_anchors_of_levels_and_coefficients():
+    t = torch.tensor([0, 0.1, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
+    anchors = [0.002, 0.016721, 0.169753, 2.515219, 17.527832, 80]
+    assert sigma_of(t, NOISE).tolist() == pytest.approx(anchors, rel=3e-5)
     c_skip, c_out, c_in = coefficients(torch.tensor([0.002, 80.0], dtype=torch.float64), NOISE)
     assert c_skip.tolist() == pytest.approx([1, 3.9063e-5], rel=1e-4)
     assert c_out.tolist() == pytest.approx([0, 0.499978], rel=1e-4)
@@ -86,17 +67,6 @@ def test_precondition_is_equation_3_with_a_level_per_item():
         torch.testing.assert_close(out[i], skip * x[i] + out_scale * (2 * scaled + 0.25))
 
 
-# ---------------------------------------------------------------- sampling of t
-
-
-def test_levels_are_weighted_by_a_normal_of_log_sigma():
-    w = level_weights(NOISE, -1.1, 2.0)
-    assert w.shape == (9999,)
-    for j in (0, 1234, 5000, 9998):
-        sigma = sigma_of(torch.tensor([j / 9999], dtype=torch.float64), NOISE).item()
-        assert w[j].item() == pytest.approx(math.exp(-((math.log(sigma) + 1.1) ** 2) / 8), rel=1e-5)
-
-
 def test_distribution_of_t():
     """As measured on the released code: a normal about -1.1 + 4/7, truncated (no bin width divided out)."""
     t = sample_t2(400_000, NOISE, CONFIG, generator()).double()
@@ -117,9 +87,6 @@ def test_t_is_jittered_within_its_cell_or_at_sigma_max():
     assert cell.var().item() == pytest.approx(1 / 12, abs=0.003)
     t = sample_t2(20_000, NOISE, replace(CONFIG, sigma_max_share=0.25), generator())
     assert (t == 1).float().mean().item() == pytest.approx(0.25, abs=0.015)
-
-
-# ---------------------------------------------------------------- loss
 
 
 def test_pseudo_huber_anchor():
@@ -180,13 +147,6 @@ def test_loss_is_equation_4_by_hand():
     torch.testing.assert_close(calls[1][1], sigma2)
 
 
-def test_step_is_clamped_at_the_clean_signal():
-    f, calls = recording(lambda x, sigma, condition: x)
-    consistency_loss(f, randn(500, 2, 2, 2), None, 0.3, NOISE, CONFIG, generator(1))
-    assert calls[0][1].min().item() == pytest.approx(0.002)
-    assert (calls[0][1] <= calls[1][1]).all()
-
-
 def test_full_step_is_regression_on_the_clean_signal_without_a_teacher():
     target = randn(4, 2, 3, 3)
     f, calls = recording(lambda x, sigma, condition: torch.zeros_like(x))
@@ -198,7 +158,7 @@ def test_full_step_is_regression_on_the_clean_signal_without_a_teacher():
     assert loss.item() == pytest.approx(expected.item(), rel=5e-3)
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
 def test_weight_exponent(exponent):
     target = randn(1, 2, 3, 3)
     f = precondition(lambda x, sigma, condition: x.tanh(), NOISE)
@@ -218,9 +178,6 @@ def test_step_anchors():
     assert [step_size(p, config) for p in (0, 0.5, 0.75, 1)] == pytest.approx([1, 1, 0.1, 0.01])
 
 
-# ---------------------------------------------------------------- sampler
-
-
 @pytest.mark.parametrize(
     ("steps", "levels"),
     [(1, [80]), (2, [80, 2.51522]), (3, [80, 9.72320, 0.46998]), (4, [80, 17.52783, 2.51522, 0.16975])],
@@ -233,7 +190,7 @@ def test_sampler_levels(steps, levels):
     assert [sigma[0].item() for _, sigma, _ in calls] == pytest.approx(levels, rel=1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_perfect_denoiser_decodes_its_condition(steps):
     """f of the optimal denoiser of a point mass is that point at every level, in any number of steps."""
 
@@ -258,19 +215,13 @@ def test_sampler_by_hand():
     torch.testing.assert_close(sample(f, 5.0, [first, second], 2, noise), x)
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
         (NOISE, {"sigma_min": 0.0}, "sigma_min < sigma_max"),
-        (NOISE, {"sigma_min": 90.0}, "sigma_min < sigma_max"),
         (NOISE, {"rho": 0.0}, "rho != 0"),
         (NOISE, {"sigma_data": -1.0}, "sigma_data > 0"),
         (CONFIG, {"step_end": 0.0}, "step_end <= step_start"),
-        (CONFIG, {"step_start": 0.001}, "step_end <= step_start"),
-        (CONFIG, {"step_start": 1.5}, "step_end <= step_start"),
         (CONFIG, {"step_hold": 1.0}, "step_hold < 1"),
         (CONFIG, {"sigma_max_share": -0.1}, "sigma_max_share <= 1"),
         (CONFIG, {"log_sigma_std": 0.0}, "log_sigma_std > 0"),

@@ -30,7 +30,7 @@ def test_adaptive_norm_starts_as_layer_norm_and_then_follows_its_condition():
     torch.testing.assert_close(norm(x, condition), expected)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 7, 50])
+@pytest.mark.parametrize("frames", [1, 50])
 def test_block_keeps_the_shape_and_mixes_only_its_kernel_before_grn(frames):
     block = ConvNeXtBlock(8, 16)
     x = torch.randn(2, 8, frames, generator=torch.Generator().manual_seed(1))

@@ -53,9 +53,6 @@ class Curved(Linear):
         return torch.tanh(super().__call__(x)) + 0.3
 
 
-# ---------------------------------------------------------------- conditioning
-
-
 @pytest.mark.parametrize("encoder", [Linear, Curved])
 @pytest.mark.parametrize("variant", [*VARIANTS, "no-homogeneity as released", "m2l as released"])
 def test_conditioning_is_the_formula(variant, encoder):
@@ -97,8 +94,7 @@ def test_gradients_flow_into_both_parts():
     assert [bool(g.any()) for g in x.grad] == [False, True, True, False, False]
 
 
-@pytest.mark.parametrize("preset", [LIN_CAE, RANDOM])
-@pytest.mark.parametrize("progress", [0.0, 0.5])
+@pytest.mark.parametrize(("preset", "progress"), [(LIN_CAE, 0.0), (RANDOM, 0.5)])
 def test_every_variant_sees_the_same_waveforms(preset, progress):
     """At a common schedule; lin-cae-2 differs from lin-cae by its schedule alone."""
     batches = {}
@@ -124,9 +120,6 @@ def test_released_code_computes_gains_and_does_not_use_them(name):
     assert torch.equal(batch.target(), batch.audio)
 
 
-# ---------------------------------------------------------------- batches
-
-
 def test_batch_holds_originals_then_mixtures_then_scales():
     x = audio()
     batch = augment(x, 0.0, RANDOM, generator(2))
@@ -145,12 +138,6 @@ def test_equal_seeds_equal_batches_other_seeds_others_in_the_dtype_of_the_audio(
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert not torch.equal(getattr(first, name), getattr(other, name))
         assert getattr(first, name).dtype == torch.float64
-
-
-def test_mix_is_with_the_previous_item():
-    items = torch.eye(4)
-    expected = torch.tensor([[0.7, 0, 0, 0.3], [0.4, 0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0.5, 0.5]])
-    torch.testing.assert_close(mix(items, torch.tensor([0.7, 0.6, 1.0, 0.5])), expected)
 
 
 def test_mixture_weights():
@@ -214,9 +201,6 @@ def test_premix_averages_the_chosen_share():
     assert not torch.equal(batch.audio[:B], audio())
 
 
-# ---------------------------------------------------------------- gains
-
-
 def test_gains_are_uniform_with_their_probability_else_one():
     n = 40_000
     gains = sample_gains(n, 0.0, 3.0, replace(LIN_CAE, zero_below=0.0), generator())
@@ -244,27 +228,14 @@ def test_gains_are_capped_at_the_peak_and_keep_their_sign():
     capped = cap_gains(torch.tensor([3.0, 2.0, 1.0, -3.0, 2.0]), x, 1.0)
     torch.testing.assert_close(capped, torch.tensor([2.0, 2.0, 0.5, -2.0, 2.0]), rtol=0, atol=1e-5)
     assert scale(x, capped).abs().max() <= 1
-    torch.testing.assert_close(
-        cap_gains(torch.tensor([9.0]), x[:1], 2.0), torch.tensor([4.0]), rtol=0, atol=1e-5
-    )
-
-
-def test_no_target_exceeds_the_peak_and_annealed_gains_are_one():
+    assert cap_gains(torch.tensor([9.0]), x[:1], 2.0).item() == pytest.approx(4.0, abs=1e-5)
     for seed in range(20):
         assert augment(audio(peak=1.5), 0.0, LIN_CAE, generator(seed)).target().abs().max() <= 1
-    torch.testing.assert_close(augment(audio(), 0.95, LIN_CAE, generator()).gains, torch.ones(2 * B))
 
 
 @pytest.mark.parametrize(
     ("step", "low", "high"),
-    [
-        (0, 0, 3),
-        (160_000, 0, 3),
-        (300_000, 0.146, 2.707),
-        (440_000, 0.5, 2),
-        (720_000, 1, 1),
-        (800_000, 1, 1),
-    ],
+    [(0, 0, 3), (160_000, 0, 3), (300_000, 0.146, 2.707), (440_000, 0.5, 2), (720_000, 1, 1)],
 )
 def test_gain_range_anchors(step, low, high):
     assert gain_range(step / 800_000, LIN_CAE) == pytest.approx((low, high), abs=6e-4)
@@ -273,33 +244,22 @@ def test_gain_range_anchors(step, low, high):
     assert gain_range(0.5, signed) == pytest.approx((-0.5, 1.5))
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"gain_min": 2.0, "gain_max": 1.0}, "gain_min 2.0 is above gain_max 1.0"),
         ({"gain_probability": 1.5}, "gain_probability .* 1.5"),
-        ({"premix_probability": -0.1}, "premix_probability .* -0.1"),
-        ({"subtraction_probability": 2.0}, "subtraction_probability .* 2.0"),
         ({"subtraction_probability": 0.5, "additivity": False}, "subtraction_probability .* additivity"),
         ({"input_gain_min": 0.0}, "input_gain_min .* 0.0"),
         ({"anneal_from": 0.9, "anneal_to": 0.9}, "anneal_from < anneal_to"),
-        ({"anneal_to": 1.1}, "anneal_from < anneal_to"),
         ({"peak": 0.0}, "peak > 0"),
         ({"zero_below": -1.0}, "zero_below >= 0"),
         ({"mixture_weights": "even"}, "'equal' or 'random', got 'even'"),
     ],
 )
-def test_bad_configuration(changes, match):
+def test_bad_configuration_and_audio(changes, match):
     with pytest.raises(ValueError, match=match):
         LinearityConfig(**changes)
-
-
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(T), torch.zeros(1, T), torch.zeros(2, 1, T), torch.ones(2, T, dtype=torch.int16)]
-)
-def test_bad_audio(bad):
-    with pytest.raises(ValueError, match=rf"floating-point audio .* got \({bad.shape[0]},.*{bad.dtype}"):
-        augment(bad, 0.0, LIN_CAE, generator())
+    for bad in (torch.zeros(T), torch.zeros(1, T), torch.ones(2, T, dtype=torch.int16)):
+        with pytest.raises(ValueError, match=rf"floating-point audio .* got \({bad.shape[0]},.*{bad.dtype}"):
+            augment(bad, 0.0, LIN_CAE, generator())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import randn
 from torch import nn
 
 from lincae.machine import kernels
@@ -33,25 +34,10 @@ def network(preset: str) -> Network:
         return Network(config.network, config.transform.n_bins)
 
 
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize(
-    ("preset", "least", "most"),
-    [
-        ("paper", 58_185_026, 58_185_026),
-        ("official", 58_185_026, 58_185_026),
-        ("small", 1_500_000, 5_000_000),
-        ("desk", 100_000, 1_500_000),
-        ("test", 10_000, 99_999),
-    ],
-)
-def test_size_of_every_preset(preset, least, most):
-    assert least <= n_parameters(network(preset)) <= most
-
-
-def test_unused_projections_are_not_trained_and_can_be_left_out():
+def test_sizes_of_presets_whose_unused_projections_are_not_trained_and_can_be_left_out():
+    assert n_parameters(network("paper")) == n_parameters(network("official")) == 58_185_026
+    assert 1_500_000 < n_parameters(network("small")) < 5_000_000
+    assert 100_000 < n_parameters(network("desk")) < 1_500_000
     paper = MODEL_PRESETS["paper"]
     frozen = {k: p for k, p in network("paper").named_parameters() if not p.requires_grad}
     assert len(frozen) == 8
@@ -62,7 +48,7 @@ def test_unused_projections_are_not_trained_and_can_be_left_out():
     assert all(p.requires_grad for p in lean.parameters())
 
 
-@pytest.mark.parametrize("n_frames", [1, 2, 3, 7, 8, 31])
+@pytest.mark.parametrize("n_frames", [1, 7, 8])
 @torch.no_grad()
 def test_shapes_for_odd_lengths(n_frames):
     net = Network(TEST.network, TEST.transform.n_bins)
@@ -91,20 +77,13 @@ def randomised(seed: int = 0) -> Network:
 
 
 @torch.no_grad()
-def test_items_of_a_batch_do_not_see_each_other():
-    net = randomised()
-    x = randn(3, 2, TEST.transform.n_bins, 8)
-    torch.testing.assert_close(net.encoder(x)[1:2], net.encoder(x[1:2]))
-    z, sigma = randn(3, TEST.network.latent_channels, 4), torch.tensor([0.1, 1.0, 10.0])
-    together = net.denoiser(x, sigma, net.pyramid(z))
-    torch.testing.assert_close(together[1:2], net.denoiser(x[1:2], sigma[1:2], net.pyramid(z[1:2])))
-
-
-@torch.no_grad()
 def test_denoiser_depends_on_all_that_it_is_given_and_starts_from_its_skip():
     net = randomised()
     x, z = randn(1, 2, TEST.transform.n_bins, 8), randn(1, TEST.network.latent_channels, 4)
     out = net.denoiser(x, torch.tensor([1.0]), net.pyramid(z))
+    others = [torch.cat((y, randn(*y.shape, seed=1))) for y in (x, z)]  # other items of a batch are not seen
+    together = net.denoiser(others[0], torch.tensor([1.0, 5.0]), net.pyramid(others[1]))
+    torch.testing.assert_close(together[:1], out)
     for signal, sigma, latent in ((-x, 1.0, z), (x, 2.0, z), (x, 1.0, -z)):
         other = net.denoiser(signal, torch.tensor([sigma]), net.pyramid(latent))
         assert (out - other).abs().max() > 1e-3
@@ -122,17 +101,12 @@ def test_every_trained_parameter_gets_a_gradient():
     assert without == []
 
 
-# ---------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"multipliers": (1, 2)}, "need 2 entries per level and 1 for downsampling"),
-        ({"downsampling": (BOTH,)}, "need 5 entries per level and 4 for downsampling"),
         ({"downsampling": (BOTH, BOTH, BOTH, "time")}, r"'frequency' or 'both', got \['time'\]"),
         ({"base_channels": 35}, "35 channels do not split into 8 groups"),
-        ({"bottleneck_channels": 500}, "500 channels do not split into 32 groups"),
         ({"heads": 3}, "256 channels at level 2 do not split into 3 heads"),
         ({"odd": True, "centred": True}, "choose one of centred and odd"),
         ({}, "100 bins do not divide by 32"),
@@ -191,8 +165,8 @@ def test_a_norm_in_half_precision_has_statistics_in_full():
         assert torch.equal(means[..., 0], means[..., width // 2])
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_the_network_compiles_as_one_graph(part):
+@pytest.mark.slow
+def test_the_network_compiles_as_one_graph():
     """Windows that are normalised frame by frame, too."""
     torch._dynamo.reset()
     net = Network(TEST.network, TEST.transform.n_bins, norm_frames=4).eval()
@@ -201,10 +175,9 @@ def test_the_network_compiles_as_one_graph(part):
     def decode(z: torch.Tensor) -> torch.Tensor:
         return net.denoiser(x, torch.ones(1), net.pyramid(z))
 
-    function, argument = (net.encoder, x) if part == "encoder" else (decode, z)
     with torch.no_grad():
-        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)(argument)
-        torch.testing.assert_close(compiled, function(argument), rtol=1e-4, atol=1e-5)
+        compiled = torch.compile(decode, backend="aot_eager", fullgraph=True)(z)
+        torch.testing.assert_close(compiled, decode(z), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [FREQUENCY, BOTH])
@@ -217,10 +190,8 @@ def test_enlargement_in_one_convolution_is_enlargement_then_convolution(kind, si
     towards = randn(*plain.shape, seed=1).double()
     inputs = [x, *layer.conv.parameters()]
     torch.testing.assert_close(layer(x), plain, rtol=1e-12, atol=1e-12)
-    expected = torch.autograd.grad((plain * towards).sum(), inputs)
-    torch.testing.assert_close(
-        torch.autograd.grad((layer(x) * towards).sum(), inputs), expected, rtol=1e-11, atol=1e-11
-    )
+    got, expected = (torch.autograd.grad((y * towards).sum(), inputs) for y in (layer(x), plain))
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def restless_encoder(**changes):

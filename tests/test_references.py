@@ -10,7 +10,7 @@ import lincae
 from lincae.bypass.model import mdct_bands
 from lincae.interface import AutoencoderLike
 from lincae.interop import references
-from lincae.interop.references import EXAMPLES, REFERENCES, Pca, Resampler, StftAutoencoder, TanhToy
+from lincae.interop.references import EXAMPLES, REFERENCES, Pca, StftAutoencoder, TanhToy
 
 NAMES = (*REFERENCES, *EXAMPLES, "resample-2x", "resample+noise-8x", "pca-8x", "pca-512x")
 
@@ -62,29 +62,18 @@ def test_settings_are_the_fingerprint():
     assert TanhToy().fingerprint() == TanhToy().fingerprint()
 
 
-# ---------------------------------------------------------------- the STFT
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 600))
-def test_stft_reconstructs(length, hop):
+def test_stft_is_that_of_torch_and_reconstructs(length, hop):
     audio = noise(2, length, seed=length)
     model = StftAutoencoder(hop=hop)
     z = model.encode(audio)
     assert z.shape == (2, 2 * (2 * hop + 1), -(-length // hop) + 3)
     assert relative(model.decode(z, length) - audio, audio) < 1e-6
-
-
-def test_stft_latents_are_torch_stft():
-    audio, hop = noise(1, 640), 16
-    padded = torch.nn.functional.pad(audio, (48, 48))
-    window = torch.hann_window(64)
-    expected = torch.stft(padded, 64, hop, window=window, center=False, return_complex=True)
-    real, imag = StftAutoencoder(hop=hop).encode(audio).chunk(2, 1)
-    torch.testing.assert_close(torch.complex(real, imag), expected)
-
-
-# ---------------------------------------------------------------- linear, at any rate
+    padded = torch.nn.functional.pad(audio, (3 * hop, 3 * hop + -length % hop))
+    window = torch.hann_window(4 * hop)
+    expected = torch.stft(padded, 4 * hop, hop, window=window, center=False, return_complex=True)
+    torch.testing.assert_close(torch.complex(*z.chunk(2, 1)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_is_one_fixed_sound_above_the_cut():
@@ -116,14 +105,13 @@ def test_missing_fit_is_named(monkeypatch, tmp_path):
     references.fitted.cache_clear()
 
 
-# ---------------------------------------------------------------- known nonlinearity
-
-
-@pytest.mark.parametrize("drive", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("gain", [-2.0, 0.3, 3.0])
+@pytest.mark.parametrize(("drive", "gain"), [(0.5, -2.0), (4.0, 0.3)])
 def test_tanh_errors_are_as_derived(drive, gain):
     model = TanhToy(hop=10, drive=drive)
     x, y = noise(2, 1, 1000, rms=0.5)
+
+    frames = TanhToy(hop=2).encode(torch.tensor([[1.0, 2.0, 3.0]])).atanh()
+    torch.testing.assert_close(frames, torch.tensor([[[1.0, 3.0], [2.0, 0.0]]]), rtol=1e-4, atol=0)
 
     def encode(audio):
         return model.encode(audio).transpose(1, 2).flatten(1)
@@ -138,14 +126,6 @@ def test_tanh_errors_are_as_derived(drive, gain):
         torch.testing.assert_close(error, torch.tanh(gain * drive * x) - gain * tx, rtol=1e-5, atol=1e-6)
         error = mapped(x + y) - mapped(x) - mapped(y)
         torch.testing.assert_close(error, -tx * ty * torch.tanh(drive * (x + y)), rtol=1e-5, atol=1e-6)
-
-
-def test_tanh_frames_by_hand():
-    z = TanhToy(hop=2).encode(torch.tensor([[1.0, 2.0, 3.0]]))
-    torch.testing.assert_close(z.atanh(), torch.tensor([[[1.0, 3.0], [2.0, 0.0]]]), rtol=1e-4, atol=0)
-
-
-# ---------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize("name", ["stft", "tanh", "resample-32x", "pca-32x"])
@@ -170,16 +150,10 @@ def test_input_is_checked(name):
     ("call", "allowed", "given"),
     [
         (lambda: TanhToy(hop=0), "hop must be positive", "0"),
-        (lambda: StftAutoencoder(sample_rate=-1), "sample_rate must be positive", "-1"),
         (lambda: TanhToy(drive=0.0), "drive must be positive", "0.0"),
-        (lambda: TanhToy(drive=float("inf")), "drive must be positive", "inf"),
         (lambda: lincae.load("pca-2.5x", "cpu"), "512 / n", "2.5x"),
-        (lambda: lincae.load("pca-3x", "cpu"), "512 / n", "3x"),
-        (lambda: lincae.load("pca-1x", "cpu"), "512 / n", "1x"),
         (lambda: lincae.load("resample-2.5x", "cpu"), "divide 16000", "2.5x"),
-        (lambda: Resampler(0), "divide 16000", "0x"),
         (lambda: lincae.load("resampled-32x", "cpu"), "unknown model .* resample-32x", "resampled-32x"),
-        (lambda: lincae.load("resample-32x", "abacus"), "unknown device", "abacus"),
     ],
 )
 def test_refusals_name_what_is_wrong_and_what_is_allowed(call, allowed, given):
