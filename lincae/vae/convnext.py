@@ -27,7 +27,7 @@ class GlobalResponseNorm(nn.Module):
         width = self.frames or n_frames
         if n_frames <= width:
             return x.norm(dim=1, keepdim=True)
-        energy = sums_around(x.square().mT, width).mT
+        energy = sums_around(x.square().mT, width).mT.contiguous()
         return energy.clamp_min(0).sqrt().float()
 
     def forward(self, x: Tensor) -> Tensor:
