@@ -155,12 +155,7 @@ class FramewiseAutoencoder(Checkpointed):
     # -------- decode
 
     def decode(
-        self,
-        latents: Tensor,
-        length: int | None = None,
-        seed: int = 0,
-        steps: int = 1,
-        first_frame: int = 0,
+        self, latents: Tensor, length: int | None = None, seed: int = 0, steps: int = 1, first_frame: int = 0
     ) -> Tensor:
         """Latents `(B, C, L)` to audio `(B, length)`; all that they hold by default.
 

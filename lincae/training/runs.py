@@ -207,11 +207,7 @@ def damage(path: Path) -> str | None:
 
 
 def restore(
-    parts: Mapping[str, Any],
-    origin: Origin,
-    path: Path,
-    regroup: bool = False,
-    other_data: bool = False,
+    parts: Mapping[str, Any], origin: Origin, path: Path, regroup: bool = False, other_data: bool = False
 ) -> int:
     """Load a training state into its `parts`; returns the step to continue from.
 
