@@ -1,7 +1,6 @@
 """Evaluation over tracks: the frame, resuming, what is encoded how often, and unexpected input."""
 
 import re
-from collections import Counter
 
 import pandas as pd
 import pytest
@@ -22,17 +21,12 @@ from lincae.evaluation.evaluate import (
 )
 from lincae.evaluation.protocols import PROTOCOLS, Chunk, EvaluationConfig
 from lincae.evaluation.report import Report
-from lincae.interop.adapters import adapt
-from lincae.interop.references import StftAutoencoder
 
 CONFIG = EvaluationConfig(window_s=0.5, overlap_s=0.125, chunk_s=1.0, gains=(0.5,))
 
 
 def run(model, tracks, protocols=tuple(PROTOCOLS), config=CONFIG, store=None):
     return evaluate(model, tracks, protocols, config, store, progress=False)
-
-
-# ---------------------------------------------------------------- the frame
 
 
 def test_frame_is_long_and_complete():
@@ -53,7 +47,6 @@ def test_frame_is_long_and_complete():
 @pytest.mark.parametrize(
     ("seconds", "limit", "expected"),
     [
-        (1.0, None, [(0, 16000)]),
         (2.49, None, [(0, 16000), (16000, 23840)]),
         (2.5, None, [(0, 16000), (16000, 16000), (32000, 8000)]),
         (0.2, None, [(0, 3200)]),
@@ -74,33 +67,6 @@ def test_frames_survive_their_file(tmp_path):
     assert only_latents.snr_db.dtype == pd.concat([only_latents, frame]).gain.dtype == float
 
 
-# ---------------------------------------------------------------- economy
-
-
-def test_four_minutes_need_each_window_of_each_signal_once(monkeypatch):
-    """At the geometry of the 58 M network: 44.1 kHz, 64 channels, 4096 samples a latent frame."""
-
-    class Counting:
-        name, sample_rate, latent_rate = "counting", 44100, 44100 / 4096
-        seen = None
-
-        def encode(self, audio):
-            self.seen.update(hash(tuple(window[:8].tolist())) for window in audio)
-            return torch.zeros(len(audio), 64, -(-audio.shape[1] // 4096))
-
-        def decode(self, z, length=None, seed=0):
-            return torch.zeros(len(z), length)
-
-    monkeypatch.setattr(Chunk, "row", lambda *args, **labels: {"protocol": args[1], "status": "ok"})
-    track = FakeTrack(seconds=240.0, sample_rate=44100)
-    Counting.seen = Counter()
-    run(Counting(), [track], ["additivity", "separation"], EvaluationConfig())
-    n_windows = 24 * 7
-    # mixture, four stems, four accompaniments; mixture and stems upside down
-    assert len(Counting.seen) == (9 + 5) * n_windows
-    assert set(Counting.seen.values()) == {1}
-
-
 def test_strangers_are_not_encoded_again():
     model = Linear()
     run(model, [*two_tracks(), FakeTrack("three", seed=3)], ["additivity", "separation"])
@@ -115,9 +81,6 @@ def test_protocols_share_decodes():
     # floors, estimates, stems, their floors and swaps; upside down: mixture, gains, sum, estimates, stems
     windows = len(Chunk(model, FakeTrack(), 0, RATE, CONFIG).starts)
     assert model.decoded == windows * (3 + 2 + 9 + 8 + 16 + (1 + 2 + 1 + 4 + 4))
-
-
-# ---------------------------------------------------------------- resuming
 
 
 class Interrupted(Linear):
@@ -143,7 +106,7 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
     assert_frame_equal(frame.reset_index(drop=True), expected, check_dtype=False)
     probe = 2  # of two calls
     assert rest.decoded == whole.decoded // 2 + probe // 2
-    again = Linear()
+    again = Reworked(lambda audio: audio * (1 + 1e-5))  # rounding, as of other threads, is no other model
     assert_frame_equal(run(again, tracks, store=tmp_path), frame)
     assert again.decoded == 1  # the probe
 
@@ -201,30 +164,6 @@ def test_what_has_changed_is_computed_anew(tmp_path, model, tracks, config):
     assert_frame_equal(frame, run(model, tracks, protocols, config))
 
 
-def test_an_adapted_model_with_another_decoder_is_another_model(tmp_path):
-    """Two adapters of one name and one encoder; the limit of the decoder is heard in loud sounds alone."""
-    base = StftAutoencoder(RATE, hop=128)
-
-    def adapted(limit):
-        def decode(z):
-            return base.decode(z).clamp(-limit, limit)
-
-        return adapt(encode=base.encode, decode=decode, name="mine", sample_rate=RATE, device="cpu")
-
-    frames = [run(adapted(limit), two_tracks(), ["homogeneity"], store=tmp_path) for limit in (1e9, 0.3)]
-    snr_db = [f[f.protocol == "decoder_homogeneity"].groupby("comparison").snr_db.mean() for f in frames]
-    assert snr_db[0]["linearity"] > 60 > snr_db[1]["linearity"]
-
-
-def test_rounding_is_not_another_model(tmp_path):
-    """Another number of threads rounds differently: what was computed with one counts with the other."""
-
-    run(Linear(), two_tracks(), ["reconstruction"], store=tmp_path)
-    model = Reworked(lambda audio: audio * (1 + 1e-5))
-    run(model, two_tracks(), ["reconstruction"], store=tmp_path)
-    assert model.decoded == 1  # the excerpt
-
-
 def test_a_damaged_store_is_named(tmp_path):
     run(Linear(), [FakeTrack()], ["latents"], store=tmp_path)
     (path,) = tmp_path.glob("stft-*/model.safetensors")
@@ -243,9 +182,6 @@ def test_names_that_no_file_can_hold(tmp_path):
     Report(first).html(tmp_path / "page.html")
 
 
-# ---------------------------------------------------------------- input that is not as expected
-
-
 class Header(FakeTrack):
     """A file whose header states nearly 2^36 samples."""
 
@@ -253,22 +189,6 @@ class Header(FakeTrack):
 
     def stems(self, sample_rate, start_s, seconds):
         return super().stems(sample_rate, start_s, seconds)
-
-
-def test_resampling_is_said_once(caplog):
-    caplog.set_level("INFO", "lincae")
-    frame = run(
-        Linear(), [FakeTrack("a", sample_rate=44100), FakeTrack("b", sample_rate=44100)], ["reconstruction"]
-    )
-    assert [record.getMessage() for record in caplog.records] == [
-        "tracks at [44100] Hz are resampled to the 16000 Hz of stft"
-    ]
-    assert len(frame) == 12
-
-
-def test_a_track_shorter_than_a_window():
-    frame = run(Linear(), [FakeTrack(seconds=0.3)])
-    assert frame.snr_db[frame.comparison == "linearity"].min() > 60
 
 
 METRICS = ["snr_db", "mss", "rel_l2", "si_sdr_db"]
@@ -343,7 +263,6 @@ SHORT = Reworked(lambda audio: audio[:, 1:], "short")
         (lambda: run(Linear(), [FakeTrack()], ["magic"]), "['magic']"),
         (lambda: run(Linear(), [Header()]), "'track' is said to last 2e+14 s, and its sound ends at 2.000 s"),
         (lambda: run(SHORT, [FakeTrack()]), "7999) for length=8000"),
-        (lambda: run(SHORT, [FakeTrack()], ["equivariance"]), "short: decode returned"),
         (lambda: run(SHORT, [FakeTrack()], ["fit"]), "short: decode returned"),
         (lambda: run(Flat(), [FakeTrack()]), "flat: encode returned"),
         (lambda: check_stems([MUTE, FakeTrack(stem_names=("bass",))]), "fake has no track with two stems"),
@@ -351,24 +270,9 @@ SHORT = Reworked(lambda audio: audio[:, 1:], "short")
     ],
 )
 def test_refusals(call, named):
+    check_stems([MUTE, FakeTrack()])
     with pytest.raises(ValueError, match=re.escape(named)):
         call()
-
-
-def test_stems_are_asked_for_where_they_are_needed():
-    check_stems([MUTE, FakeTrack()])
-
-
-# ---------------------------------------------------------------- several models
-
-
-def test_models_by_name_stand_in_one_frame(tmp_path):
-    frame = evaluate_models(["stft", "tanh"], [FakeTrack()], ["latents"], CONFIG, tmp_path, "cpu", False)
-    assert frame.model.unique().tolist() == ["stft", "tanh"]
-    assert len(list(tmp_path.glob("*/model.safetensors"))) == 2
-
-
-# ---------------------------------------------------------------- KAD
 
 
 def test_kernel_distance_compares_what_it_says():

@@ -4,17 +4,7 @@ import math
 
 import pytest
 import torch
-from fakes import (
-    RATE,
-    STEMS,
-    DeafDecoder,
-    FakeTrack,
-    Linear,
-    LouderWhenLoud,
-    NoisyDecoder,
-    Reworked,
-    two_tracks,
-)
+from fakes import RATE, STEMS, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Reworked, two_tracks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,23 +37,15 @@ def chunk_of(model, track=None, config=CONFIG, n_samples=None):
 
 
 @given(st.integers(1, 60), st.floats(0, 0.5), st.integers(0, 340))
-def test_windows_of_a_signal_join_to_the_signal(window, share, more):
+def test_windows_fade_into_each_other_and_join_to_the_signal(window, share, more):
     overlap = int(share * window)
     signal = torch.randn(window + more, generator=generator(window, overlap, more))
     starts = window_starts(len(signal), window, overlap)
     windows = [signal[start : start + window] for start in starts]
     assert all(len(part) == window for part in windows)
     torch.testing.assert_close(overlap_add(windows, starts, overlap), signal)
-
-
-def test_windows_of_the_paper_fade_into_each_other():
-    starts = window_starts(441000, 88200, 22050)
-    assert (len(starts), starts[1], starts[-1]) == (7, 66150, 441000 - 88200)
     joined = overlap_add([torch.zeros(6), torch.ones(6)], [0, 4], 2)
     assert joined.tolist() == [0, 0, 0, 0, 0.25, 0.75, 1, 1, 1, 1]
-
-
-# ---------------------------------------------------------------- linear and not
 
 
 def test_the_linear_reference_is_linear_in_every_protocol():
@@ -119,9 +101,6 @@ def test_a_linear_encoder_is_additive_and_its_decoder_is_not():
     assert rows.snr_db["decoder_superposition"] < 15
 
 
-# ---------------------------------------------------------------- level, constant, shape
-
-
 def test_parts_of_an_error_by_hand():
     """The error (1, 0.5, 0.2) of a reference (2, 0, 0): what turns with it, what stays, and the rest."""
     pair = torch.tensor([3.0, 0.5, 0.2]), torch.tensor([2.0, 0.0, 0.0])
@@ -160,7 +139,6 @@ def test_the_parts_of_the_toy_add_up_and_none_is_constant():
     assert (rows[["level_rel_l2", "shape_rel_l2"]].mean() > 0.05).all()
 
 
-# ---------------------------------------------------------------- a known gain error
 # Stems have an RMS of 0.1, three of them 0.17, the mixture 0.2; what is above 0.15 comes out louder by 1 + e.
 
 E = 0.25
@@ -205,15 +183,6 @@ def test_gain_error_of_a_decoder_by_hand():
     assert truth.snr_db.mean() == pytest.approx(db(1 / E), abs=1e-2)
 
 
-# ---------------------------------------------------------------- controls
-
-
-def test_a_decoder_that_ignores_its_latent_is_as_far_from_another_track():
-    rows = run(DeafDecoder()).query("protocol == 'decoder_additivity'")
-    scores = rows.groupby("comparison").snr_db.mean()
-    assert scores["linearity"] == scores["swap"] > 60
-
-
 def test_swap_is_the_decode_of_the_next_track():
     model, (one, two) = Linear(), two_tracks()
     rows = run(model, [one, two], ["reconstruction", "separation"]).query("comparison == 'swap'")
@@ -249,15 +218,6 @@ def test_the_floor_is_the_noise_of_decoding_and_the_noise_can_be_shared_or_not(n
         assert four.snr_db.mean() == expected
 
 
-def test_input_of_separation_is_the_decoded_mixture():
-    rows = run(Linear(), [FakeTrack()], ["separation"]).query("comparison == 'input'")
-    # three unwanted stems as loud as the wanted one: -4.8 dB
-    assert rows.snr_db.mean() == pytest.approx(-10 * math.log10(3), abs=0.2)
-
-
-# ---------------------------------------------------------------- parts
-
-
 @pytest.mark.parametrize("names", [STEMS[:n] for n in (1, 2, 3, 4)] + [(*STEMS, "piano", "guitar")])
 def test_sums_add_up(names):
     track = FakeTrack(stem_names=names, levels=(0.1,) * 6)
@@ -269,7 +229,7 @@ def test_sums_add_up(names):
     assert len({condition for _, condition, *_ in found}) == len(found)
 
 
-@pytest.mark.parametrize("n_samples", [100, 7999, 8000, 8001, 20000, 31999])
+@pytest.mark.parametrize("n_samples", [100, 8000, 8001, 31999])
 def test_windows_join_to_the_whole_chunk(n_samples):
     assert len(chunk_of(Linear(), FakeTrack(seconds=10), EvaluationConfig()).starts) == 7  # as in the paper
     chunk = chunk_of(Linear(), n_samples=n_samples)
@@ -278,14 +238,12 @@ def test_windows_join_to_the_whole_chunk(n_samples):
 
 
 def test_batch_size_changes_nothing():
-    rows = [
-        run(
-            Linear(), protocols=["separation"], config=EvaluationConfig(**vars(CONFIG) | {"batch_size": size})
-        )
-        for size in (1, 3, 100)
-    ]
-    for other in rows[1:]:
-        assert other.mss.to_numpy() == pytest.approx(rows[0].mss.to_numpy(), rel=1e-3, abs=1e-4, nan_ok=True)
+    mss = []
+    for size in (1, 3, 100):
+        config = EvaluationConfig(**vars(CONFIG) | {"batch_size": size})
+        mss.append(run(Linear(), protocols=["separation"], config=config).mss.to_numpy())
+    assert mss[1] == pytest.approx(mss[0], rel=1e-3, abs=1e-4, nan_ok=True)
+    assert mss[2] == pytest.approx(mss[0], rel=1e-3, abs=1e-4, nan_ok=True)
 
 
 def test_random_gain_is_one_a_track_within_its_range():
@@ -311,12 +269,10 @@ def test_latent_statistics():
     ("change", "allowed"),
     [
         ({"overlap_s": 1.5}, "overlap_s <= window_s / 2"),
-        ({"window_s": 20.0}, "window_s <= chunk_s"),
         ({"gains": [0.0]}, "finite gains other than 0"),
         ({"gain_range": (3.0, 1.0)}, "low < high"),
         ({"noise": "none"}, r"noise in \('common', 'independent'\)"),
         ({"seconds": 0}, "seconds > 0, or None"),
-        ({"batch_size": 0}, "batch_size >= 1"),
     ],
 )
 def test_configuration_out_of_range(change, allowed):
