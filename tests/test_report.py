@@ -14,7 +14,17 @@ from notebook_code import defined_in
 
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.protocols import EvaluationConfig
-from lincae.evaluation.report import CAP_DB, PROPERTIES, SUMMARY, Report, advantage, linearity_report
+from lincae.evaluation.report import (
+    CAP_DB,
+    CLAIMED,
+    COMPARED,
+    PROPERTIES,
+    SUMMARY,
+    Report,
+    advantage,
+    claims,
+    linearity_report,
+)
 from lincae.evaluation.tables import GREY
 from lincae.interop.references import TanhToy
 
@@ -265,3 +275,27 @@ def test_advantage_by_hand():
     assert not back.met.any()
     with pytest.raises(ValueError, match=r"no rows of \['vae'\]: the frame is about \['linear', 'plain'\]"):
         advantage(frame, "vae", "plain", goals)
+
+
+def test_claims_by_hand_and_the_goals_of_the_study():
+    rows = {"dataset": "d", "track": ["a", "b"] * 2, "model": ["ours"] * 2 + ["other"] * 2}
+    frame = pd.DataFrame(rows | {"protocol": "reconstruction", "comparison": "codec"})
+    frame = frame.assign(snr_db=[4.0, 6.0, 1.0, 2.0], mss=[1.0, 1.0, 2.0, 3.0])
+    goals = pd.DataFrame(
+        [
+            ("reconstruction SNR, at least", 5.0, "ours", ""),
+            ("reconstruction MSS, at most", 2.0, "other", ""),
+            ("reconstruction SNR, dB higher", 3.6, "ours", "other"),
+        ],
+        columns=["claim", "goal", "model", "other"],
+    )
+    found = claims(frame, goals)
+    assert found.value.tolist() == [5.0, 2.5, 3.5]
+    assert found.met.tolist() == [True, False, False]
+    assert (found.low[2], found.high[2]) == (3.0, 4.0)  # the same tracks are drawn for both
+    assert found.claim[2] == "reconstruction SNR, dB higher: ours, other"
+    study = pd.read_csv(ROOT / "data" / "study_goals.csv", keep_default_na=False)
+    about, how = study.claim.str.split(", ", expand=True).T.to_numpy()
+    assert set(about) <= set(CLAIMED)
+    assert set(how) <= set(COMPARED)
+    assert not study.duplicated().any()

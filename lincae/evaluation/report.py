@@ -229,57 +229,71 @@ def _cell(row: Any) -> str:
     return text
 
 
-# ---------------------------------------------------------------- one model against another
+# ---------------------------------------------------------------- claims
 
 COMPARED: dict[str, Callable[[Any, Any], Any]] = {
-    "times lower": lambda linear, plain: plain / linear,
-    "dB higher": lambda linear, plain: linear - plain,
-    "ratio at most": lambda linear, plain: linear / plain,
+    "at least": lambda ours, other: ours,
+    "at most": lambda ours, other: ours,
+    "times lower": lambda ours, other: other / ours,
+    "dB higher": lambda ours, other: ours - other,
+    "ratio at most": lambda ours, other: ours / other,
 }
-"""How two models are compared, by the end of a claim."""
+"""What is bounded of a model, or of how it stands to another, by the end of a claim."""
 CLAIMED = {
-    "encoder additivity error": "add_enc",
-    "encoder homogeneity error": "hom_enc",
-    "decoder additivity MSS": "add_dec_mss",
-    "decoder additivity SNR": "add_dec_snr",
-    "decoder homogeneity SNR": "hom_dec_snr",
-    "decoder superposition SNR": "property2_snr",
-    "separation SI-SDR": "separation_si_sdr",
-    "separation SI-SDR against truth": "separation_truth_si_sdr",
-    **{f"{stem} SI-SDR": f"{stem}_si_sdr" for stem in tables.STEMS},
-    "reconstruction MSS": "rec_mss",
-    "reconstruction SNR": "rec_snr",
+    "encoder additivity error": tables.COLUMNS["add_enc"],
+    "encoder homogeneity error": tables.COLUMNS["hom_enc"],
+    "decoder additivity MSS": tables.COLUMNS["add_dec_mss"],
+    "decoder additivity SNR": tables.COLUMNS["add_dec_snr"],
+    "decoder homogeneity SNR": tables.COLUMNS["hom_dec_snr"],
+    "decoder superposition SNR": tables.COLUMNS["property2_snr"],
+    "separation SI-SDR": tables.COLUMNS["separation_si_sdr"],
+    "separation SI-SDR against truth": tables.COLUMNS["separation_truth_si_sdr"],
+    **{f"{stem} SI-SDR": tables.COLUMNS[f"{stem}_si_sdr"] for stem in tables.STEMS},
+    "reconstruction MSS": tables.COLUMNS["rec_mss"],
+    "reconstruction SNR": tables.COLUMNS["rec_snr"],
 }
-"""What claims are about: columns of the tables."""
+"""What claims are about."""
+for _gain in (0.1, 0.3, 3.0, -1.0):
+    _rows = {"condition": "grid", "gain": _gain}
+    CLAIMED[f"decoder homogeneity SNR at {_gain:g}"] = Column(
+        ("Dec-Hom.", f"SNR at {_gain:g}"), "decoder_homogeneity", rows=_rows, **tables.SNR
+    )
 
 
-def advantage(
-    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float], seed: int = 0
-) -> pd.DataFrame:
-    """What one model gains over another on the same tracks, as claims: `claim`, `goal`, `value`, `low`,
-    `high`, `met`.
+def claims(frame: pd.DataFrame, goals: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """What models reach of `goals`, as `claim`, `goal`, `value`, `low`, `high`, `met`.
 
-    `goals`: for claims such as "reconstruction MSS, ratio at most": one of CLAIMED and one of COMPARED.
-    `value` compares means over tracks; its interval (95 %) is from a bootstrap that draws the same tracks for
-    both. `met` is said of the value, beside which the interval stands. Where no track has a value for both
-    (silence) a claim is NaN, and not met. Raises ValueError for a model without rows.
+    `goals` has columns `claim`, one of CLAIMED and one of COMPARED such as "reconstruction MSS, ratio at
+    most", `goal`, the bound, `model`, and `other`, the model to compare with, or "". `value` is of means over
+    tracks; its interval (95 %) is from a bootstrap that draws the same tracks for both models. `met` is said
+    of the value. Where no track has a value for both (silence) a claim is NaN, and not met. Raises ValueError
+    for a model without rows.
     """
-    if absent := {linear, plain} - set(frame.model):
+    if absent := {*goals.model, *goals.other} - {*frame.model, ""}:
         raise ValueError(f"no rows of {sorted(absent)}: the frame is about {sorted(set(frame.model))}")
     rows = []
-    for claim, goal in goals.items():
-        about, how = claim.split(", ")
-        column = tables.COLUMNS[CLAIMED[about]]
+    for asked in goals.itertuples():
+        about, how = asked.claim.split(", ")
+        column = CLAIMED[about]
         means = tables.per_track(column.averaged(frame), ["model"], column.metric)
         means = means.pivot_table(
             index=["dataset", "track"], columns="model", values=column.metric, sort=False
         )
-        both = means.reindex(columns=[linear, plain]).dropna().to_numpy()
+        both = means.reindex(columns=[asked.model, asked.other or asked.model]).dropna().to_numpy()
 
         def compared(draws: np.ndarray, compare: Callable = COMPARED[how]) -> np.ndarray:
             return compare(*draws.mean(1).T)
 
         value, low, high = tables.interval(both, seed, compared)
-        met = bool(value <= goal if how == "ratio at most" else value >= goal)
-        rows.append([f"{claim}: {linear}, {plain}", goal, value, low, high, met])
+        met = bool(value <= asked.goal if how.endswith("at most") else value >= asked.goal)
+        than = f", {asked.other}" if asked.other else ""
+        rows.append([f"{asked.claim}: {asked.model}{than}", asked.goal, value, low, high, met])
     return pd.DataFrame(rows, columns=["claim", "goal", "value", "low", "high", "met"])
+
+
+def advantage(
+    frame: pd.DataFrame, linear: str, plain: str, goals: Mapping[str, float], seed: int = 0
+) -> pd.DataFrame:
+    """`claims` about one model against another, by claim and bound."""
+    asked = pd.DataFrame({"claim": list(goals), "goal": list(goals.values())})
+    return claims(frame, asked.assign(model=linear, other=plain), seed)
