@@ -37,7 +37,7 @@ def made(clone: Path, *arguments: str, **environment: str) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else [done.stderr]
 
 
-@pytest.mark.parametrize("path", ["/x/my songs", "/x/it's", "musdb", '/x/50% #1 "best"', "-odd"])
+@pytest.mark.parametrize("path", ["/x/it's", '/x/50% #1 "best"', "-odd"])
 @pytest.mark.parametrize("name", ["DATASET", "MODELS"])
 def test_paths_reach_the_notebooks_whole(clone, name, path):
     music = "/data/MUSDB 18's"
@@ -78,9 +78,6 @@ def test_music_is_fetched_by_the_command(clone):
 def test_the_desk_gets_its_models_as_words(clone):
     words = made(clone, "desk", "MODELS='my run' desk/m2l", "DATASET=my songs")
     assert words[len(TOLD) :] == ["-m", "lincae", "desk", "my run", "desk/m2l", "--data", "my songs"]
-
-
-# ---------------------------------------------------------------- what is then done
 
 
 def test_folders_of_one_name_get_runs_of_their_own(tmp_path, monkeypatch):
