@@ -1,7 +1,7 @@
 """Linear consistency autoencoders: audio latents that add, subtract and scale like the sound.
 
     import lincae
-    model = lincae.load("desk/lin-cae")
+    model = lincae.load("study/listen")
     z = model.encode(audio)                  # (B, T) -> (B, C, L)
     quieter = model.decode(0.5 * z)          # about 0.5 * audio
     vocals = model.decode(z_mix - z_accompaniment)

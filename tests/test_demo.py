@@ -181,11 +181,13 @@ def test_excerpt_is_where_the_stems_sound_and_silence_has_no_numbers(tmp_path):
 
 
 def test_columns_are_named_by_what_they_are():
-    names = ("desk/lin-cae", "desk/m2l", "desk/no-additivity", "desk/vae", "pca-32x", "resample-32x")
+    trained = ("study/listen", "desk/lin-cae", "desk/m2l", "desk/no-additivity", "desk/vae")
+    names = (*trained, "pca-32x", "resample-32x")
     models = [load(name, "cpu") for name in names]
     columns = described([*models, NoisyDecoder(), TanhToy()])
     assert [column["title"] for column in columns.values()] == [
-        TRUTH, "linear (ours)", "same network, not linear", "scales, does not add", "not linear",
+        TRUTH, "linear (ours)", "linear, the paper's way", "same network, not linear", "scales, does not add",
+        "not linear",
         "linear reference: pca-32x", "linear reference: resample-32x", "linear reference: noisy", "tanh",
     ]  # fmt: skip
     assert all(column["about"] for column in columns.values())

@@ -59,7 +59,7 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
 
     \b
         lincae encode data/jamendo data/moisesdb latents --model desk/lin-cae --dtype float16
-        lincae encode song.wav song.safetensors --model desk/lin-cae
+        lincae encode song.wav song.safetensors --model study/listen
         torchrun --nproc-per-node 8 -m lincae encode data/jamendo latents --model desk/lin-cae
         srun --ntasks 8 lincae encode data/jamendo latents --model desk/lin-cae
     """

@@ -43,7 +43,7 @@ def models() -> None:
 
     \b
         lincae models
-        lincae encode song.wav song.safetensors --model desk/lin-cae
+        lincae encode song.wav song.safetensors --model study/listen
     """
     for name, place in known.sources().items():
         click.echo(f"{name:24} {place}")
@@ -108,9 +108,9 @@ def demo(models, dataset, n_tracks, device, seconds, out, url) -> None:
     clip may not be published: choose other data.
 
     \b
-        lincae demo desk/lin-cae desk/m2l pca-32x --data synthetic --n-tracks 2 --out runs/demo
+        lincae demo study/listen desk/m2l pca-8x --data synthetic --n-tracks 2 --out runs/demo
     """
-    loaded = [known.load(name, device) for name in known.listed(models or ("desk/lin-cae",))]
+    loaded = [known.load(name, device) for name in known.listed(models or ("study/listen", "pca-8x"))]
     click.echo(write_demo(loaded, tracks(dataset, n_tracks=n_tracks), out, seconds, hosted=True, url=url))
 
 
@@ -123,13 +123,13 @@ def desk(models, port, browser, **settings) -> None:
     """Serve the latent mixing desk, with each MODEL to choose from, as a page on this machine, by Voila.
 
     \b
-        lincae desk desk/lin-cae desk/m2l --data "my songs"
+        lincae desk study/listen desk/m2l --data "my songs"
     """
     import nbformat
     from voila.app import Voila
 
     # What is wrong with the words is said here, rather than on the page.
-    names = known.listed(models or ("desk/lin-cae", "desk/m2l"))
+    names = known.listed(models or ("study/listen", "desk/m2l"))
     tracks(settings["dataset"], n_tracks=settings["n_tracks"])
     cell = nbformat.v4.new_code_cell(DESK.format(folder=os.getcwd(), models=names, **settings))
     notebook = nbformat.v4.new_notebook(cells=[cell])

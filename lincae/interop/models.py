@@ -1,6 +1,6 @@
 """Models by name: own checkpoints, released weights of Lin-CAE and Music2Latent, codecs, references.
 
-model = load("desk/lin-cae")       # bundled with the package
+model = load("study/listen")       # bundled with the package
 model = load("runs/desk-lin-cae")  # a folder of `Autoencoder.save`, or of the official training script
 model = load("lin-cae")            # the authors' weights, from the hub
 model = load("hub:OWNER/NAME")     # what `lincae.interop.hub.push_to_hub` published

@@ -1,7 +1,7 @@
 """Latents on disk: files and folders of them, whole after a kill, written by any number of processes and read
 at random.
 
-    encode_corpus(lincae.load("desk/lin-cae"), ["data/jamendo"], "/mnt/latents")
+    encode_corpus(lincae.load("study/listen"), ["data/jamendo"], "/mnt/latents")
     crops = LatentDataset("/mnt/latents", crop_frames=256, seed=0)
 """
 

@@ -22,6 +22,7 @@ import soundfile
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lincae.bypass.model import BypassAutoencoder
 from lincae.data.audio import resample
 from lincae.data.tracks import Track
 from lincae.evaluation.plots import frequency_ticks, spectrogram_bytes, spectrogram_db
@@ -198,7 +199,9 @@ def described(models: Sequence[AutoencoderLike]) -> dict[str, dict[str, str]]:
 def _kind(model: AutoencoderLike, models: Sequence[AutoencoderLike]) -> tuple[str, str]:
     linearity = _linearity(model)
     if linearity == {"homogeneity", "additivity"}:
-        return "linear (ours)", "Trained so that its latents add and scale as sound does."
+        if isinstance(model, BypassAutoencoder):
+            return "linear (ours)", "Its latents add and scale by construction, its decodes by training."
+        return "linear, the paper's way", "Trained so that its latents add and scale as sound does."
     if linearity == {"homogeneity"}:
         return "scales, does not add", "Trained so that its latents scale as sound does, and no more."
     if linearity == {"additivity"}:

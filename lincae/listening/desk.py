@@ -1,6 +1,6 @@
 """The latent mixing desk: faders on latents, in JupyterLab, VS Code, and by Voila as a page (`lincae desk`).
 
-    Desk(["desk/lin-cae", "desk/m2l"], tracks("embedded", n_tracks=4))
+    Desk(["study/listen", "desk/m2l"], tracks("embedded", n_tracks=4))
 
 The desk shows and asks; what it computes is `mixer.py`.
 """
