@@ -120,6 +120,14 @@ reencoder: $(READY)
 	  run stereo --layout mid_side --out $$out/stereo-mid_side.safetensors || exit; \
 	done
 
+linear: $(READY) music
+	$(BIN)/python -m lincae reencoder linear --model desk/m2l --out data/checkpoints/linear/desk-m2l.safetensors \
+	  --run runs/linear/desk-m2l --data shards:$(MUSIC) --validation shards:$(MUSIC)-valid \
+	  $(if $(DEVICE),--device $(DEVICE)) --set steps=1800 encoded_batches=40 validate_every=600 pair.layers=10 \
+	  pair.hidden=30 pair.kernel=3 linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"'
+	$(BIN)/python tools/bundle.py --reencoder data/checkpoints/linear --fact "licence=Apache-2.0, as the code" \
+	  $${HARDWARE:+"hardware=$$HARDWARE"}
+
 bench: $(READY)
 	for script in $(filter-out %/desk_step.py %/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit; done
 

@@ -72,6 +72,7 @@ def test_models_and_modules_load_by_name(installed, tmp_path):
         "assert model.decode(model.encode(torch.zeros(1, 999)), 999).shape == (1, 999)\n"
         "for path in stereo_modules(model).values(): ReEncoder.load(path, 'cpu').check_model(model)\n"
         "lincae.load('pca-32x', 'cpu')\n"
+        "lincae.load('desk/m2l', 'cpu', linear='linear/desk-m2l')\n"
         "print(lincae.__file__, len(stereo_modules(model)))"
     )
     done = run(programs / "python", "-c", code, cwd=tmp_path)
