@@ -363,7 +363,7 @@ def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch
         asked.setdefault("factor", factor)
 
     monkeypatch.setattr(command, "loaded", lambda name, device: TanhToy(16000, hop=64))
-    monkeypatch.setattr(command, "sources_of", lambda task, data, split, count: [])
+    monkeypatch.setattr(command, "synthetic_sources", lambda task, split, count: [])
     monkeypatch.setattr(command, "write_pairs", write_pairs)
     monkeypatch.setattr(command, "LatentPairs", lambda folder: None)
     monkeypatch.setattr(command.training.ReEncoderObjective, "build", build)

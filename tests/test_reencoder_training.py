@@ -334,7 +334,7 @@ def test_the_command_checks_a_recipe_before_it_encodes(monkeypatch):
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "loaded", lambda name, device: Levels())
-    monkeypatch.setattr(command, "sources_of", lambda task, data, split, n: voices(1))
+    monkeypatch.setattr(command, "synthetic_sources", lambda task, split, n: voices(1))
     monkeypatch.setitem(PRESETS, "test", small())
     arguments = ["bandwidth", "--preset", "test", "--size", "desk-m", "--model", "levels", "--device", "cpu"]
     options = ["--out", "out/module.safetensors", "--set", "steps=3", "chunk_s=0.2"]

@@ -12,18 +12,14 @@ from lincae.commands import options
 from lincae.commands.latents import loaded
 from lincae.commands.options import Command, changes, choice, device, model, option, run_folder, several
 from lincae.data.crops import training_data
-from lincae.data.tracks import SPLITS
 from lincae.latents.store import check_suffix, describe
 from lincae.reencoder import linear_training, training
 from lincae.reencoder.config import FACTORS, OBJECTIVES, PRESETS, recipe
 from lincae.reencoder.linear import DESIGNS
 from lincae.reencoder.module import SIZES, TASKS
-from lincae.reencoder.pairs import LatentPairs, sources_of, write_pairs
+from lincae.reencoder.pairs import LatentPairs, folder_sources, synthetic_sources, write_pairs
 from lincae.training import loop
 from lincae.training.config import changed
-
-task = click.argument("task", type=click.Choice(TASKS))
-songs = option("--songs", type=int, help="Synthetic songs to encode; default: all.")
 
 
 @click.group()
@@ -32,14 +28,14 @@ def reencoder() -> None:
 
 
 @reencoder.command(cls=Command)
-@task
+@click.argument("task", type=click.Choice(TASKS))
 @model
 @choice("--preset", PRESETS, default="desk")
 @choice("--size", SIZES, help="Default: the preset's M.")
 @choice("--objective", OBJECTIVES, default="l1")
 @option("--layout", default="left_right", help="Stereo: left_right or mid_side.")
 @several("--data", "sources", default=["synthetic"], help="synthetic, or folders of audio files.")
-@songs
+@option("--songs", type=int, help="Synthetic songs to encode; default: all.")
 @option("--factor", type=int, help="Bandwidth: inputs keep 1 / FACTOR of the band; default: the preset's.")
 @option("--pairs", "pairs_folder", help="Folder of the encoded pairs; default: below runs/pairs.")
 @run_folder
@@ -67,44 +63,19 @@ def train(
     if objective == "l1+mel":
         training.check_decoder(autoencoder, config)
     factor = factor or FACTORS[preset]
-    sources = list(sources)
     run, halves = training.folders(autoencoder, config, pairs_folder, run, factor, sources)
-
-    synthetic = sources == ["synthetic"]
-    for split, folder in halves.items():
-        if split == "train" or synthetic:
-            count = songs and songs // (4 if split == "test" else 1)
-            write_pairs(autoencoder, sources_of(task, sources, split, count), folder, task, factor)
-
-    data = LatentPairs(halves["train"])
-    held_out = LatentPairs(halves["test"]) if synthetic else None
+    held_out = None
+    if list(sources) == ["synthetic"]:
+        audio = synthetic_sources(task, "train", songs)
+        tests = synthetic_sources(task, "test", songs and songs // 4)
+        held_out = LatentPairs(write_pairs(autoencoder, tests, halves["test"], task, factor))
+    else:
+        audio = folder_sources(task, sources)
+    data = LatentPairs(write_pairs(autoencoder, audio, halves["train"], task, factor))
     goal = training.ReEncoderObjective.build(config, data, autoencoder, start)
     module = loop.train(goal, data, run, validation=held_out, device=device)
     if out:
         click.echo(module.save(out, torch.float16))
-
-
-@reencoder.command(cls=Command)
-@task
-@click.argument("audio", nargs=-1, required=True)
-@click.argument("out")
-@model
-@option("--factor", default=2, help="Bandwidth: inputs keep 1 / FACTOR of the band.")
-@choice("--split", SPLITS["synthetic"], default="train")
-@songs
-@option("--rank", default=0, help="Which of the processes this is, from 0.")
-@option("--world", default=1, help="How many processes share the work.")
-@device
-def pairs(task, audio, out, model, factor, split, songs, rank, world, device) -> None:
-    """Encode pairs of latents of AUDIO, "synthetic" or folders, into the folder OUT, which is continued.
-
-    \b
-        lincae reencoder pairs stereo data/musdb18hq/train runs/pairs --model desk/lin-cae
-    """
-    sources = sources_of(task, audio, split, songs)
-    write_pairs(loaded(model, device), sources, out, task, factor, "float32", rank, world)
-    if world == 1:
-        click.echo(f"{out}: {len(LatentPairs(out).names)} pairs")
 
 
 @reencoder.command(cls=Command)

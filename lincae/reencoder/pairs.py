@@ -6,7 +6,6 @@ A folder has `pairs.json` (written first: task, model, factor) and shards of `li
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,9 +38,6 @@ from lincae.reencoder.module import TASKS, check_task
 MANIFEST = "pairs.json"
 HALVES = ("input", "target")
 SEGMENT_S = 30.0  # files are encoded in stretches of so long, each a pair
-FULL_BAND_DB = -50.0  # energy above the band, relative to the whole, from which a signal counts as full-band
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,21 +53,9 @@ class Source:
     version: str = ""
 
 
-def sources_of(
-    task: str, audio: Sequence[str], split: str = "train", n_songs: int | None = None
-) -> list[Source]:
-    """What a command line names: "synthetic" (`n_songs`, None: all), or folders."""
-    if list(audio) == ["synthetic"]:
-        return synthetic_sources(task, split, n_songs)
-    return folder_sources(task, audio)
-
-
-def synthetic_sources(
-    task: str, split: str = "train", n_songs: int | None = None, seed: int = 0
-) -> list[Source]:
-    """The mixtures of the songs that `write_synthetic` would write; for stereo each is upmixed by its seed.
-
-    Raises ValueError for an unknown task or split.
+def synthetic_sources(task: str, split: str = "train", n_songs: int | None = None) -> list[Source]:
+    """The mixtures of the songs that `write_synthetic` would write, by default of all; for stereo each is
+    upmixed by its seed. Raises ValueError for an unknown task or split.
     """
     check_task(task)
     if split not in SPLITS["synthetic"]:
@@ -82,7 +66,7 @@ def synthetic_sources(
         return _mixture(task, stems, sample_rate, number)
 
     indices = range(N_SONGS[split] if n_songs is None else n_songs)
-    return [Source(f"{split}_{i:03d}", partial(read, song_seed(split, i, seed))) for i in indices]
+    return [Source(f"{split}_{i:03d}", partial(read, song_seed(split, i, 0))) for i in indices]
 
 
 def track_sources(task: str, tracks: Sequence[Track], seconds: float | None = None) -> list[Source]:
@@ -156,31 +140,7 @@ def task_input(target: Tensor, task: str, sample_rate: int, factor: int = 2) -> 
     return band_limited(target, sample_rate, factor)
 
 
-def high_share_db(audio: Tensor, sample_rate: int, from_hz: float) -> float:
-    """Energy of audio (B, T) above `from_hz`, in dB of the whole, under a Hann window; -inf of silence."""
-    window = torch.hann_window(audio.shape[-1], dtype=torch.float64)
-    spectrum = torch.fft.rfft(audio.double() * window).abs().square()
-    bins = torch.fft.rfftfreq(audio.shape[-1], 1 / sample_rate)
-    share = spectrum[..., bins > from_hz].sum() / spectrum.sum().clamp_min(1e-20)
-    return 10 * torch.log10(share).item()
-
-
-def warn_if_full_band(audio: Tensor, sample_rate: int, factor: int = 2, name: str = "input") -> None:
-    """Warn of audio (B, T) that already has more than FULL_BAND_DB above the band."""
-    from_hz = 1.1 * sample_rate / (2 * factor)  # a tenth above, where the resampler's slope has ended
-    share_db = high_share_db(audio, sample_rate, from_hz)
-    if share_db > FULL_BAND_DB:
-        has = f"{share_db:.1f} dB of its energy lie above {from_hz:.0f} Hz"
-        log.warning("%s is already full-band: %s, where bandwidth extension expects nothing", name, has)
-
-
 # ---------------------------------------------------------------- writing and reading
-
-
-def digest(sources: Sequence[Source]) -> str:
-    """How many sources there are, and a hash that changes with any of them."""
-    listed = json.dumps([(source.name, source.version) for source in sources])
-    return f"{len(sources)} ({hashlib.sha256(listed.encode()).hexdigest()[:16]})"
 
 
 def write_pairs(
@@ -189,27 +149,25 @@ def write_pairs(
     out: str | Path,
     task: str,
     factor: int = 2,
-    dtype: str = "float32",
-    rank: int = 0,
-    world: int = 1,
     progress: bool = True,
 ) -> Path:
     """Encode inputs and targets into a folder; a later call continues a killed one. Returns the folder.
 
-    Of `world` processes this one takes every world-th source. An unreadable file is an error that names it.
-    Raises LatentFileError for a folder of another model; ValueError for one of another task, factor or other
-    sources, or something else, and as `Source.read`; OSError: what was encoded before stays.
+    An unreadable file is an error that names it. Raises LatentFileError for a folder of another model;
+    ValueError for one of another task, factor or other sources, or something else, and as `Source.read`;
+    OSError: what was encoded before stays.
     """
     out = Path(out)
     rate = model.sample_rate
     factor = factor if check_task(task) == "bandwidth" else 1
     described = describe(model)
-    facts = {"task": task, "factor": factor, "dtype": dtype, "sources": digest(sources)}
+    listed = json.dumps([(source.name, source.version) for source in sources])
+    digest = f"{len(sources)} ({hashlib.sha256(listed.encode()).hexdigest()[:16]})"
+    facts = {"task": task, "factor": factor, "dtype": "float32", "sources": digest}
     claim_for_model(out / MANIFEST, "pairs", facts, described, later=("sources",))
-    with locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}"):
-        halves = {half: Shards(out / half, described, dtype, rank, world) for half in HALVES}
-        mine = sources[rank::world]
-        for source in tqdm(mine, f"{task} pairs", unit="item", disable=not progress or rank > 0):
+    with locked(out / ".00000.lock", f"another run encodes into {out}"):
+        halves = {half: Shards(out / half, described) for half in HALVES}
+        for source in tqdm(sources, f"{task} pairs", unit="item", disable=not progress):
             missing = [half for half, shards in halves.items() if source.name not in shards.done]
             if not missing:
                 continue
@@ -233,7 +191,7 @@ class LatentPairs:
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} holds no pairs (`lincae reencoder pairs` writes them)")
+            raise FileNotFoundError(f"{folder} holds no pairs (`lincae reencoder train` writes them)")
         manifest = json_object(path.read_bytes(), path, LatentFileError)
         check_description(manifest.get("model"), path)
         self.model = manifest["model"]
@@ -250,9 +208,6 @@ class LatentPairs:
         if self.inputs.files != self.targets.files:
             differing = sorted(set(self.inputs.files) ^ set(self.targets.files))
             raise LatentFileError(f"{folder}: {len(differing)} items lack their other half: {differing[:3]}")
-        if self.sources and not self.sources.startswith(f"{len(self.names)} ("):
-            told = f"{len(self.names)} pairs are there, of {self.sources.partition(' ')[0]}"
-            log.warning("%s: encoding goes on or was killed: %s", folder, told)
 
     @property
     def description(self) -> str:
