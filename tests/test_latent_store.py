@@ -59,7 +59,6 @@ def written(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("latents")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "SHARD_BYTES", 10**6)
-        patch.setattr(store, "TENSOR_VALUES", 2**15)  # several parts a file
         summary = encoded(corpus, out, channels="all")
     assert (summary.encoded, summary.present, summary.skipped) == (5, 0, {})
     assert summary.seconds == pytest.approx(3 + 0.5 + 2.5 + 1 / 8000 + 1, rel=1e-4)
@@ -189,7 +188,6 @@ def killed(folder, out, at):
 def test_kills_lose_and_repeat_nothing(tmp_path, monkeypatch):
     """Killed at each of its writes: at most the file that was being encoded is begun again."""
     monkeypatch.setattr(store, "SHARD_BYTES", 10**5)
-    monkeypatch.setattr(store, "TENSOR_VALUES", 2**15)
     for k in range(3):
         write(tmp_path / "corpus" / f"{k}.wav", 3000 + 5000 * k, seed=k)
     assert not killed(tmp_path / "corpus", tmp_path / "alone", at=None)
@@ -483,8 +481,7 @@ ENTRIES = [
     ("changes", "entry", "words"),
     [(changes, {}, words) for changes, words in HEADERS] + [({}, entry, words) for entry, words in ENTRIES],
 )
-def test_headers_that_cannot_be_are_named(tmp_path, monkeypatch, changes, entry, words):
-    monkeypatch.setattr(store, "TENSOR_VALUES", 2 * 4 * 10)
+def test_headers_that_cannot_be_are_named(tmp_path, changes, entry, words):
     path = single(tmp_path / "a.safetensors", torch.zeros(2, 4, 17).split(10, -1))
     rewritten(path, changes, entry)
     with pytest.raises(LatentFileError, match=rf"a\.safetensors: .*{words}"):
@@ -520,8 +517,7 @@ def used(path):
         list(dataset.decode(Streams(), file))
 
 
-def test_damaged_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "TENSOR_VALUES", 514 * 8)
+def test_damaged_shards(tmp_path):
     audio = 0.1 * torch.randn(2, 2500, generator=generator(0))
     path = single(tmp_path / "a.safetensors", Linear().encode(audio).split(5, -1), 2500)
     header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")

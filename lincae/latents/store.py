@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,7 +45,6 @@ SUFFIX = ".safetensors"
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 CODES = {"float32": "F32", "float16": "F16"}  # as safetensors calls them
 CHANNELS = ("mean", "all")
-TENSOR_VALUES = 2**20  # from which a tensor is written
 SPOOLED_BYTES = 2**26  # held in memory of a long file while it is encoded
 SHARD_BYTES = 2**27  # a shard is full with so many bytes,
 SHARD_FILES = 10_000  # or so many audio files: its header is not to grow too long
@@ -99,10 +98,7 @@ def check_description(model: Any, where: str | Path) -> None:
 def claim_for_model(
     path: Path, holds: str, facts: Mapping[str, Any], model: Mapping[str, Any], later: Collection[str]
 ) -> None:
-    """`claim` of a folder of latents, which are those of one model.
-
-    Raises ValueError as `claim`, LatentFileError for a folder of another model and a damaged description.
-    """
+    """`claim` of a folder of latents of one model. Raises as `claim`; LatentFileError for another model's."""
     found = claim(path, holds, facts, {"model": model}, later).get("model")
     check_description(found, path)
     check_same_model(found, model, path.parent)
@@ -155,12 +151,11 @@ class Entry:
     def from_json(cls, values: Any, where: str) -> "Entry":
         """Raises LatentFileError, naming `where` it stands and the value, for what cannot be."""
 
-        def as_tuple(value: Any) -> Any:  # JSON knows lists alone
-            return tuple(value) if isinstance(value, list) else value
-
         try:
-            parts = tuple(map(as_tuple, values["parts"]))
-            return cls(**{**values, "parts": parts, "source": as_tuple(values.get("source"))})
+            parts = tuple(tuple(part) if isinstance(part, list) else part for part in values["parts"])
+            source = values.get("source")
+            source = tuple(source) if isinstance(source, list) else source
+            return cls(**values | {"parts": parts, "source": source})
         except KeyError as error:
             raise LatentFileError(f"{where} lacks {error}, got {values!r:.80}") from error
         except (TypeError, ValueError) as error:
@@ -201,11 +196,15 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
     if not isinstance(listed, list) or not listed:
         raise LatentFileError(f"{path}: entries must be a list of one or more, got {listed!r:.80}")
 
+    hop = header["model"]["sample_rate"] / header["model"]["latent_rate"]
     entries = []
     for k, values in enumerate(listed):
         where = f"{path}: entry {k}"
         entry = Entry.from_json(values, where)
-        check_length(entry, header["model"], where)
+        # A decoder is told the length: it must not ask for more than the frames can stand for.
+        if entry.n_samples > 2 * hop * (entry.n_frames + SPARE_FRAMES):
+            states = f"n_samples {entry.n_samples!r:.80} of {entry.n_frames} latent frames"
+            raise LatentFileError(f"{where} ({entry.file}) states {states}")
         for p, (_, frames) in enumerate(entry.parts):
             stated = (CODES[dtype], entry.channels, entry.latent_channels, frames)
             found = tensors.get(f"{k}.{p}")
@@ -213,29 +212,6 @@ def read_header(path: str | Path) -> tuple[dict[str, Any], list[Entry]]:
                 raise LatentFileError(f"{where}: the header states {stated} for part {p}, there is {found}")
         entries.append(entry)
     return header, entries
-
-
-def check_length(entry: Entry, model: Mapping[str, Any], where: str | Path) -> None:
-    """Raises LatentFileError for more samples than the frames can stand for: a decoder is told the length."""
-    hop = model["sample_rate"] / model["latent_rate"]
-    if entry.n_samples > 2 * hop * (entry.n_frames + SPARE_FRAMES):
-        states = f"n_samples {entry.n_samples!r:.80} of {entry.n_frames} latent frames"
-        raise LatentFileError(f"{where} ({entry.file}) states {states}")
-
-
-def joined(latents: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Consecutive (B, C, L_i) in tensors of TENSOR_VALUES or more, but for the last."""
-    held: list[Tensor] = []
-    n_values = 0
-    for z in latents:
-        held.append(z)
-        n_values += z.numel()
-        if n_values >= TENSOR_VALUES:
-            yield torch.cat(held, -1)
-            held = []
-            n_values = 0
-    if n_values:
-        yield torch.cat(held, -1)
 
 
 def check_suffix(path: str | Path) -> Path:
@@ -257,10 +233,8 @@ def write_latents(
     """Write a file with the latents (B, C, L_i) of one audio file, consecutive in time, as they come.
 
     `n_samples` is the length of the audio file at the model's rate, `about` the `source` and `edition` of its
-    entry, which is returned. What stands at `path` stays until the new file is whole.
-
-    Raises ValueError as `check_suffix`; OSError, naming the file; LatentFileError for values that are not
-    finite, or too large for float16, and for no frames.
+    entry, which is returned. Raises ValueError as `check_suffix`; OSError, naming the file; LatentFileError
+    for values that are not finite, or too large for float16, and for no frames.
     """
     path = check_suffix(path)
     parts = []
@@ -268,7 +242,7 @@ def write_latents(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=path.parent) as data:
-            for part in joined(latents):
+            for part in latents:
                 stored = part.detach().to("cpu", DTYPES[dtype]).contiguous()
                 if first_non_finite(stored) is not None:
                     too_large = first_non_finite(part) is None
@@ -322,31 +296,27 @@ class Shards:
     `done`: the entries of all audio files that are encoded already, whoever did it, by name.
     """
 
-    def __init__(
-        self, folder: str | Path, model: Mapping[str, Any], dtype: str, rank: int = 0, world: int = 1
-    ):
+    def __init__(self, folder: Path, model: Mapping[str, Any], dtype: str, rank: int = 0, world: int = 1):
         """Raises OSError; LatentFileError for damaged files in the folder."""
-        self.folder = Path(folder)
+        self.folder = folder
         self.model = model
         self.dtype = dtype
         self.rank = rank
-        for begun in shard_files(self.folder, ".part"):
+        for begun in shard_files(folder, ".part"):
             if int(begun.name.split("-")[0]) % world == rank:
                 self._make_whole(begun)
 
-        # parts first: what one holds may be in a shard a moment later, but never the other way round
+        # Parts first: what one holds may be in a shard a moment later, but never the other way round.
         entries: list[Entry] = []
-        for path in self.folder.glob(f"*.part/*{SUFFIX}"):
+        for path in [*folder.glob(f"*.part/*{SUFFIX}"), *shard_files(folder)]:
             with contextlib.suppress(FileNotFoundError):
                 entries += read_header(path)[1]
-        for path in shard_files(self.folder):
-            entries += read_header(path)[1]
         self.done = {entry.file: entry for entry in sorted(entries, key=lambda entry: entry.edition)}
-        numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob(f"{rank:05d}-*{SUFFIX}")]
-        self._begin(max(numbers, default=-1) + 1)
+        self._begin()
 
-    def _begin(self, number: int) -> None:
-        self._number = number
+    def _begin(self) -> None:
+        shards = self.folder.glob(f"{self.rank:05d}-*{SUFFIX}")
+        number = max((int(path.stem.split("-")[1]) for path in shards), default=-1) + 1
         self._begun = self.folder / f"{self.rank:05d}-{number:06d}.part"
         self._n_files = 0
         self._n_values = 0
@@ -371,20 +341,20 @@ class Shards:
         """Make a shard of what was added since the last one. Raises OSError."""
         if self._begun.is_dir():
             self._make_whole(self._begun)
-            self._begin(self._number + 1)
+            self._begin()
 
     def _make_whole(self, begun: Path) -> None:
         shard = begun.with_suffix(SUFFIX)
         paths = sorted(begun.glob(f"*{SUFFIX}"))
         if paths and not shard.exists():  # it does after a kill before the last step here
             entries = [entry for path in paths for entry in read_header(path)[1]]
-            write_whole(begun / "whole", self.model, self.dtype, entries, behind_headers(paths))
+            write_whole(begun / "whole", self.model, self.dtype, entries, tensor_bytes(paths))
             os.replace(begun / "whole", shard)
         shutil.rmtree(begun)
 
 
-def behind_headers(paths: Iterable[Path]) -> Iterator[IO[bytes]]:
-    """Safetensors files, each opened at its first tensor."""
+def tensor_bytes(paths: Iterable[Path]) -> Iterator[IO[bytes]]:
+    """Safetensors files, each opened behind its header."""
     for path in paths:
         with path.open("rb") as file:
             file.seek(8 + int.from_bytes(file.read(8), "little"))
@@ -459,13 +429,13 @@ def encode_corpus(
 ) -> Summary:
     """Encode the audio files of some folders into a folder of shards; a later call continues a killed one.
 
-    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next
-    while one is encoded. A file is encoded again only where it has changed, or failed before. `channels`:
-    "mean" encodes the mean of a file's channels, "all" each of them, as items of a batch.
+    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next.
+    A file is encoded again only where it has changed, or failed before. `channels`: "mean" encodes the mean
+    of a file's channels, "all" each of them, as items of a batch.
 
-    Raises ValueError for an `out` that holds something else, or latents of another model (naming both),
-    dtype, precision or choice of channels, and where another process works as the same rank; LatentFileError
-    for damaged files in `out`; OSError, e.g. on a full disk: what was encoded before stays.
+    Raises ValueError for an `out` of something else, or of another model (naming both), dtype, precision or
+    choice of channels, and where another process works as the same rank; LatentFileError for damaged files in
+    `out`; OSError, e.g. on a full disk: what was encoded before stays.
     """
     out = Path(out)
     if not 0 <= rank < world:
@@ -517,22 +487,17 @@ def encode_corpus(
                     skipped[name] = str(error)
                     log.warning("skipped: %s", error)
             shards.finish()
-            _list_skipped(out, set(files) - set(mine), skipped)
+            with locked(out / f".{SKIPPED}.lock"):
+                known = read_skipped(out / SKIPPED)
+                others = set(files) - set(mine)
+                rows = {name: reason for name, reason in known.items() if name in others}
+                if rows | skipped != known:
+                    write_skipped(out / SKIPPED, rows | skipped)
         except OSError as error:
             error.add_note(f"What was encoded until then stays in {out}: the same command continues.")
             raise
     encoded = len(mine) - present - len(skipped)
     return Summary(encoded, n_samples / model.sample_rate, present, skipped)
-
-
-def _list_skipped(out: Path, others: Set[str], skipped: Mapping[str, str]) -> None:
-    """List what this process skipped, beside what is listed of the `others`' files."""
-    with locked(out / f".{SKIPPED}.lock"):
-        known = read_skipped(out / SKIPPED)
-        rows = {name: reason for name, reason in known.items() if name in others}
-        rows |= skipped
-        if rows != known:
-            write_skipped(out / SKIPPED, rows)
 
 
 # ---------------------------------------------------------------- reading
@@ -557,8 +522,7 @@ class LatentDataset(Dataset):
         paths = shard_files(self.source) if self.source.is_dir() else [self.source]
         if not paths:
             raise FileNotFoundError(f"{source} holds no latents (`lincae encode` writes them)")
-        unfinished = shard_files(self.source, ".part")
-        if unfinished:
+        if unfinished := shard_files(self.source, ".part"):
             log.warning("%s: encoding goes on or was killed; %d shards are missing", source, len(unfinished))
 
         found = []
@@ -671,8 +635,8 @@ class LatentDataset(Dataset):
     ) -> Iterator[Tensor]:
         """Consecutive audio (B, T_i) of a stretch of a file, from the frame nearest to `start_s`.
 
-        It takes constant memory if the model has `decode_stream`. The noise is that of the file's own frames,
-        but at the ends of a stretch a decoder misses what was cut off. Raises as `check_model` and `seconds`.
+        In constant memory if the model has `decode_stream`. The noise is that of the file's own frames, but
+        at the ends of a stretch a decoder misses what was cut off. Raises as `check_model` and `seconds`.
         """
         self.check_model(model)
         first, stop = self._range(file, *self._stretch(start_s, seconds))
@@ -682,14 +646,14 @@ class LatentDataset(Dataset):
             length = entry.n_samples - first * round(model.sample_rate / model.latent_rate)
         size = math.ceil(BLOCK_S * model.latent_rate)
         latents = (self.frames(file, a, min(size, stop - a)) for a in range(first, stop, size))
-        return self._naming(file, decode_blocks(model, latents, length, seed, steps, first))
 
-    def _naming(self, file: str, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
-        """The same blocks; where the decoder refuses these latents, the error names them."""
-        try:
-            yield from blocks
-        except ValueError as error:
-            raise LatentFileError(f"{self.source}: latents of {file}: {error}") from error
+        def blocks() -> Iterator[Tensor]:
+            try:
+                yield from decode_blocks(model, latents, length, seed, steps, first)
+            except ValueError as error:
+                raise LatentFileError(f"{self.source}: latents of {file}: {error}") from error
+
+        return blocks()
 
     def _stretch(self, start_s: float, seconds: float | None) -> tuple[int, int | None]:
         """First frame and number of frames of a stretch in seconds."""
