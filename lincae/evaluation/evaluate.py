@@ -1,7 +1,4 @@
-"""The protocols over tracks: one long-format frame, and nothing lost when a run is interrupted.
-
-Nothing is averaged here: one row per (model, track, chunk, protocol, stem, condition, comparison).
-"""
+"""The protocols over tracks: one long-format frame, and nothing lost when a run is interrupted."""
 
 import hashlib
 import json
@@ -32,7 +29,7 @@ NUMBERS = ("chunk", "start_s", "gain", "n_sources")
 METRICS = ("snr_db", "si_sdr_db", "mss", "mss_log", "rel_l2", "value")
 METRICS += ("level_rel_l2", "constant_rel_l2", "shape_rel_l2")
 COLUMNS = (*LABELS, *NUMBERS, *METRICS)
-"""Columns of a frame.
+"""Columns of a frame, which has a row per (model, track, chunk, protocol, stem, condition, comparison).
 
 - `protocol`: "reconstruction", "encoder_homogeneity", "decoder_homogeneity", "encoder_additivity",
   "decoder_additivity", "decoder_superposition", "separation", "latents"; of the probes
@@ -113,7 +110,8 @@ def _measured(
         if protocol in protocols and protocol not in done:
             rows += [labels | row for row in KNOWN[protocol](chunk)]
             if protocol == "separation":
-                rows += [labels | MISSING | {"stem": stem} for stem in absent]
+                missing = {"protocol": "separation", "comparison": "linearity", "condition": ""}
+                rows += [labels | missing | {"stem": stem, "status": "missing"} for stem in absent]
     if rows:
         table = pd.concat([table, _frame(rows)], ignore_index=True) if len(table) else _frame(rows)
         if path:
@@ -147,24 +145,18 @@ def evaluate_models(
     for source in listed(models):
         model = load(source, device)
         if model.name in frames:
-            raise ValueError(
-                f"two models are called {model.name!r}, the second is {source}: rename one folder"
-            )
+            twice = f"two models are called {model.name!r}"
+            raise ValueError(f"{twice}, the second is {source}: rename one folder")
         frames[model.name] = evaluate(model, tracks, protocols, config, store, progress)
     return pd.concat(frames.values(), ignore_index=True)
-
-
-MISSING = {"protocol": "separation", "comparison": "linearity", "condition": "", "status": "missing"}
 
 
 def check_stems(tracks: Sequence[Stems]) -> None:
     """Raises ValueError, saying what to do, where no track has two stems to add or to separate."""
     if not any(len(_parts(track)) > 1 for track in tracks):
         datasets = ", ".join(dict.fromkeys(printable(track.dataset) for track in tracks))
-        raise ValueError(
-            f"{datasets} has no track with two stems, so nothing to add or to separate:"
-            " reconstruction and homogeneity can be measured of it"
-        )
+        lacks = f"{datasets} has no track with two stems, so nothing to add or to separate"
+        raise ValueError(f"{lacks}: reconstruction and homogeneity can be measured of it")
 
 
 def _parts(track: Stems) -> list[str]:
@@ -172,7 +164,7 @@ def _parts(track: Stems) -> list[str]:
 
 
 def _check_tracks(model: AutoencoderLike, tracks: Sequence[Stems]) -> list[list[str]]:
-    """The stems that each track lacks and another has; says once what is resampled, missing or alone."""
+    """The stems that each track lacks and another has; warns of what is resampled, missing or alone."""
     names = [(printable(track.dataset), printable(track.name)) for track in tracks]
     if not tracks or len(set(names)) < len(names):
         raise ValueError(f"evaluation needs tracks of different names, one or more, got {names}")
@@ -279,7 +271,7 @@ class Store:
         return self.folder / f"{_slug(track.name)}-{number}-{digest[:16]}.csv"
 
     def _digest(self, chunk: Chunk) -> str:
-        """A sha256 of the sound of a chunk and of what its stems are called, computed once."""
+        """A sha256 of the sound of a chunk and of its stems' names, computed once."""
         key = (chunk.track.dataset, chunk.track.name, chunk.start)
         if key not in self._digests:
             names = json.dumps(chunk.track.stem_names).encode()
@@ -293,7 +285,7 @@ def _answers(model: AutoencoderLike, config: EvaluationConfig) -> dict[str, Tens
     noise = torch.randn(1, n_samples, generator=generator(0))
     z = model.encode(noise * torch.logspace(-3, 1, n_samples))
     audio = model.decode(z, length=n_samples, seed=config.seed)
-    return {"latents": z.float().cpu().contiguous(), "audio": audio.float().cpu().contiguous()}
+    return {name: x.float().cpu().contiguous() for name, x in (("latents", z), ("audio", audio))}
 
 
 def _agrees(path: Path, fingerprint: str, found: dict[str, Tensor]) -> bool:
@@ -305,14 +297,13 @@ def _agrees(path: Path, fingerprint: str, found: dict[str, Tensor]) -> bool:
             known = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): remove its folder") from error
-    return known.keys() == found.keys() and all(_close(found[key], known[key]) for key in known)
-
-
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape:
+    if {key: x.shape for key, x in known.items()} != {key: x.shape for key, x in found.items()}:
         return False
-    pairs = zip(ours.tensor_split(N_SEGMENTS, -1), theirs.tensor_split(N_SEGMENTS, -1), strict=True)
-    return all((a - b).norm() <= TOLERANCE * b.norm() for a, b in pairs)
+    for key, answer in found.items():
+        parts = zip(answer.tensor_split(N_SEGMENTS, -1), known[key].tensor_split(N_SEGMENTS, -1), strict=True)
+        if not all((ours - theirs).norm() <= TOLERANCE * theirs.norm() for ours, theirs in parts):
+            return False
+    return True
 
 
 def _frame(rows: Sequence[dict]) -> pd.DataFrame:

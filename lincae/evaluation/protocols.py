@@ -93,7 +93,7 @@ def window_starts(n_samples: int, window: int, overlap: int) -> list[int]:
 
 
 def overlap_add(windows: Sequence[Tensor], starts: Sequence[int], overlap: int) -> Tensor:
-    """Join windows (T,), each fading in linearly over `overlap` samples: weights sum to one everywhere."""
+    """Join windows (T,), each fading in linearly over `overlap` samples; weights sum to one."""
     out = windows[0].new_empty(starts[-1] + len(windows[-1]))
     ramp = (torch.arange(overlap, device=out.device, dtype=out.dtype) + 0.5) / max(overlap, 1)
     for window, start in zip(windows, starts, strict=True):
