@@ -1,7 +1,9 @@
 """`lincae encode`, `decode`, `mix`, `process` and `info`: latents of audio files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -19,7 +21,6 @@ from lincae.reencoder.module import KIND, ReEncoder
 from lincae.training.environment import keep_freed_memory, launched_process
 
 SOME_SKIPPED = 3
-KINDS = (KIND, LINEAR)
 
 FASTER = "bf16 and tf32 are faster, where a GPU lacks them fp16."
 precision = choice("--precision", PRECISIONS, default="fp32", help=FASTER)
@@ -166,41 +167,34 @@ def process(latents, out, module, inverse, like, seed, dtype, device) -> None:
         lincae process linear.safetensors song.safetensors --module m2l-linear.safetensors --inverse
     """
     target = store.check_suffix(out)
-    if kind_of(Path(module), KINDS) == LINEAR:
-        if like is not None:
-            raise ValueError(f"{module} makes latents linear: --like is for mono to stereo")
-        convert(latents, target, LinearPair.load(module, device), inverse, dtype)
-        return
-    if inverse:
+    linear = kind_of(Path(module), (KIND, LINEAR)) == LINEAR
+    if linear and like is not None:
+        raise ValueError(f"{module} makes latents linear: --like is for mono to stereo")
+    if inverse and not linear:
         raise ValueError(f"{module} is a Re-Encoder, which has no inverse: --inverse is for linear pairs")
-    reencoder = ReEncoder.load(module, device)
 
-    def opened(path: str) -> tuple[torch.Tensor, int]:
+    def opened(path: str, owner: Mapping[str, Any]) -> tuple[torch.Tensor, int]:
         dataset = store.LatentDataset(path)
-        store.check_same_model(dataset.model, reencoder.autoencoder, path)
+        store.check_same_model(dataset.model, owner, path)
         file = dataset.only_file()
         return dataset.frames(file), dataset.entry(file).n_samples
 
-    z, n_samples = opened(latents)
-    if reencoder.stereo and len(z) != 1:
-        raise ValueError(f"{latents} has {len(z)} channels, mono to stereo takes one")
-    condition = reencoder.oracle(opened(like)[0][None]) if like else None
-    processed = reencoder.process(z, condition, seed)
-    if reencoder.stereo:
-        processed = processed[0]
-    store.write_latents(target, reencoder.autoencoder, target.stem, [processed], n_samples, dtype)
-
-
-def convert(latents: str, target: Path, pair: LinearPair, inverse: bool, dtype: str) -> None:
-    """Latents on disk into the linear space of a pair, or back."""
-    owners = [pair.autoencoder, pair.linear_description()]
-    if inverse:
-        owners.reverse()
-    dataset = store.LatentDataset(latents)
-    store.check_same_model(dataset.model, owners[0], latents)
-    file = dataset.only_file()
-    converted = pair.process(dataset.frames(file), inverse)
-    store.write_latents(target, owners[1], target.stem, [converted], dataset.entry(file).n_samples, dtype)
+    if linear:
+        pair = LinearPair.load(module, device)
+        owners = (pair.autoencoder, pair.linear_description())
+        z, n_samples = opened(latents, owners[inverse])
+        result_of = owners[not inverse]
+        processed = pair.process(z, inverse)
+    else:
+        reencoder = ReEncoder.load(module, device)
+        result_of = reencoder.autoencoder
+        z, n_samples = opened(latents, result_of)
+        if reencoder.stereo and len(z) != 1:
+            raise ValueError(f"{latents} has {len(z)} channels, mono to stereo takes one")
+        condition = reencoder.oracle(opened(like, result_of)[0][None]) if like else None
+        processed = reencoder.process(z, condition, seed)
+        processed = processed[0] if reencoder.stereo else processed
+    store.write_latents(target, result_of, target.stem, [processed], n_samples, dtype)
 
 
 @click.command(cls=Command)

@@ -296,7 +296,9 @@ class Shards:
     `done`: the entries of all audio files that are encoded already, whoever did it, by name.
     """
 
-    def __init__(self, folder: Path, model: Mapping[str, Any], dtype: str, rank: int = 0, world: int = 1):
+    def __init__(
+        self, folder: Path, model: Mapping[str, Any], dtype: str = "float32", rank: int = 0, world: int = 1
+    ):
         """Raises OSError; LatentFileError for damaged files in the folder."""
         self.folder = folder
         self.model = model

@@ -35,11 +35,9 @@ TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
 START_LOG_VARIANCE = -2.0  # that a condition encoder starts with
 START_GAIN = 0.2  # standard deviation of AdaLN's weights at the start
-WIDEST = 2**16
-DEEPEST = 2**7
 # What a configuration may state: a file is not to make a network that nothing could hold.
-LARGEST = dict.fromkeys(("latent_channels", "hidden", "expansion", "kernel", "condition"), WIDEST)
-LARGEST |= dict.fromkeys(("blocks", "condition_blocks"), DEEPEST)
+LARGEST = dict.fromkeys(("latent_channels", "hidden", "expansion", "kernel", "condition"), 2**16)
+LARGEST |= dict.fromkeys(("blocks", "condition_blocks"), 2**7)
 
 
 def check_task(task: str) -> str:
@@ -53,12 +51,11 @@ def check_task(task: str) -> str:
 class ReEncoderConfig:
     """All that defines a module but its weights. The defaults are the paper's M for bandwidth extension.
 
-    `task`: "bandwidth" or "stereo". `latent_channels`: C of the autoencoder. `hidden`, `blocks`: width and
-    number of ConvNeXt-V2 blocks; `expansion`: of the 1x1 layers within one; `kernel`: of their depth-wise
-    convolution. `condition`: H of mono-to-stereo; `condition_blocks`: of its encoder.
-    `layout` of mono-to-stereo: "left_right", the paper's, predicts both latents; "mid_side" predicts the
-    latent of the side and takes the input for that of the mid, so left = mid + side and right = mid - side.
-    That is arithmetic in the latent, exact where the encoder is linear.
+    `latent_channels`: C of the autoencoder. `hidden`, `blocks`: width and number of ConvNeXt-V2 blocks;
+    `expansion`: of the 1x1 layers within one; `kernel`: of their depth-wise convolution. `condition`: H of
+    mono-to-stereo; `condition_blocks`: of its encoder. `layout` of mono-to-stereo: "left_right", the paper's,
+    predicts both latents; "mid_side" predicts that of the side, and takes the input for that of the mid,
+    which is exact where the encoder is linear.
     """
 
     task: str = "bandwidth"
@@ -80,9 +77,9 @@ class ReEncoderConfig:
         for name, most in LARGEST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must lie in 1..{most}, got {getattr(self, name)}")
-        if self.hidden < self.latent_channels:
-            sizes = f"hidden ({self.hidden}) must be at least latent_channels ({self.latent_channels})"
-            raise ValueError(f"{sizes}: a narrower module cannot start as the identity")
+        if self.hidden < self.latent_channels:  # it could not start as the identity
+            sizes = f"latent_channels, {self.latent_channels}, got {self.hidden}"
+            raise ValueError(f"hidden must be at least {sizes}")
 
 
 SIZES = {
@@ -115,11 +112,11 @@ class Trunk(nn.Module):
         self.leave = nn.Conv1d(width, channels_out, 1)
 
     def start_as_copies(self, copies: int) -> None:
-        """Every `channels_in` of the output become the input, `copies` times; without any, zero.
+        """The output becomes the input, `copies` times; without any, zero.
 
         The first bias is random, but orthogonal to the columns, so that the last layer does not see it.
-        Beside it the LayerNorm of a block keeps the level of a frame, which it would divide out otherwise: in
-        latents that scale like the sound, level is half of the matter.
+        Beside it a block's LayerNorm does not divide out the level of a frame, which latents that scale like
+        the sound need.
         """
         nn.init.orthogonal_(self.enter.weight)
         columns = self.enter.weight.detach().squeeze(-1)
@@ -144,9 +141,9 @@ class Trunk(nn.Module):
 class ConditionEncoder(nn.Module):
     """G of section 2.3: latents of left and right `(B, 2, C, L)` to the mean and log variance `(B, H)` of c.
 
-    Blocks over time, then the mean over time. It starts as random features of unit size, bent enough for
-    their means to tell levels apart, and with a variance below the prior's: from a mean that says nothing,
-    or that the noise of equation 5 drowns, the module would not learn to use a condition.
+    Blocks, then the mean over time. It starts as random features of unit size, bent enough for their means to
+    tell levels apart, and with a variance below the prior's: from a mean that says nothing, or that the noise
+    of equation 5 drowns, the module would not learn to use a condition.
     """
 
     def __init__(self, config: ReEncoderConfig):
@@ -187,17 +184,12 @@ class ReEncoder(nn.Module):
         self.autoencoder = autoencoder
         self.latent_std = latent_std
         self.metadata = metadata or {}
-        stereo = config.task == "stereo"
-        copies = 1  # that the output holds of the input, before training
-        if stereo:
-            copies = 0 if config.layout == "mid_side" else 2
+        copies = {"left_right": 2, "mid_side": 0}[config.layout] if self.stereo else 1
         outputs = max(1, copies) * config.latent_channels
-        condition = config.condition if stereo else None
+        condition = config.condition if self.stereo else None
         self.trunk = Trunk(config.latent_channels, outputs, config, config.blocks, condition)
         self.trunk.start_as_copies(copies)
-        self.condition_encoder = None
-        self.gains = None
-        if stereo:
+        if self.stereo:
             self.condition_encoder = ConditionEncoder(config)
             self.gains = nn.Linear(config.condition, outputs)
             nn.init.zeros_(self.gains.weight)
@@ -214,8 +206,8 @@ class ReEncoder(nn.Module):
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Latents `(B, C, L)` to `(B, C, L)`; or with a condition `(B, H)` to left and right `(B, 2, C, L)`.
 
-        Differentiable, without checks of the values: `process` is for use. Raises ValueError for another
-        shape, fewer frames than the kernel, a condition that is missing, empty or unasked for.
+        Differentiable, without checks of the values. Raises ValueError for another shape, fewer frames than
+        the kernel, a condition that is missing, empty or unasked for.
         """
         config = self.config
         if z.ndim != 3 or z.shape[1] != config.latent_channels or len(z) == 0:
@@ -244,10 +236,9 @@ class ReEncoder(nn.Module):
     def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance `(B, H)` of the condition of stereo latents `(B, 2, C, L)`.
 
-        Raises ValueError for another shape (such as mono latents), fewer frames than the kernel, and for a
-        module of bandwidth extension.
+        Raises ValueError for another shape, fewer frames than the kernel, and for bandwidth extension.
         """
-        if self.condition_encoder is None:
+        if not self.stereo:
             raise ValueError("bandwidth extension has no condition")
         channels = self.config.latent_channels
         if z.ndim != 4 or tuple(z.shape[1:3]) != (2, channels) or len(z) == 0:
@@ -266,8 +257,8 @@ class ReEncoder(nn.Module):
 
     @torch.no_grad()
     def oracle(self, z: Tensor) -> Tensor:
-        """The condition `(B, H)` of stereo latents `(B, 2, C, L)`: the mean of its posterior. Raises as
-        `posterior`, and ValueError for latents that are not finite."""
+        """The condition `(B, H)` of stereo latents `(B, 2, C, L)`: the posterior's mean. Raises as
+        `posterior`; ValueError for latents that are not finite."""
         mean, _ = self.posterior(self._own(z))
         check_finite(z, "stereo latents", ("item", "side", "channel", "frame"))
         return mean.float()
@@ -276,8 +267,8 @@ class ReEncoder(nn.Module):
     def process(self, z: Tensor, condition: Tensor | None = None, seed: int = 0) -> Tensor:
         """Latents `(B, C, L)` to `(B, C, L)`, or of mono-to-stereo to left and right `(B, 2, C, L)`.
 
-        Without a condition mono-to-stereo draws one for each item from the prior, by `seed`. No waveform is
-        made or read. Raises as `forward`, and ValueError for latents and conditions that are not finite.
+        Without a condition mono-to-stereo draws one for each item from the prior, by `seed`. Raises as
+        `forward`; ValueError for latents and conditions that are not finite.
         """
         check_latents(z, self.config.latent_channels)
         if self.stereo and condition is None:
@@ -316,9 +307,8 @@ class ReEncoder(nn.Module):
     def load(cls, path: str | Path, device: str = "auto") -> "ReEncoder":
         """A module on a device, ready for use.
 
-        Raises FileNotFoundError; ValueError, naming the file, for a damaged one, for another kind of
-        checkpoint, unknown settings, tensors that do not fit, and a bundled file (one below
-        data/checkpoints/) that is not the one of its card.
+        Raises FileNotFoundError; ValueError, naming the file, for a damaged one, another kind of checkpoint,
+        unknown settings, tensors that do not fit, and a bundled file that is not the one of its card.
         """
         path = Path(path)
         if path.resolve().is_relative_to(BUNDLED):

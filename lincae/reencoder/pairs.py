@@ -42,10 +42,8 @@ SEGMENT_S = 30.0  # files are encoded in stretches of so long, each a pair
 
 @dataclass(frozen=True)
 class Source:
-    """A training target until it is asked for: `read(sample_rate)` gives (1, T), or for stereo (2, T).
-
-    `version` changes with what is read, where that is not a function of the name.
-    """
+    """A training target: `read(sample_rate)` gives (1, T), or for stereo (2, T). `version` changes with what
+    is read, where that is not a function of the name."""
 
     name: str
     read: Callable[[int], Tensor]
@@ -92,9 +90,8 @@ def _mixture(task: str, stems: Tensor, sample_rate: int, seed: int) -> Tensor:
 def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
     """All audio files at any depth, in stretches of SEGMENT_S (MUSDB18-HQ, for one: its `train` folder).
 
-    What is left at the end of a file counts from half a stretch on. Bandwidth extension takes the mean of a
-    file's channels. Raises FileNotFoundError and ValueError as `named_files`; ValueError, when read, for a
-    file that is not stereo where that is asked for.
+    The end of a file counts from half a stretch on. Bandwidth extension takes the mean of a file's channels.
+    Raises as `named_files`; ValueError, when read, for a file that is not stereo where that is asked for.
     """
     channels = "all" if check_task(task) == "stereo" else "mean"
 
@@ -113,7 +110,7 @@ def folder_sources(task: str, folders: Sequence[str | Path]) -> list[Source]:
 
 
 def check_stereo(audio: Tensor, name: str) -> Tensor:
-    """Return audio (2, T) as it is. Raises ValueError for another shape: mono has no sides to learn."""
+    """Return audio (2, T) as it is. Raises ValueError for another shape."""
     if audio.ndim != 2 or len(audio) != 2:
         raise ValueError(f"{name}: stereo targets are (2, T), left and right, got {tuple(audio.shape)}")
     return audio
@@ -228,10 +225,8 @@ class LatentPairs:
         return max(1, round(seconds * self.model["latent_rate"]))
 
     def crops(self, indices: Sequence[int], n_frames: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Inputs `(B, C, L)` and targets, `(B, C, L)` or for stereo `(B, 2, C, L)`, L = `n_frames`.
-
-        Shorter pairs are left out. Raises ValueError where all are.
-        """
+        """Inputs `(B, C, L)` and targets, `(B, C, L)` or for stereo `(B, 2, C, L)`, L = `n_frames`. Shorter
+        pairs are left out. Raises ValueError where all are."""
         if n_frames not in self._long:
             lengths = {name: self.inputs.entry(name).n_frames for name in self.names}
             longest = max(lengths.values())

@@ -5,6 +5,7 @@ does (`lincae.training.loop`), and `module.safetensors`, which `ReEncoder.load` 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -34,8 +35,8 @@ VALIDATION_PAIRS = 32
 
 
 class ReEncoderObjective(TrainingObjective):
-    """The weighted sum of the losses of a configuration, over batches of inputs `(B, C, L)` and targets,
-    `(B, C, L)` or for stereo `(B, 2, C, L)`. Latents count in units of the module's `latent_std`.
+    """The weighted losses of a configuration, over batches of inputs `(B, C, L)` and targets, `(B, C, L)` or
+    for stereo `(B, 2, C, L)`. Latents count in units of the module's `latent_std`.
 
     The latent discriminator learns in the same backward pass, from outputs that are cut off from the module,
     and judges them with its weights held fixed.
@@ -68,15 +69,12 @@ class ReEncoderObjective(TrainingObjective):
     ) -> Self:
         """The objective around a new module for the pairs, whose weights are a function of `config.seed`.
 
-        `autoencoder`: needed for the mel loss, which freezes its parameters. `start`: a module to start from
-        instead of the identity. `config.module.latent_channels` is taken from the pairs.
-
-        Raises ValueError for pairs of another task, for chunks that a loss cannot take and for a `start` that
-        does not fit; LatentFileError for a `start` or an `autoencoder` of other latents.
+        `autoencoder`: for the mel loss, which freezes its parameters. `start`: a module to start from instead
+        of the identity. Raises ValueError for pairs of another task, chunks that a loss cannot take and a
+        `start` that does not fit; LatentFileError for a `start` or an `autoencoder` of other latents.
         """
         if pairs.task != config.module.task:
-            wanted = f"the module is one of {config.module.task}"
-            raise ValueError(f"{pairs.folder} has pairs of {pairs.task}, {wanted}")
+            raise ValueError(f"{pairs.folder} has pairs of {pairs.task}, not of {config.module.task}")
         config = replace(config, module=replace(config.module, latent_channels=pairs.channels))
         check_chunks(config, pairs.model["latent_rate"])
         if autoencoder is not None:
@@ -92,7 +90,13 @@ class ReEncoderObjective(TrainingObjective):
         latent_std = pairs.latent_std(pairs.frames(config.chunk_s), config.seed + 1)
         module = ReEncoder(config.module, pairs.model, latent_std, metadata)
         if start is not None:
-            module = _started(start, module)
+            fresh = module
+            module = ReEncoder.load(start, "cpu")
+            if module.config != fresh.config:
+                has = f"{start} is a module of {module.config}"
+                raise ValueError(f"{has}, this run's is one of {fresh.config}")
+            check_same_model(module.autoencoder, fresh.autoencoder, start)
+            module.metadata = fresh.metadata
         return cls(module, config, autoencoder, start or "")
 
     def identity(self) -> dict[str, str]:
@@ -175,9 +179,8 @@ class ReEncoderObjective(TrainingObjective):
 
     @torch.no_grad()
     def validate(self, held_out: LatentPairs) -> dict[str, float]:
-        """Latent L1 of held-out crops, in units of `latent_std`: `input_l1` of the input left as it is (a
-        mono latent in both channels), `l1` of the module; of mono-to-stereo with a condition from the prior
-        (`prior_l1`) and the oracle's (`oracle_l1`)."""
+        """Latent L1 of held-out crops, in units of `latent_std`: of the input as it is (`input_l1`) and of
+        the module (`l1`; for stereo `prior_l1` and `oracle_l1`, by where the condition is from)."""
         module = self.model
         n_frames = held_out.frames(self.config.chunk_s)
         crops = held_out.crops(range(VALIDATION_PAIRS), n_frames, self.config.seed + 2)
@@ -204,32 +207,26 @@ class ReEncoderObjective(TrainingObjective):
 # ---------------------------------------------------------------- what a recipe needs
 
 
-def fewest_frames(config: ReEncoderTraining) -> tuple[int, str]:
+def shortest_chunk(config: ReEncoderTraining) -> tuple[int, str]:
     """The latent frames that a training needs in a chunk, and for which of its parts."""
-    needed = [(config.module.kernel, "the kernel of the blocks")]
-    if config.objective == "l1+gan":
-        needed.append((LatentDiscriminator.FEWEST_FRAMES, "the discriminator"))
-    return max(needed)
-
-
-def shortest_chunk_s(config: ReEncoderTraining, latent_rate: float) -> float:
-    """Seconds, in hundredths, that hold so many latent frames."""
-    return math.ceil(100 * fewest_frames(config)[0] / latent_rate) / 100
+    if config.objective == "l1+gan" and config.module.kernel < LatentDiscriminator.FEWEST_FRAMES:
+        return LatentDiscriminator.FEWEST_FRAMES, "the discriminator"
+    return config.module.kernel, "the kernel of the blocks"
 
 
 def fitted(config: ReEncoderTraining, latent_rate: float) -> ReEncoderTraining:
-    """The configuration with chunks as long as all parts need at a latent rate, or as it is."""
-    return replace(config, chunk_s=max(config.chunk_s, shortest_chunk_s(config, latent_rate)))
+    """The configuration with chunks as long as all parts need at a latent rate, in hundredths of a second."""
+    shortest_s = math.ceil(100 * shortest_chunk(config)[0] / latent_rate) / 100
+    return replace(config, chunk_s=max(config.chunk_s, shortest_s))
 
 
 def check_chunks(config: ReEncoderTraining, latent_rate: float) -> None:
     """Raises ValueError for chunks that are too short for a part of the training."""
     n_frames = round(config.chunk_s * latent_rate)
-    fewest, part = fewest_frames(config)
+    fewest, part = shortest_chunk(config)
     if n_frames < fewest:
         has = f"chunk_s {config.chunk_s:g} are {n_frames} latent frames at {latent_rate:g} Hz"
-        fix = f"chunk_s={shortest_chunk_s(config, latent_rate):g}"
-        raise ValueError(f"{has}, {part} needs {fewest}: {fix}")
+        raise ValueError(f"{has}, {part} needs {fewest}: chunk_s={fitted(config, latent_rate).chunk_s:g}")
 
 
 def check_decoder(autoencoder: AutoencoderLike | None, config: ReEncoderTraining) -> None:
@@ -246,29 +243,19 @@ def check_decoder(autoencoder: AutoencoderLike | None, config: ReEncoderTraining
         raise ValueError(f"{has}: chunk_s={longest / autoencoder.latent_rate:.2f}")
 
 
-def _started(start: str | Path, fresh: ReEncoder) -> ReEncoder:
-    """The module in a file, for a run of the same shape on the same autoencoder."""
-    module = ReEncoder.load(start, "cpu")
-    if module.config != fresh.config:
-        raise ValueError(f"{start} is a module of {module.config}, this run's is one of {fresh.config}")
-    check_same_model(module.autoencoder, fresh.autoencoder, start)
-    module.metadata = fresh.metadata
-    return module
-
-
 def folders(
     model: AutoencoderLike,
     config: ReEncoderTraining,
-    pairs: str | None = None,
-    run: str | None = None,
-    factor: int = 2,
-    data: list[str] | None = None,
+    pairs: str | None,
+    run: str | None,
+    factor: int,
+    data: Sequence[str],
 ) -> tuple[Path, dict[str, Path]]:
-    """Run folder and folders of pairs, with the model's hash in their names."""
+    """Run folder and folders of pairs, where they are not given with the model's hash in their names."""
     module = config.module
     owner = f"{model.name.replace('/', '-')}-{describe(model)['fingerprint'][:8]}"
     kind = f"bandwidth-{factor}" if module.task == "bandwidth" else "stereo"
-    source = "-".join(Path(name).name for name in data or ["synthetic"])
+    source = "-".join(Path(name).name for name in data)
     parts = Path(pairs or f"runs/pairs/{owner}") / f"{source}-{kind}"
     shape = f"{module.blocks}x{module.hidden}"
     extra = config.objective if module.task == "bandwidth" else module.layout
