@@ -28,11 +28,9 @@ def kad(reference: Tensor, evaluated: Tensor) -> float:
 
     This is 100 times the unbiased squared maximum mean discrepancy with the kernel
     `exp(-d^2 / (2 b^2 + 1e-8))` of the Euclidean distance d, in float64: 0 on average for two draws of one
-    distribution. b is the median distance (the lower of two middle ones) within the reference, so that all
-    models are compared on one scale; kadtk 1.1.0 takes the evaluated set, which is `kad` with its arguments
-    swapped. Memory: about 25 bytes times the square of the larger set.
-
-    Raises ValueError for sets of fewer than two items, other shapes and non-finite values.
+    distribution. b is the median distance (the lower of two middle ones) within the reference, one scale for
+    all models; kadtk 1.1.0 takes the evaluated set, which is `kad` with its arguments swapped. Raises
+    ValueError for sets of fewer than two items, other shapes and non-finite values.
     """
     for name, items in (("reference", reference), ("evaluated", evaluated)):
         if items.ndim != 2 or len(items) < 2 or items.shape[1:] != reference.shape[1:] or not items.numel():
@@ -59,11 +57,15 @@ class ClapEmbedder:
     """
 
     def __init__(self, model: torch.nn.Module, name: str = "clap", device: str | torch.device = "auto"):
+        from torchaudio.transforms import MelSpectrogram
+
         _check_config(model.config, name)
         self.name = name
         self.device = resolve_device(device)
         self.model = model.eval().to(self.device)
-        self._mel = _mel_spectrogram().to(self.device)
+        # LAION's front end, as ClapFeatureExtractor with frequency_min=50 (its default of 0 is 2 dB off).
+        bands = {"f_min": 50.0, "f_max": 14000.0, "n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney"}
+        self._mel = MelSpectrogram(SAMPLE_RATE, n_fft=1024, hop_length=480, **bands).to(self.device)
 
     @classmethod
     def load(cls, source: str | Path, device: str | torch.device = "auto") -> "ClapEmbedder":
@@ -89,38 +91,26 @@ class ClapEmbedder:
     def embed(self, audio: Tensor, sample_rate: int, hop_s: float = 1.0, batch_size: int = 16) -> Tensor:
         """Audio (B, T) to L2-normalised embeddings (windows, D) on the CPU, float32, item after item.
 
-        A window of 10 s begins every `hop_s` within the signal, ceil(seconds / hop_s) in all; what reaches
-        beyond its end is silence, so at the default of 1 s each item ends with nine padded windows, as in
-        kadtk. Audio is taken as it is: kadtk rounds and clips it to 16 bits first. `batch_size`: windows at
+        A window of 10 s begins every `hop_s` within the signal, as in kadtk; what reaches beyond its end is
+        silence. Audio is taken as it is: kadtk rounds and clips it to 16 bits first. `batch_size`: windows at
         a time. Raises as `check_audio`; ValueError for a hop below one sample, or `batch_size` < 1.
         """
         audio = resample(check_audio(audio).detach().float(), sample_rate, SAMPLE_RATE)
         window = WINDOW_S * SAMPLE_RATE
         hop = round(hop_s * SAMPLE_RATE)
         if hop < 1 or batch_size < 1:
-            raise ValueError(
-                f"need hop_s >= 1 / {SAMPLE_RATE} and batch_size >= 1, got {hop_s} and {batch_size}"
-            )
+            allowed = f"hop_s >= 1 / {SAMPLE_RATE} and batch_size >= 1"
+            raise ValueError(f"need {allowed}, got {hop_s} and {batch_size}")
         n_windows = math.ceil(audio.shape[1] / hop)
         padded = F.pad(audio, (0, max(0, (n_windows - 1) * hop + window - audio.shape[1])))
         embeddings = []
         for item in padded.unfold(1, window, hop)[:, :n_windows]:  # views: 1 s hops are ten times the audio
             for start in range(0, n_windows, batch_size):
-                mel = self._log_mel(item[start : start + batch_size].to(self.device))
-                embeddings.append(F.normalize(self.model(mel).audio_embeds, dim=1).cpu())
+                mel = self._mel(item[start : start + batch_size].to(self.device))
+                mel_db = 10 * mel.clamp(min=1e-10).log10()
+                made = self.model(mel_db.transpose(1, 2)[:, None])  # (B, 1, N, mel bins)
+                embeddings.append(F.normalize(made.audio_embeds, dim=1).cpu())
         return torch.cat(embeddings)
-
-    def _log_mel(self, windows: Tensor) -> Tensor:
-        """Windows (B, T) at 48 kHz to mel power in dB, the tower's input (B, 1, N, mel bins)."""
-        return (10 * self._mel(windows).clamp(min=1e-10).log10()).transpose(1, 2)[:, None]
-
-
-def _mel_spectrogram() -> torch.nn.Module:
-    """LAION's front end, as ClapFeatureExtractor with frequency_min=50 (its default of 0 is 2 dB off)."""
-    from torchaudio.transforms import MelSpectrogram
-
-    bands = {"f_min": 50.0, "f_max": 14000.0, "n_mels": N_MELS, "norm": "slaney", "mel_scale": "slaney"}
-    return MelSpectrogram(SAMPLE_RATE, n_fft=1024, hop_length=480, **bands)
 
 
 def _transformers():

@@ -19,7 +19,7 @@ from lincae.evaluation import page, tables
 from lincae.evaluation.evaluate import evaluate
 from lincae.evaluation.probes import SHIFTS
 from lincae.evaluation.protocols import EvaluationConfig, Stems
-from lincae.evaluation.tables import Column
+from lincae.evaluation.tables import BOTH, ENCODED_SUM, SEPARATED, TRUTH, Column
 from lincae.interface import AutoencoderLike
 
 CAP_DB = 60.0
@@ -34,55 +34,43 @@ METRICS = {
 }
 """What a protocol is measured by; the others by `rel_l2`."""
 
-DB = {"metric": "db", "decided_by": "db"}
-SHAPE = {"metric": "shape_db", "decided_by": "db"}
 FIT = {"protocol": "linear_fit", "metric": "db"}
 """The share that is explained needs no control: of a decoder that ignores its latent it is 0."""
 CODEC = {"protocol": "reconstruction", "metric": "db"}
-WHOLE = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s == round(s))}
-PARTS = {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s != round(s))}
-MINUS = {"condition": "grid", "gain": -1.0}
+WHOLE = {"rows": {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s == round(s))}}
+PARTS = {"rows": {"condition": tuple(f"{s:g} frames" for s in SHIFTS if s != round(s))}}
+MINUS = {"rows": {"condition": "grid", "gain": -1.0}}
+SHIFTED = {"protocol": "decoder_equivariance"}
 LATER = "Dec(Enc(later x)) = later Dec(Enc(x))"
+
+
+def _in_db(title: str, equation: str, metric: str = "db", **rows: Any) -> Column:
+    return Column((title, equation), metric=metric, decided_by="db", **rows)
+
+
 SUMMARY = {
-    "enc_homogeneity": Column(("homogeneity, encoder", "Enc(a x) = a Enc(x)"), **tables.ENCODED_SCALED, **DB),
-    "dec_homogeneity": Column(("homogeneity, decoder", "Dec(a z) = a Dec(z)"), **tables.SCALED, **DB),
-    "enc_additivity": Column(
-        ("additivity, encoder", "Enc(x1 + x2 + ...) = Enc(x1) + ..."), **tables.ENCODED_SUM, **DB
-    ),
-    "dec_additivity": Column(
-        ("additivity, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1 + ...))"), **tables.SUM, **DB
-    ),
-    "separation": Column(("separation", "Dec(Enc(mix) - Enc(mix - x)) = Dec(Enc(x))"), "separation", **DB),
+    "enc_homogeneity": _in_db("homogeneity, encoder", "Enc(a x) = a Enc(x)", **tables.ENCODED_SCALED),
+    "dec_homogeneity": _in_db("homogeneity, decoder", "Dec(a z) = a Dec(z)", **tables.SCALED),
+    "enc_additivity": _in_db("additivity, encoder", "Enc(x1 + x2 + ...) = Enc(x1) + ...", **ENCODED_SUM),
+    "dec_additivity": _in_db("additivity, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1 + ...))", **tables.SUM),
+    "separation": _in_db("separation", "Dec(Enc(mix) - Enc(mix - x)) = Dec(Enc(x))", **SEPARATED),
 }
+SHAPE = ("superposition, decoder: shape alone", "Dec(Enc(x1) + ...) = a (Dec(Enc(x1)) + ...) + constant")
 PROPERTIES = SUMMARY | {
-    "superposition": Column(
-        ("superposition, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1)) + ..."), **tables.BOTH, **DB
+    "superposition": _in_db("superposition, decoder", "Dec(Enc(x1) + ...) = Dec(Enc(x1)) + ...", **BOTH),
+    "dec_shape": _in_db(*SHAPE, "shape_db", **BOTH),
+    "sum_truth": _in_db("sum, true", "Dec(Enc(x1) + ...) = x1 + ...", **tables.SUM, **TRUTH),
+    "separation_truth": _in_db("separation, true", "Dec(Enc(mix) - Enc(mix - x)) = x", **SEPARATED, **TRUTH),
+    "enc_polarity": _in_db("polarity, encoder", "Enc(-x) = -Enc(x)", **tables.ENCODED_SCALED | MINUS),
+    "dec_polarity": _in_db("polarity, decoder", "Dec(-z) = -Dec(z)", **tables.SCALED | MINUS),
+    "enc_shift": _in_db(
+        "shift by whole frames, encoder",
+        "Enc(later x) = later Enc(x)",
+        protocol="encoder_equivariance",
+        **WHOLE,
     ),
-    "dec_shape": Column(
-        ("superposition, decoder: shape alone", "Dec(Enc(x1) + ...) = a (Dec(Enc(x1)) + ...) + constant"),
-        **tables.BOTH,
-        **SHAPE,
-    ),
-    "sum_truth": Column(("sum, true", "Dec(Enc(x1) + ...) = x1 + ..."), **tables.SUM, **DB, **tables.TRUTH),
-    "separation_truth": Column(
-        ("separation, true", "Dec(Enc(mix) - Enc(mix - x)) = x"), "separation", **DB, **tables.TRUTH
-    ),
-    "enc_polarity": Column(
-        ("polarity, encoder", "Enc(-x) = -Enc(x)"), "encoder_homogeneity", **DB, rows=MINUS
-    ),
-    "dec_polarity": Column(
-        ("polarity, decoder", "Dec(-z) = -Dec(z)"), "decoder_homogeneity", **DB, rows=MINUS
-    ),
-    "enc_shift": Column(
-        ("shift by whole frames, encoder", "Enc(later x) = later Enc(x)"),
-        "encoder_equivariance",
-        **DB,
-        rows=WHOLE,
-    ),
-    "dec_shift": Column(("shift by whole frames, both", LATER), "decoder_equivariance", **DB, rows=WHOLE),
-    "dec_part_shift": Column(
-        ("shift by parts of a frame, both", LATER), "decoder_equivariance", **DB, rows=PARTS
-    ),
+    "dec_shift": _in_db("shift by whole frames, both", LATER, **SHIFTED, **WHOLE),
+    "dec_part_shift": _in_db("shift by parts of a frame, both", LATER, **SHIFTED, **PARTS),
     "any_map": Column(
         ("best linear map", "Dec(Enc(.)) = A, any matrix"), **FIT, rows={"condition": "any map"}
     ),
@@ -109,10 +97,8 @@ def linearity_report(
     """
     wanted = ("name", "sample_rate", "latent_rate", "encode", "decode")
     if lacks := [name for name in wanted if not hasattr(model, name)]:
-        raise TypeError(
-            f"{type(model).__name__} has no {', '.join(lacks)}: adapt(model, sample_rate=...)"
-            " gives these to anything that encodes and decodes"
-        )
+        has = f"{type(model).__name__} has no {', '.join(lacks)}"
+        raise TypeError(f"{has}: lincae.interop.adapters.adapt(model, sample_rate=...) gives these to it")
     config = config or EvaluationConfig()
     return Report(evaluate(model, tracks, PROTOCOLS, config, store, progress), config)
 
