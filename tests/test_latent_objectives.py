@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lincae
-from lincae.reencoder import objective as objectives
-from lincae.reencoder.objective import (
+from lincae.reencoder import training as objectives
+from lincae.reencoder.training import (
     LatentDiscriminator,
     adversarial_loss,
     discriminator_loss,

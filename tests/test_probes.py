@@ -6,8 +6,7 @@ import torch
 from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, Reworked, two_tracks
 
 from lincae.evaluation.evaluate import evaluate
-from lincae.evaluation.probes import SHIFTS, fit
-from lincae.evaluation.protocols import Chunk, EvaluationConfig
+from lincae.evaluation.protocols import SHIFTS, Chunk, EvaluationConfig, fit
 from lincae.interop.references import TanhToy
 
 CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=4.0)

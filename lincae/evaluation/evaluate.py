@@ -17,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lincae.evaluation.probes import PROBES
-from lincae.evaluation.protocols import MIXTURE, PROTOCOLS, Chunk, EvaluationConfig, Stems
+from lincae.evaluation.protocols import MIXTURE, PROBES, PROTOCOLS, Chunk, EvaluationConfig, Stems
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import listed, load
 from lincae.machine import generator
