@@ -199,7 +199,7 @@ def with_nan(*shape):
     ("changes", "words"),
     [
         ({"reencoder": {"task": "denoising"}}, "task must be one of .*, got 'denoising'"),
-        ({"reencoder": {"hidden": 32}}, r"hidden \(32\) must be at least latent_channels \(64\)"),
+        ({"reencoder": {"hidden": 32}}, "hidden must be at least latent_channels, 64, got 32"),
         ({"reencoder": {"hidden": 10**9}}, r"hidden must lie in 1\.\.65536, got 1000000000"),
         ({"reencoder": None}, "reencoder must be an object of settings, got None"),
         ({"reencoder": {"hidden": 65536, "blocks": 128}}, "does not fit the network"),
