@@ -118,10 +118,9 @@ def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, 
 @click.argument("out")
 @several("--gains-db", type=float, help="One for each file, -inf: silence; default: 0.")
 @several("--offsets-s", type=float, help="One for each file, rounded to frames; default: 0.")
-@option("--exact", is_flag=True, help="Refuse offsets between frames.")
 @option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @dtype
-def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
+def mix(latents, out, gains_db, offsets_s, overwrite, dtype) -> None:
     """Add LATENTS, .safetensors files of one model, into OUT, a new one.
 
     \b
@@ -140,7 +139,7 @@ def mix(latents, out, gains_db, offsets_s, exact, overwrite, dtype) -> None:
         store.check_same_model(other.model, model, other.source)
     frames = [dataset.frames(dataset.only_file()) for dataset in sets]
     gains = [10 ** (level_db / 20) for level_db in gains_db] or None
-    mixed, starts_s = algebra.mix(frames, model["latent_rate"], offsets_s or None, gains, exact)
+    mixed, starts_s = algebra.mix(frames, model["latent_rate"], offsets_s or None, gains)
 
     ends = []
     for dataset, start_s in zip(sets, starts_s, strict=True):

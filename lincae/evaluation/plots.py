@@ -127,8 +127,8 @@ def save_numbers(numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
 def spectrogram_db(audio: Tensor, sample_rate: int, window_s: float = 0.04) -> tuple[np.ndarray, list[float]]:
     """Magnitudes in dB of `(T,)` audio, (N_ROWS, frames), and their extent for imshow: seconds, octaves.
 
-    The frequency axis is logarithmic, LOWEST_HZ to half the sample rate, as hearing is: 0 is LOWEST_HZ, 1 an
-    octave above. 0 dB is a full-scale sine. Signals shorter than a window are padded.
+    The frequency axis is logarithmic, from LOWEST_HZ (octave 0) to half the sample rate. 0 dB is a full-scale
+    sine. Signals shorter than a window are padded.
     """
     window = hann(round(window_s * sample_rate), sym=False)
     stft = ShortTimeFFT(window, hop=len(window) // 4, fs=sample_rate)
@@ -154,8 +154,7 @@ def spectrogram_bytes(
     `size`: width and height in pixels, else a pixel a value.
     """
     share = np.clip((image[::-1] - top_db - FLOOR_DB) / -FLOOR_DB, 0, 1)
-    rgb = plt.get_cmap(STYLE["image.cmap"])(share, bytes=True)[..., :3]
-    picture = Image.fromarray(rgb)
+    picture = Image.fromarray(plt.get_cmap(STYLE["image.cmap"])(share, bytes=True)[..., :3])
     if size:
         picture = picture.resize(size)
     file = io.BytesIO()
@@ -184,14 +183,9 @@ def spectrogram_grid(
     rates = sample_rate if isinstance(sample_rate, Mapping) else dict.fromkeys(rows, sample_rate)
     images = {(r, c): spectrogram_db(panels[r][c], rates[r]) for r in rows for c in panels[r]}
     top_db = max(image.max() for image, _ in images.values())
-    figure, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(min(3.6 * len(columns), 9) + 1, 1.45 * len(rows) + 0.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    size = (min(3.6 * len(columns), 9) + 1, 1.45 * len(rows) + 0.5)
+    shared = {"figsize": size, "sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(len(rows), len(columns), **shared)
     for (row, column), (image, extent) in images.items():
         axis = axes[rows.index(row), columns.index(column)]
         shown = show_spectrogram(axis, image, extent, top_db)
@@ -254,9 +248,9 @@ def lines(
 ) -> None:
     """Means over tracks of a metric of `rows` against `x`, a line for each model, with 95 % bands.
 
-    `judged`: `tables.judged` of the same rows by "model", `x` and `style`. What does not count is a hollow
-    dot, and a model of which nothing counts is grey. `style`: a column of one or two values, drawn solid and
-    dashed. Set a logarithmic scale afterwards: seaborn takes means on the scale that it finds.
+    `judged`: `tables.judged` of these rows by "model", `x` and `style`, a column of one or two values, drawn
+    solid and dashed. What does not count is a hollow dot; a model of which nothing counts is grey. Set a
+    logarithmic scale afterwards: seaborn takes means on the scale that it finds.
     """
     counts = judged.groupby("model", sort=False).counts.any()
     colours = model_colours(list(counts.index))

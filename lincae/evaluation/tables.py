@@ -126,9 +126,8 @@ def interval(
 ) -> tuple[float, float, float]:
     """A statistic of tracks, and the ends of its 95 % bootstrap interval (percentiles).
 
-    `per_track` has a value or a row of values for each track, (tracks, ...); `statistic` takes draws of them,
-    (draws, tracks, ...), to one number a draw; by default it is the mean. The ends are NaN for a single
-    track, the statistic for none.
+    `per_track`: a value or a row of values for each track, (tracks, ...); `statistic`: from draws of them,
+    (draws, tracks, ...), to one number a draw. The ends are NaN for a single track, the statistic for none.
     """
     values = np.asarray(per_track, dtype=float)
     estimate = float(statistic(values[None])[0]) if len(values) else np.nan
@@ -191,8 +190,8 @@ def judged(
 ) -> pd.DataFrame:
     """`summary` of one comparison among `rows`, with `swap` and `counts`; `by` contains "model".
 
-    `good`: what `reconstructs` says of the models. `decided_by`: the metric whose distance from the swap row
-    decides too, and whose mean is `swap`; where it is empty, `swap` is NaN.
+    `good`: as `reconstructs` returns. `decided_by`: the metric whose distance from the swap row decides too,
+    and whose mean is `swap`, or "".
     """
     compared = select(rows, comparison=comparison)
     table = summary(compared, by, metric)
@@ -216,10 +215,9 @@ def cells(
     columns: Sequence[str] = tuple(PAPER_COLUMNS),
     known: Mapping[str, Column] = COLUMNS,
 ) -> pd.DataFrame:
-    """Cells of some `known` columns, by default the paper's, as a table of CELL.
+    """A table of CELL: a row for each model and each of some `known` columns that `frame` has rows for.
 
-    There is a row for each model and column that `frame` has rows for. `swap` is the mean of the control, in
-    the metric that decides whether the cell counts.
+    `swap` is the mean of the control, in the metric that decides whether the cell counts.
     """
     good = reconstructs(frame)
     found = []

@@ -37,9 +37,6 @@ def automation(points: Sequence[tuple[float, float]], n_frames: int, latent_rate
     """Breakpoints (seconds, dB) as amplitudes (n_frames,), for `gain`: linear in dB between them, constant
     before the first and after the last.
 
-    A decoder blends neighbouring frames: where those that sound at a time lie within r seconds of it, and the
-    gain changes by s per second at most, it is off by r * s at most.
-
     Raises ValueError for no points, times that do not increase, and values that are not finite (-inf dB has
     no slope: `fade` reaches silence).
     """
@@ -77,15 +74,12 @@ def mix(
     latent_rate: float,
     offsets_s: Sequence[float] | None = None,
     gains: Sequence[float] | None = None,
-    exact: bool = False,
 ) -> tuple[Tensor, list[float]]:
     """Add latents (B, C, L_i), each delayed by its offset and times its gain: sum_i g_i x_i(t - offset_i).
 
-    An offset is rounded to the nearest latent frame, by half a frame at most; with `exact` that is an error.
-    Returns the mix (B, C, max(offset_i + L_i)) and the offsets in seconds that were taken.
-
-    Raises ValueError for latents that differ in B or C or are not finite, for offsets that are negative or
-    not one for each, likewise gains, and for a mix of more than MIX_VALUES.
+    An offset is rounded to the nearest latent frame. Returns the mix (B, C, max(offset_i + L_i)) and the
+    offsets in seconds that were taken. Raises ValueError for latents that differ in B or C or are not finite,
+    negative offsets, other than one offset and gain for each, and a mix of more than MIX_VALUES.
     """
     offsets_s = [0.0] * len(latents) if offsets_s is None else list(offsets_s)
     gains = [1.0] * len(latents) if gains is None else list(gains)
@@ -95,7 +89,10 @@ def mix(
     shapes = {tuple(z.shape[:2]) for z in latents}
     if len(shapes) > 1:
         raise ValueError(f"latents to mix must agree in items and channels (B, C), got {sorted(shapes)}")
-    frames = [frame_of(offset, latent_rate, exact) for offset in offsets_s]
+    for offset_s in offsets_s:
+        if not 0 <= offset_s <= LONGEST_S:
+            raise ValueError(f"an offset must be finite and >= 0 s, got {offset_s} (at most {LONGEST_S:g} s)")
+    frames = [round(offset_s * latent_rate) for offset_s in offsets_s]
     total = max(frame + z.shape[-1] for frame, z in zip(frames, latents, strict=True))
     size = (*latents[0].shape[:2], total)
     if math.prod(size) > MIX_VALUES:
@@ -105,22 +102,6 @@ def mix(
     for k, (z, frame, amplitude) in enumerate(zip(latents, frames, gains, strict=True)):
         mixed[..., frame : frame + z.shape[-1]] += gain(check_latents(z, name=f"latents {k}"), amplitude)
     return mixed, [frame / latent_rate for frame in frames]
-
-
-def frame_of(offset_s: float, latent_rate: float, exact: bool = False) -> int:
-    """The latent frame nearest to a time in seconds.
-
-    Raises ValueError for a negative or non-finite time or one beyond LONGEST_S, and with `exact` for one
-    between frames (naming the frames around it; a thousandth of a frame passes).
-    """
-    if not 0 <= offset_s <= LONGEST_S:
-        raise ValueError(f"an offset must be finite and >= 0 s, got {offset_s} (at most {LONGEST_S:g} s)")
-    frame = round(offset_s * latent_rate)
-    if exact and abs(offset_s * latent_rate - frame) > 1e-3:
-        low = math.floor(offset_s * latent_rate)
-        around = f"{low / latent_rate:.6f} s and {(low + 1) / latent_rate:.6f} s"
-        raise ValueError(f"an offset of {offset_s} s lies between latent frames, those at {around}")
-    return frame
 
 
 def pan(z: Tensor, position: float | Tensor = 0.0) -> Tensor:

@@ -87,9 +87,8 @@ class Upload:
 
 class Desk(anywidget.AnyWidget):
     """The desk. `models`: names and paths for `lincae.load`, or models; the first is loaded at once, others
-    when chosen. `tracks`: to choose from; `seconds`: of each, to begin with. `modules`: a folder below which
-    mono-to-stereo Re-Encoders of these models lie, which can place the stems. ValueError for no model or
-    track.
+    when chosen. `seconds`: of each of the `tracks`, to begin with. `modules`: a folder below which
+    mono-to-stereo Re-Encoders of these models lie. Raises ValueError for no model or track.
 
     A change is answered a moment after the last move, by one worker thread, and a move that comes meanwhile
     drops what is not wanted any more; where no event loop runs, in a script, before it returns. Nothing is

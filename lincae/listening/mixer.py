@@ -38,8 +38,8 @@ class Strip:
     """Settings of a stem: `gain_db` (-inf: off), `mute`, `solo`, `inverted` polarity, `pan`, -1 (left) to 1,
     or `image`, the number of a stereo image (0 or more) in which a module places it.
 
-    Raises ValueError for a gain that is NaN or +inf, a position outside [-1, 1], a negative image, and one
-    for a stem that is panned.
+    Raises ValueError for a gain that is NaN or +inf, a position outside [-1, 1], and a negative image or one
+    of a panned stem.
     """
 
     gain_db: float = 0.0
@@ -72,25 +72,21 @@ def amplitudes(strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         level = 0.0
         if not strip.mute and (strip.solo or not soloed):
             level = amplitude(strip.gain_db + master_db) * (-1 if strip.inverted else 1)
-
         sides = torch.ones(2, dtype=torch.float64)
         if strip.pan and level:  # in the centre exactly 1, where the square roots would only be nearly that
             sides = math.sqrt(2) * torch.stack(constant_power(torch.tensor(strip.pan, dtype=torch.float64)))
         factors.append(level * sides)
         placed = placed or (strip.image is not None and level != 0)
-
-    left, right = torch.stack(factors, 1)
-    if torch.equal(left, right) and not placed:
-        return left[None]
-    return torch.stack([left, right])
+    both = torch.stack(factors, 1)
+    return both if placed or not torch.equal(*both) else both[:1]
 
 
 class Mixer:
-    """Stems of one length, their latents and mixes, each computed once, when asked for, with the noise of
-    `seed`. Mixes are (channels, T): one channel, or left and right where a stem is panned or placed.
+    """Stems of one length, their latents and mixes, each computed once, with the noise of `seed`. Mixes are
+    (channels, T): one channel, or left and right where a stem is panned or placed.
 
     For an exactly linear autoencoder `latent_mix` is `waveform_mix`. `decoded_mix`, the same mix of the
-    decoded stems, has what the autoencoder loses: from it to `latent_mix` is the error of linearity alone.
+    decoded stems, lacks what the autoencoder loses: from it to `latent_mix` is the error of linearity alone.
 
     A mono-to-stereo Re-Encoder M of the same autoencoder, `module`, can place stems: stem i with image n has
     the latents (left_i, right_i) = M(Enc(stem_i), c_i), c_i being item i of the prior's conditions of seed n,
@@ -105,8 +101,8 @@ class Mixer:
         seed: int = 0,
         module: ReEncoder | None = None,
     ):
-        """`stems` (S, T) at the model's rate. ValueError for none, more than MAX_STEMS, non-finite samples,
-        and names that are not one a stem; for `module`, as `place_by`."""
+        """`stems` (S, T) at the model's rate. Raises ValueError for none, more than MAX_STEMS, non-finite
+        samples and names that are not one a stem; for `module` as `place_by`."""
         check_audio(stems, name="stems")
         if len(stems) > MAX_STEMS:
             raise ValueError(f"a desk has at most {MAX_STEMS} strips, got {len(stems)} stems")
@@ -139,10 +135,8 @@ class Mixer:
         self.module = module
 
     def latent(self, index: int, image: int | None = None) -> Tensor:
-        """Latent (1, C, L) of a stem; with an image its left and right by the module, (2, C, L).
-
-        Raises ValueError for an image where there is no module, and as `ReEncoder.process`.
-        """
+        """Latent (1, C, L) of a stem; with an image its left and right by the module, (2, C, L), or a
+        ValueError where there is none."""
         return self._latent(index, image, None if image is None else self.module)
 
     def decoded_stem(self, index: int, image: int | None = None) -> Tensor:
@@ -151,10 +145,7 @@ class Mixer:
 
     def latent_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
         """Dec(sum_i g_i z_i), (channels, T), z_i being the latent of stem i, or what the module makes of it
-        for this channel: one decode a channel, or none where it was made before.
-
-        Raises ValueError for another number of strips than stems, and as `latent`.
-        """
+        for this channel. Raises ValueError for another number of strips than stems, and as `latent`."""
         factors, images = self.settings(strips, master_db)
         channels = []
         for channel, row in enumerate(factors.tolist()):
@@ -164,10 +155,8 @@ class Mixer:
         return torch.cat(channels)
 
     def waveform_mix(self, strips: Sequence[Strip], master_db: float = 0.0) -> Tensor:
-        """sum_i g_i stem_i, (channels, T), what a desk for waveforms does. ValueError as `latent_mix`.
-
-        What a module does has no counterpart there: a stem with an image is in the centre.
-        """
+        """sum_i g_i stem_i, (channels, T), what a desk for waveforms does; a stem with an image is in the
+        centre. ValueError as `latent_mix`."""
         factors, _ = self.settings(strips, master_db)
         return (factors @ self.stems.double()).float()
 
@@ -218,8 +207,8 @@ class Mixer:
 def stereo_modules(model: AutoencoderLike, folder: str | Path = MODULES) -> dict[str, Path]:
     """Files below `folder` of the mono-to-stereo modules of a model, by name, such as "left_right".
 
-    Whose latents a module was trained on stands in its header; names of folders decide nothing. A file in a
-    folder of the model's name that cannot be read is among them: loading it says what is wrong.
+    Their headers decide, not names of folders. A file in a folder of the model's name that cannot be read is
+    among them: loading it says what is wrong.
     """
     fingerprint = model.fingerprint()
     found: dict[str, Path] = {}
@@ -253,9 +242,8 @@ def stem_files(path: str | Path) -> list[Path]:
 def stem_track(files: Sequence[Path], name: str) -> tuple[Track, list[str]]:
     """A track of audio files of any rates and lengths, held in memory, and what had to be done to them.
 
-    All are resampled to the highest rate, mono (channel mean), and the shorter ones go on with silence to the
-    end of the longest. Raises AudioFileError naming a file that is not audio, ValueError for no or more than
-    MAX_STEMS files.
+    All become mono (channel mean), resampled to the highest rate, and as long as the longest, with silence.
+    Raises AudioFileError naming a file that is not audio, ValueError for no or more than MAX_STEMS files.
     """
     _check_count(files, name)
     sounds = [read_audio(file, channels="all") for file in files]

@@ -1,7 +1,7 @@
 """What a Re-Encoder is trained for (section 3.2): its losses, and an objective of the common loop over pairs.
 
-Equation 5 and the KL divergence stand in `lincae.vae.model`; what the paper leaves open: docs/reencoder.md. No
-waveform is decoded, but for the mel loss of Table 1's row 7. A run folder holds what that of every run does
+Equation 5 and the KL divergence stand in `lincae.vae.model`; what the paper leaves open: docs/reencoder.md.
+No waveform is decoded, but for the mel loss of Table 1's row 7. A run folder holds what every run's does
 (`lincae.training.loop`), and `module.safetensors`, which `ReEncoder.load` reads.
 """
 
