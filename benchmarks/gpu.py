@@ -33,11 +33,10 @@ from torch import Tensor
 import lincae
 from lincae.interop.recipes import objective_of
 from lincae.machine import free_bytes, generator, precisions, resolve_device
-from lincae.reencoder.config import recipe
 from lincae.reencoder.linear import LinearConfig
 from lincae.reencoder.linear_training import LinearObjective, LinearTraining
 from lincae.reencoder.pairs import LatentPairs, Source, write_pairs
-from lincae.reencoder.training import ReEncoderObjective, fitted
+from lincae.reencoder.training import ReEncoderObjective, fitted, recipe
 from lincae.training.loop import train
 from lincae.training.objective import compile_network
 

@@ -8,7 +8,7 @@ from test_reencoder import OWNER
 
 import lincae
 from lincae.interop.recipes import objective_of, recipe
-from lincae.reencoder import config as reencoder_config
+from lincae.reencoder import training as reencoder_config
 from lincae.reencoder.linear import LinearConfig, LinearPair
 from lincae.reencoder.linear_training import Arithmetic, LinearObjective, LinearTraining
 from lincae.reencoder.module import ReEncoder

@@ -22,8 +22,8 @@ from lincae.interop.models import BUNDLED
 from lincae.interop.references import StftAutoencoder, TanhToy
 from lincae.latents.store import LatentDataset, LatentFileError, describe, write_latents
 from lincae.reencoder import module as reencoder
-from lincae.reencoder.config import recipe
 from lincae.reencoder.module import KIND, SIZES, START_LOG_VARIANCE, ReEncoder, ReEncoderConfig, modules_in
+from lincae.reencoder.training import recipe
 from tests.fuzzing import fuzz
 from tools.bundle import main as bundle_main
 from tools.bundle import reencoder_card, training_command

@@ -12,10 +12,9 @@ from lincae.cli import main
 from lincae.commands import reencoder as command
 from lincae.interop.references import TanhToy
 from lincae.latents.store import LatentFileError
-from lincae.reencoder.config import PRESETS, recipe
 from lincae.reencoder.module import ReEncoder
 from lincae.reencoder.pairs import LatentPairs, Source, write_pairs
-from lincae.reencoder.training import ReEncoderObjective, check_chunks, fitted
+from lincae.reencoder.training import PRESETS, ReEncoderObjective, check_chunks, fitted, recipe
 from lincae.training.loop import train
 from lincae.training.objective import learning_rate
 from lincae.training.processes import NonFiniteError

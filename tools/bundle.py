@@ -26,9 +26,9 @@ from lincae.interop.bundled import BUNDLED
 from lincae.interop.models import kind_of, load
 from lincae.machine import resolve_device
 from lincae.machine.files import atomic_write, sha256_of
-from lincae.reencoder.config import FACTORS, PRESETS, ReEncoderTraining, recipe
 from lincae.reencoder.linear import KIND as LINEAR
 from lincae.reencoder.module import KIND, SIZES
+from lincae.reencoder.training import FACTORS, PRESETS, ReEncoderTraining, recipe
 from lincae.training.environment import hardware
 
 

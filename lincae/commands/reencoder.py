@@ -14,7 +14,6 @@ from lincae.commands.options import Command, changes, choice, device, model, opt
 from lincae.data.crops import training_data
 from lincae.latents.store import check_suffix, describe
 from lincae.reencoder import linear_training, training
-from lincae.reencoder.config import FACTORS, OBJECTIVES, PRESETS, recipe
 from lincae.reencoder.linear import DESIGNS
 from lincae.reencoder.module import SIZES, TASKS
 from lincae.reencoder.pairs import LatentPairs, folder_sources, synthetic_sources, write_pairs
@@ -30,9 +29,9 @@ def reencoder() -> None:
 @reencoder.command(cls=Command)
 @click.argument("task", type=click.Choice(TASKS))
 @model
-@choice("--preset", PRESETS, default="desk")
+@choice("--preset", training.PRESETS, default="desk")
 @choice("--size", SIZES, help="Default: the preset's M.")
-@choice("--objective", OBJECTIVES, default="l1")
+@choice("--objective", training.OBJECTIVES, default="l1")
 @option("--layout", default="left_right", help="Stereo: left_right or mid_side.")
 @several("--data", "sources", default=["synthetic"], help="synthetic, or folders of audio files.")
 @option("--songs", type=int, help="Synthetic songs to encode; default: all.")
@@ -53,7 +52,7 @@ def train(
         lincae reencoder train bandwidth --model desk/lin-cae
         lincae reencoder train stereo --model lin-cae --preset full --data musdb18hq/train
     """
-    config = recipe(task, preset, size, objective, layout)
+    config = training.recipe(task, preset, size, objective, layout)
     for name, value in changes.items():
         config = changed(config, name.split("."), value)
     autoencoder = loaded(model, device)
@@ -62,7 +61,7 @@ def train(
     training.check_chunks(config, autoencoder.latent_rate)
     if objective == "l1+mel":
         training.check_decoder(autoencoder, config)
-    factor = factor or FACTORS[preset]
+    factor = factor or training.FACTORS[preset]
     run, halves = training.folders(autoencoder, config, pairs_folder, run, factor, sources)
     held_out = None
     if list(sources) == ["synthetic"]:

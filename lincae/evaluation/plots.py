@@ -74,6 +74,7 @@ DOTS = f"dots: values; bars: {POINTS}"
 # Spectrograms: range below the maximum of the figure, lowest frequency, and height of the image.
 FLOOR_DB = -90.0
 LOWEST_HZ = 50.0
+WINDOW_S = 0.04
 N_ROWS = 160
 TICKS_HZ = (100, 400, 1600, 6400)
 STYLE = {
@@ -124,13 +125,13 @@ def save_numbers(numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
     numbers.to_csv(Path(out_dir) / f"{name}.csv", index=False, float_format="%.6g")
 
 
-def spectrogram_db(audio: Tensor, sample_rate: int, window_s: float = 0.04) -> tuple[np.ndarray, list[float]]:
+def spectrogram_db(audio: Tensor, sample_rate: int) -> tuple[np.ndarray, list[float]]:
     """Magnitudes in dB of `(T,)` audio, (N_ROWS, frames), and their extent for imshow: seconds, octaves.
 
     The frequency axis is logarithmic, from LOWEST_HZ (octave 0) to half the sample rate. 0 dB is a full-scale
     sine. Signals shorter than a window are padded.
     """
-    window = hann(round(window_s * sample_rate), sym=False)
+    window = hann(round(WINDOW_S * sample_rate), sym=False)
     stft = ShortTimeFFT(window, hop=len(window) // 4, fs=sample_rate)
     samples = np.asarray(audio.detach().cpu(), dtype=np.float64)
     samples = np.pad(samples, (0, max(0, len(window) - len(samples))))

@@ -146,7 +146,7 @@ def per_track(frame: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFra
     return used.groupby(keys, sort=False, dropna=False)[metric].mean().reset_index()
 
 
-def summary(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) -> pd.DataFrame:
+def summary(frame: pd.DataFrame, by: Sequence[str], metric: str) -> pd.DataFrame:
     """Mean of a metric for every group of `by`, over tracks, with its 95 % interval `low`, `high`.
 
     Columns: those of `by`, `mean`, `low`, `high`, `n_tracks`, `n_chunks`, `n_left_out`.
@@ -155,7 +155,7 @@ def summary(frame: pd.DataFrame, by: Sequence[str], metric: str, seed: int = 0) 
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         values = per_track(group, [], metric)[metric]
         n_chunks = int(group[metric].notna().sum())
-        rows.append([*key, *interval(values, seed), len(values), n_chunks, len(group) - n_chunks])
+        rows.append([*key, *interval(values), len(values), n_chunks, len(group) - n_chunks])
     return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "n_tracks", "n_chunks", "n_left_out"])
 
 

@@ -247,6 +247,6 @@ class LatentPairs:
         z_target = self.targets.frames(name, start, n_frames)
         return z_in, z_target.flip(0) if u_swap < 0.5 else z_target  # a single channel stays as it is
 
-    def latent_std(self, n_frames: int, seed: int, items: int = 64) -> float:
+    def latent_std(self, n_frames: int, seed: int) -> float:
         """Standard deviation of the targets, over some crops."""
-        return max(self.crops(range(items), n_frames, seed)[1].std().item(), 1e-8)
+        return max(self.crops(range(64), n_frames, seed)[1].std().item(), 1e-8)
