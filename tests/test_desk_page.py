@@ -21,9 +21,9 @@ from lincae.data.tracks import tracks, write_synthetic
 from lincae.listening import asset
 from lincae.listening.desk import Desk
 from lincae.listening.loudness import loudness_lufs, rms_dbfs
-from lincae.listening.mixer import Mixer, Strip, stereo_modules
+from lincae.listening.mixer import Mixer, Strip
 from lincae.metrics import snr_db
-from lincae.reencoder.module import ReEncoder
+from lincae.reencoder.module import ReEncoder, stereo_modules
 
 pytestmark = pytest.mark.page
 

@@ -66,7 +66,7 @@ def test_models_and_modules_load_by_name(installed, tmp_path):
     listed = run(programs / "lincae", "models", cwd=tmp_path)
     assert f"{package}/bundled/desk/lin-cae" in listed.stdout, listed.stderr
     code = (
-        "import lincae, torch; from lincae.listening.mixer import stereo_modules\n"
+        "import lincae, torch; from lincae.reencoder.module import stereo_modules\n"
         "from lincae.reencoder.module import ReEncoder\n"
         "model = lincae.load('desk/lin-cae', 'cpu')\n"
         "assert model.decode(model.encode(torch.zeros(1, 999)), 999).shape == (1, 999)\n"

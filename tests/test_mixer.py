@@ -8,8 +8,9 @@ from fakes import RATE, FakeTrack, Linear, NoisyDecoder, Placer
 from lincae.data.audio import AudioFileError
 from lincae.interop.references import TanhToy
 from lincae.listening import mixer as mixing
-from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
+from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track
 from lincae.machine import generator
+from lincae.reencoder.module import stereo_modules
 
 OFF = Strip(-math.inf)
 

@@ -29,9 +29,9 @@ from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, decibels, loudness_lufs, rms_dbfs, true_peak_dbtp
-from lincae.listening.mixer import MODULES, Mixer, Strip, amplitudes, stem_files, stem_track, stereo_modules
+from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track
 from lincae.metrics import is_silent, snr_db
-from lincae.reencoder.module import ReEncoder
+from lincae.reencoder.module import MODULES, ReEncoder, stereo_modules
 
 DEBOUNCE_S = 0.12
 MAX_RANGE_S = 30.0

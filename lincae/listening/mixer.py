@@ -14,14 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lincae.checkpoints import opened
 from lincae.data.audio import read_audio, resample
 from lincae.data.folders import audio_files
 from lincae.data.stereo import constant_power
 from lincae.data.tracks import Track
 from lincae.interface import AutoencoderLike, check_audio
-from lincae.interop.bundled import BUNDLED
-from lincae.latents.algebra import mix
 from lincae.listening.loudness import amplitude
 from lincae.metrics import is_silent
 from lincae.reencoder.module import ReEncoder
@@ -29,8 +26,6 @@ from lincae.reencoder.module import ReEncoder
 MAX_STEMS = 8
 MAX_CACHED = 64
 """Latents, decoded stems and decoded mixes that a mixer keeps, so many of each."""
-
-MODULES = BUNDLED / "reencoder"
 
 
 @dataclass(frozen=True)
@@ -198,30 +193,10 @@ class Mixer:
             else:
                 image, channel = side
                 latents.append(self._latent(index, image, module)[channel : channel + 1])
-        return self._decode(mix(latents, self.model.latent_rate, gains=factors)[0])
+        return self._decode(sum(factor * z for factor, z in zip(factors, latents, strict=True)))
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.model.decode(z, length=self.stems.shape[1], seed=self.seed).cpu()
-
-
-def stereo_modules(model: AutoencoderLike, folder: str | Path = MODULES) -> dict[str, Path]:
-    """Files below `folder` of the mono-to-stereo modules of a model, by name, such as "left_right".
-
-    Their headers decide, not names of folders. A file in a folder of the model's name that cannot be read is
-    among them: loading it says what is wrong.
-    """
-    fingerprint = model.fingerprint()
-    found: dict[str, Path] = {}
-    for path in sorted(Path(folder).rglob("stereo-*.safetensors")):
-        try:
-            with opened(path) as (_, description):
-                owner = description.get("autoencoder") or {}
-                own = owner.get("fingerprint") == fingerprint
-        except (ValueError, OSError):
-            own = path.parent.name == Path(model.name).name
-        if own:
-            found.setdefault(path.stem.removeprefix("stereo-"), path)
-    return found
 
 
 def stem_files(path: str | Path) -> list[Path]:

@@ -21,6 +21,7 @@ from lincae.checkpoints import (
     FORMAT_VERSION,
     from_dict,
     load_strictly,
+    opened,
     read_checkpoint,
     write_weights,
 )
@@ -31,6 +32,7 @@ from lincae.machine import generator, resolve_device
 from lincae.vae.convnext import AdaptiveLayerNorm, ConvNeXtBlock
 
 KIND = "reencoder"  # as files say it
+MODULES = BUNDLED / "reencoder"  # what comes with the package
 TASKS = ("bandwidth", "stereo")
 LAYOUTS = ("left_right", "mid_side")
 START_LOG_VARIANCE = -2.0  # that a condition encoder starts with
@@ -327,6 +329,26 @@ class ReEncoder(nn.Module):
         module = cls(config, owner, latent_std, description.get("metadata"))
         module.load_state_dict(tensors)
         return module.eval().to(resolve_device(device))
+
+
+def stereo_modules(model: AutoencoderLike, folder: str | Path = MODULES) -> dict[str, Path]:
+    """Files below `folder` of the mono-to-stereo modules of a model, by name, such as "left_right".
+
+    Their headers decide, not names of folders. A file in a folder of the model's name that cannot be read is
+    among them: loading it says what is wrong.
+    """
+    fingerprint = model.fingerprint()
+    found: dict[str, Path] = {}
+    for path in sorted(Path(folder).rglob("stereo-*.safetensors")):
+        try:
+            with opened(path) as (_, description):
+                owner = description.get("autoencoder") or {}
+                own = owner.get("fingerprint") == fingerprint
+        except (ValueError, OSError):
+            own = path.parent.name == Path(model.name).name
+        if own:
+            found.setdefault(path.stem.removeprefix("stereo-"), path)
+    return found
 
 
 def modules_in(folder: str | Path, task: str, device: str = "auto") -> dict[str, ReEncoder]:
