@@ -22,14 +22,10 @@ from lincae.machine import generator
 
 MIXTURE = "mixture"
 NOISES = ("common", "independent")
-ROUNDING = 1e-5
-"""So much of a signal is the rounding of float32."""
-ENDING_S = 0.1
-"""So much may be missing at the end of a track, and is silence: containers round their lengths to frames."""
+ROUNDING = 1e-5  # so much of a signal is the rounding of float32
+ENDING_S = 0.1  # may be missing at the end of a track, and is silence: containers round lengths to frames
 
-
-Pair = tuple[Tensor, Tensor]
-"""Prediction and reference."""
+Pair = tuple[Tensor, Tensor]  # prediction and reference
 
 
 class Stems(Protocol):
@@ -69,9 +65,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         """Raises ValueError for values out of range."""
-        # lists come from notebooks and JSON
-        object.__setattr__(self, "gains", tuple(float(gain) for gain in self.gains))
-        object.__setattr__(self, "gain_range", tuple(float(gain) for gain in self.gain_range))
+        for name in ("gains", "gain_range"):  # lists come from notebooks and JSON
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         low, high = self.gain_range
         for ok, allowed in (
             (0 <= self.overlap_s <= self.window_s / 2, "0 <= overlap_s <= window_s / 2"),
@@ -332,10 +327,7 @@ def _scaled(chunk: Chunk, gain: float, condition: str) -> Iterator[dict]:
         return chunk.once(f"{factor} times", lambda: factor * z)
 
     encoded = chunk.encode(MIXTURE, gain)
-    encoder = {
-        "linearity": (encoded, gain * z),
-        "swap": (encoded, gain * chunk.swapped(MIXTURE)),
-    }
+    encoder = {"linearity": (encoded, gain * z), "swap": (encoded, gain * chunk.swapped(MIXTURE))}
     turned = chunk.encode(MIXTURE, -gain), gain * chunk.encode(MIXTURE, -1.0)
     yield from chunk.rows("encoder_homogeneity", MIXTURE, encoder, turned, **labels)
     decoder = {
@@ -350,8 +342,7 @@ def _scaled(chunk: Chunk, gain: float, condition: str) -> Iterator[dict]:
 def sums(names: Sequence[str]) -> list[tuple[int, str, tuple[str, ...], str]]:
     """What additivity adds: (number of signals, condition, their names, name of their sum), for 2..S signals.
 
-    Up to four stems, mixture, stems and accompaniments are all that this needs: all stems; all but one; one
-    stem, and the accompaniment as the second signal.
+    These are all stems; all but one; one stem, and the accompaniment; beyond four stems also the first few.
     """
     n = len(names)
     if n < 2:
@@ -373,10 +364,7 @@ def additivity(chunk: Chunk) -> Iterator[dict]:
     for n_sources, condition, parts, whole in sums(chunk.names):
         labels = {"condition": condition, "n_sources": n_sources, "status": chunk.together(parts)}
         total = sum(chunk.encode(part) for part in parts)
-        pairs = {
-            "linearity": (total, chunk.encode(whole)),
-            "swap": (total, chunk.swapped(MIXTURE)),
-        }
+        pairs = {"linearity": (total, chunk.encode(whole)), "swap": (total, chunk.swapped(MIXTURE))}
         turned = None
         if condition == "all":
             turned = sum(chunk.encode(part, -1.0) for part in parts), chunk.encode(whole, -1.0)
@@ -464,13 +452,10 @@ PROTOCOLS: dict[str, Callable[[Chunk], Iterator[dict]]] = {
 
 # ---------------------------------------------------------------- probes: what a report asks beyond the paper
 
-SHIFTS = (0.25, 0.5, 1.0, 4.0)
-"""Shifts in time, in latent frames."""
-FILTER_S = 0.064
-BLOCK_S = 1.0
-"""Window of the spectrogram that the best linear filter acts on, and the stretches that it is fitted to."""
-N_WINDOWS = 4
-"""So many windows are mixed where a track has no stems."""
+SHIFTS = (0.25, 0.5, 1.0, 4.0)  # in time, in latent frames
+FILTER_S = 0.064  # window of the spectrogram that the best linear filter acts on,
+BLOCK_S = 1.0  # and the stretches that it is fitted to
+N_WINDOWS = 4  # are mixed where a track has no stems
 
 
 def equivariance(chunk: Chunk) -> Iterator[dict]:

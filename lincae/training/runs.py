@@ -26,7 +26,9 @@ from lincae.machine.files import atomic_write
 SAME_LEVEL = 1e-3
 """Relative difference of levels up to which sounds count as equal: another decoder rounds otherwise."""
 
-RETIRED = ("adversarial", "feature_matching", "discriminator_fft_sizes", "discriminator_channels")
+RETIRED = (
+    "loss.adversarial", "loss.feature_matching", "loss.discriminator_fft_sizes", "loss.discriminator_channels",
+)  # fmt: skip
 """Fields of `VaeLossConfig` of earlier versions, which no recipe used."""
 
 DAMAGE = (
@@ -226,7 +228,7 @@ def restore(
     step = stored["step"]
     sources = json.loads(stored["sources"]) if "sources" in stored else origin.sources
     before = flat(json.loads(stored["config"]))
-    before = {name: value for name, value in before.items() if name.removeprefix("loss.") not in RETIRED}
+    before = {name: value for name, value in before.items() if name not in RETIRED}
     settings = _changes(before, flat(json.loads(json.dumps(origin.config))))
     groups = _changes({"--accumulate": stored.get("processes", 1)}, {"--accumulate": origin.micro_batches})
     data = _other_sources(sources, origin.sources)
