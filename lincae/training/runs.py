@@ -27,7 +27,8 @@ SAME_LEVEL = 1e-3
 """Relative difference of levels up to which sounds count as equal: another decoder rounds otherwise."""
 
 RETIRED = (
-    "loss.adversarial", "loss.feature_matching", "loss.discriminator_fft_sizes", "loss.discriminator_channels",
+    "loss.adversarial", "loss.feature_matching",
+    "loss.discriminator_fft_sizes", "loss.discriminator_channels",
 )  # fmt: skip
 """Fields of `VaeLossConfig` of earlier versions, which no recipe used."""
 
