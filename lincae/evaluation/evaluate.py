@@ -77,10 +77,8 @@ def evaluate(
 
     With a `store` folder, finished chunks are kept there, and a later call with the same model, sound and
     configuration computes only what is missing. Tracks at another sample rate are resampled to the model's.
-
-    Raises ValueError for unknown protocols, no tracks, tracks of one name, tracks shorter than 0.1 s, tracks
-    that end before they say, and a model that returns another shape than asked for, naming it; for unreadable
-    files what their reader raises.
+    Raises ValueError for unknown protocols, no tracks, tracks of one name, shorter than 0.1 s or that end
+    before they say, and a model that returns another shape than asked for; as readers for unreadable files.
     """
     config = config or EvaluationConfig()
     if unknown := sorted(set(protocols) - set(KNOWN)):
@@ -135,11 +133,8 @@ def evaluate_models(
     device: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """`evaluate` of each model by name or path (see `lincae.interop.models.listed`), in one frame.
-
-    One model is in memory at a time. Raises ValueError for two models of one name, whose rows could not be
-    told apart, and as `lincae.interop.models.load` and `evaluate`.
-    """
+    """`evaluate` of each model by name or path (see `lincae.interop.models.listed`), in one frame; one is in
+    memory at a time. Raises ValueError for two models of one name, and as `load` and `evaluate`."""
     frames: dict[str, pd.DataFrame] = {}
     for source in listed(models):
         model = load(source, device)
@@ -193,8 +188,8 @@ def chunks(
 ) -> Iterator[tuple[int, int, Chunk]]:
     """(number of the track, number of the chunk, chunk) for all chunks of all tracks, made when asked for.
 
-    Each comes with its stranger, the same chunk of the next track; a single track has none. Latents of a
-    stranger stay until its own track has used them, those of the first track to the end.
+    Each comes with its stranger, the same chunk of the next track, where there is one. Latents of a stranger
+    stay until its own track has used them, those of the first track to the end.
     """
     cuts = [_cuts(track, model.sample_rate, config) for track in tracks]
     latents: dict[tuple[int, int], dict[tuple[str, float], Tensor]] = {}
@@ -237,11 +232,11 @@ rounds differently."""
 
 
 class Store:
-    """A folder of finished chunks, a folder in it for each model, a file in that for each chunk.
+    """Finished chunks: a folder for each model, with a file for each chunk.
 
-    A model is told apart by its fingerprint, and by what it makes of one excerpt: a fingerprint says what
-    decides the latents, not how they are decoded, and not every model has one. A chunk is told apart by its
-    own sound and by that of its stranger, by its place, and by the configuration.
+    A model is told apart by its fingerprint, which not every one has and which says nothing of the decoder,
+    and by what it makes of one excerpt; a chunk by its sound and that of its stranger, its place, and the
+    configuration.
     """
 
     def __init__(self, root: str | Path, model: AutoencoderLike, config: EvaluationConfig):

@@ -103,9 +103,8 @@ def overlap_add(windows: Sequence[Tensor], starts: Sequence[int], overlap: int) 
 class Chunk:
     """A chunk of a track: its signals, their latents and decodes, each computed once, when asked for.
 
-    Signals are named: "mixture", a stem, or "without " and a stem (the accompaniment). All windows have one
-    length: a shorter track is padded with silence, which is cut off again. `start` and `n_samples` are at the
-    model's rate.
+    Signals are named: "mixture", a stem, or "without " and a stem (the accompaniment). A track shorter than a
+    window is padded with silence, which is cut off again. `start` and `n_samples` are at the model's rate.
     """
 
     model: AutoencoderLike

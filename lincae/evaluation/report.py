@@ -96,10 +96,10 @@ def linearity_report(
     store: str | Path | None = None,
     progress: bool = True,
 ) -> "Report":
-    """Measure a model on tracks with stems; arguments and errors as of `lincae.evaluation.evaluate`.
+    """Measure a model on tracks; arguments and errors as of `lincae.evaluation.evaluate`.
 
-    Of tracks without stems there is no additivity and no separation, and so no summary. Raises TypeError for
-    a model that is no `AutoencoderLike`: `lincae.interop.adapters.adapt` makes one of it.
+    Tracks without stems have no additivity and no separation, and so no summary. Raises TypeError for a model
+    that is no `AutoencoderLike`.
     """
     wanted = ("name", "sample_rate", "latent_rate", "encode", "decode")
     if lacks := [name for name in wanted if not hasattr(model, name)]:

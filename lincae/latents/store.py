@@ -381,10 +381,8 @@ class Summary:
 
 
 def named_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """FOLDER/relative/name -> path of all audio files in some folders, at any depth (`folders.audio_files`).
-
-    Raises FileNotFoundError for a folder that is missing or without audio; ValueError for two of one name.
-    """
+    """FOLDER/relative/name -> path of all audio files in some folders. Raises as `audio_files`, and ValueError
+    for two folders of one name."""
     roots = [Path(folder) for folder in folders]
     names = [root.resolve().name for root in roots]
     if len(set(names)) < len(names):
@@ -397,7 +395,7 @@ def named_files(folders: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def changed_source(path: Path, known: Entry | None, sample_rate: int) -> tuple[int, int, str] | None:
-    """What an `Entry` says of an audio file as its `source`; None where `known` is the entry of that sound.
+    """The `source` of an `Entry` for an audio file; None where `known` is the entry of that sound.
 
     A file is read only where its time of modification has changed. Entries of earlier versions note the
     length of a sound alone. Raises AudioFileError.
@@ -597,10 +595,10 @@ class LatentDataset(Dataset):
     # -------- stretches of a file
 
     def frames(self, file: str, first: int = 0, n_frames: int | None = None) -> Tensor:
-        """Latents (B, C, n_frames) of a file from its frame `first` on, to its end by default; B channels.
+        """Latents (B, C, n_frames) of a file from its frame `first` on, by default to its end.
 
-        Only these are read. Raises ValueError for frames that the file does not have; LatentFileError for an
-        unknown file and for values that are not finite.
+        Raises ValueError for frames that the file does not have; LatentFileError for an unknown file and for
+        values that are not finite.
         """
         first, stop = self._range(file, first, n_frames)
         path, k, entry = self._entries[file]
@@ -619,11 +617,8 @@ class LatentDataset(Dataset):
         return z
 
     def seconds(self, file: str, start_s: float = 0.0, seconds: float | None = None) -> Tensor:
-        """Latents (B, C, L) of a stretch of a file, to its end by default; both ends at the nearest frame,
-        where frame i begins at i / latent_rate.
-
-        Raises as `frames`, and ValueError for a time that no file can have, such as infinity.
-        """
+        """Latents (B, C, L) of a stretch of a file, to its end by default; both ends at the nearest frame.
+        Raises as `frames`, and ValueError for a time that no file can have, such as infinity."""
         return self.frames(file, *self._stretch(start_s, seconds))
 
     def decode(
@@ -635,10 +630,10 @@ class LatentDataset(Dataset):
         seed: int = 0,
         steps: int = 1,
     ) -> Iterator[Tensor]:
-        """Consecutive audio (B, T_i) of a stretch of a file, from the frame nearest to `start_s`.
+        """Consecutive audio (B, T_i) of a stretch of a file, in constant memory if the model streams.
 
-        In constant memory if the model has `decode_stream`. The noise is that of the file's own frames, but
-        at the ends of a stretch a decoder misses what was cut off. Raises as `check_model` and `seconds`.
+        The noise is that of the file's own frames, but at the ends of a stretch a decoder misses what was cut
+        off. Raises as `check_model` and `seconds`.
         """
         self.check_model(model)
         first, stop = self._range(file, *self._stretch(start_s, seconds))
