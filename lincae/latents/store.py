@@ -381,7 +381,7 @@ class Summary:
 
 
 def named_files(folders: Sequence[str | Path]) -> dict[str, Path]:
-    """FOLDER/relative/name -> path of all audio files in some folders. Raises as `audio_files`, and ValueError
+    """FOLDER/relative/name -> path of all audio files in some folders. Raises as `audio_files`; ValueError
     for two folders of one name."""
     roots = [Path(folder) for folder in folders]
     names = [root.resolve().name for root in roots]
