@@ -43,6 +43,18 @@ def test_one_colour_a_model_whatever_stands_beside_it():
     assert len(set(two.values())) == 3
 
 
+def test_rows_stand_in_the_order_of_the_readme():
+    models = ["stft", "tanh", "desk/lin-cae", "pca-32x", "desk/m2l", "desk/no-additivity"]
+    ordered = ["desk/m2l", "desk/no-additivity", "desk/lin-cae", "stft", "pca-32x", "tanh"]
+    assert plots.ordered(models) == ordered
+
+
+def test_no_colour_has_two_meanings():
+    palettes = [plots.MODEL_COLOURS.values(), plots.FREE_COLOURS, plots.STEM_COLOURS.values(), [plots.GREY]]
+    colours = [colour for palette in (*palettes, plots.CONDITION_COLOURS) for colour in palette]
+    assert len(set(colours)) == len(colours)
+
+
 def rows(model, values):
     """Two tracks a chunk each at x = 1 and x = 2."""
     frame = {"model": model, "dataset": "d", "track": ["a", "b"] * 2, "x": [1.0, 1.0, 2.0, 2.0]}

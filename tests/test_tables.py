@@ -212,3 +212,27 @@ def test_styled_shows_values_marks_and_intervals():
     assert all(text in html for text in ("error ↓", "–", "text-decoration: underline", "font-weight: bold"))
     assert tables.ranks(table).tolist() == [1, 2, 0, 1, 0]
     assert tables.ranks(table, references=["a"]).tolist() == [0, 1, 0, 0, 0]
+
+
+# ---------------------------------------------------------------- as readers of a notebook see them
+
+
+def test_claims_are_grouped_whole_and_in_words():
+    claim = [
+        "a long claim of which nothing is cut off, in dB higher: one, two",
+        "less: three",
+        "more: one, two",
+    ]
+    table = pd.DataFrame({"claim": claim, "goal": 1.0, "value": [0.5, 2.0, 1.0], "low": np.nan, "high": 3.0})
+    shown = tables.claims(table.assign(met=[False, True, True]))
+    assert [group for group, _ in shown.index] == ["one against two"] * 2 + ["three"]
+    assert shown.index[0][1] == claim[0].split(":")[0]
+    assert shown.data[""].tolist() == ["not met", "met", "met"]
+    assert shown.to_html().count("font-weight: bold") == 1
+
+
+def test_shown_tables_have_units_and_words():
+    table = pd.DataFrame({"model": ["m"], "snr_db": [1.26], "counts": [True]})
+    html = tables.shown(table, 1, counts="reconstructs").to_html()
+    assert all(word in html for word in ("SNR [dB]", "reconstructs", ">1.3<", ">yes<"))
+    assert "row_heading" not in html
