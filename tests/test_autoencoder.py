@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from fakes import randn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,18 +40,11 @@ def model(request):
     return shared_model(request.param)
 
 
-def noise(*shape, seed: int = 0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ---------------------------------------------------------------- lengths
-
-
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5000), st.booleans(), st.sampled_from(sorted(CONFIGS)))
 def test_length_comes_back(n_samples, pad_edges, kind):
     model = shared_model(kind, pad_edges)
-    z = model.encode(noise(1, n_samples))
+    z = model.encode(randn(1, n_samples))
     assert z.shape == (1, model.config.network.latent_channels, model.latent_frames(n_samples))
     assert model.decode(z, length=n_samples).shape == (1, n_samples)
 
@@ -71,7 +65,7 @@ def test_lengths_of_the_paper_model(n_samples, frames, held):
 def test_padded_edges_are_whole():
     """With an exact network in the middle, silence around the signal makes T^-1 T exact at its ends."""
     model = shared_model("consistency")
-    audio = noise(1, 3000)
+    audio = randn(1, 3000)
     edge = 3 * model.config.transform.hop
     padded = torch.nn.functional.pad(audio, (edge, edge + 64))
     back = model.transform.inverse(model.transform(padded))[:, edge : edge + 3000]
@@ -82,7 +76,7 @@ def test_latents_of_long_audio_are_one_sequence():
     """Windowed and whole encodings agree up to what GroupNorm sees of the window."""
     model = shared_model("consistency")
     whole = random_model(dataclasses.replace(TEST, window_frames=10_000))
-    audio = noise(1, 60_000) * 0.1
+    audio = randn(1, 60_000) * 0.1
     expected = whole.encode(audio)
     assert expected.shape[-1] > TEST.window_frames
     error = (model.encode(audio) - expected).norm() / expected.norm()
@@ -90,18 +84,9 @@ def test_latents_of_long_audio_are_one_sequence():
     assert error < 0.1 < other
 
 
-# ---------------------------------------------------------------- what comes out
-
-
-def test_is_autoencoder_like(model):
-    assert isinstance(model, AutoencoderLike)
-    assert model.latent_rate == 16000 / model.config.hop
-    assert model.compression == 16
-
-
 def test_decode_is_deterministic_and_shares_noise_between_items():
     model = shared_model("consistency")
-    z = noise(3, 8, 20)
+    z = randn(3, 8, 20)
     first = model.decode(z)
     assert torch.equal(first, model.decode(z))
     assert not torch.allclose(first, model.decode(z, seed=1))
@@ -109,23 +94,21 @@ def test_decode_is_deterministic_and_shares_noise_between_items():
     assert not torch.allclose(model.decode(z, steps=2), first)
 
 
-def test_latent_scale_multiplies_public_latents(model):
+def test_latent_scale_multiplies_public_latents_which_others_can_train_on(model):
     scaled = random_model(dataclasses.replace(model.config, latent_scale=4.0))
-    audio = noise(2, 4000)
+    audio = randn(2, 4000)
     z = model.encode(audio)
+    assert isinstance(model, AutoencoderLike)
+    assert model.latent_rate == 16000 / model.config.hop
     torch.testing.assert_close(scaled.encode(audio), 4 * z)
     torch.testing.assert_close(scaled.decode(4 * z), model.decode(z))
-
-
-def test_latents_can_be_used_in_autograd(model):
-    """Other modules train on latents: inference tensors would refuse."""
-    weight = torch.ones(1, requires_grad=True)
-    (weight * model.encode(noise(1, 4000))).sum().backward()
+    weight = torch.ones(1, requires_grad=True)  # others train on latents: inference tensors would refuse
+    (weight * z).sum().backward()
     assert weight.grad is not None
 
 
 def test_bf16_is_close(model):
-    audio = noise(1, 5000)
+    audio = randn(1, 5000)
     exact = model.encode(audio)
     decoded = model.decode(exact)
     try:
@@ -145,9 +128,9 @@ def test_bf16_is_close(model):
         model.precision = "fp32"
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_audio_and_latents_may_have_any_precision(model, dtype):
-    audio = noise(1, 2000).to(dtype)
+    audio = randn(1, 2000).to(dtype)
     z = model.encode(audio)
     assert torch.equal(z, model.encode(audio.float()))
     assert torch.equal(model.decode(z.to(dtype)), model.decode(z.to(dtype).float()))
@@ -156,7 +139,7 @@ def test_audio_and_latents_may_have_any_precision(model, dtype):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_default_dtype_of_torch_changes_nothing(kind, tmp_path):
     random_model(CONFIGS[kind]).save(tmp_path)
-    audio = noise(1, 3000)
+    audio = randn(1, 3000)
     results = []
     for dtype in (torch.float32, torch.float64):
         torch.set_default_dtype(dtype)
@@ -170,91 +153,41 @@ def test_the_default_dtype_of_torch_changes_nothing(kind, tmp_path):
         assert torch.equal(ours, theirs)
 
 
-# ---------------------------------------------------------------- refusals
-
-
 @pytest.mark.parametrize(
-    ("audio", "kind", "message"),
+    ("call", "kind", "message"),
     [
-        (noise(100), ValueError, r"\(B, T\), got \(100,\)"),
-        (noise(1, 2, 100), ValueError, r"\(B, T\), got \(1, 2, 100\)"),
-        (torch.zeros(1, 100, dtype=torch.int16), TypeError, "int16"),
-        (noise(1, 100).numpy(), TypeError, "ndarray"),
-        (torch.zeros(1, 0), ValueError, "empty"),
-        (torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), ValueError, "item 1, sample 1"),
-        (torch.tensor([[0.0, float("inf")]]), ValueError, "item 0, sample 1"),
+        (lambda m, z: m.encode(z[0, 0]), ValueError, r"\(B, T\), got \(4,\)"),
+        (lambda m, z: m.encode(z[0].numpy()), TypeError, "ndarray"),
+        (lambda m, z: m.encode(torch.tensor([[0, 1.0], [0, torch.nan]])), ValueError, "item 1, sample 1"),
+        (lambda m, z: m.decode(z[0]), ValueError, r"of toy must be \(B, \d+, L\), got \(\d+, 4\)"),
+        (lambda m, z: m.decode(z[:, 1:]), ValueError, r"of toy must be \(B, \d+, L\)"),
+        (lambda m, z: m.decode(z / 0), ValueError, r"item 0, channel 0, frame 0 \((nan|-?inf)\)"),
+        (lambda m, z: m.decode(z.numpy()), TypeError, "latents of toy .* ndarray"),
+        (lambda m, z: m.decode(z, length=10_000), ValueError, r"1\.\.\d+, .*4 latent frames, got 10000"),
+        (lambda m, z: m.decode(z, length=100.0), ValueError, "length must be a whole number, .* got 100.0"),
+        (lambda m, z: m.decode(z, steps=0), ValueError, "steps must be a whole number, at least 1, got 0"),
+        (lambda m, z: m.decode(z, first_frame=-1), ValueError, "first_frame must be a whole number"),
     ],
 )
-def test_encode_refuses(model, audio, kind, message):
+def test_bad_input_is_refused(model, call, kind, message):
     with pytest.raises(kind, match=message):
-        model.encode(audio)
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "kind", "message"),
-    [
-        (lambda z: z[0], {}, ValueError, r"of toy must be \(B, \d+, L\), got \(\d+, 4\)"),
-        (lambda z: z[:, 1:], {}, ValueError, r"of toy must be \(B, \d+, L\)"),
-        (lambda z: z[..., :0], {}, ValueError, r"of toy must be \(B, \d+, L\)"),
-        (lambda z: z / 0, {}, ValueError, r"item 0, channel 0, frame 0 \((nan|-?inf)\)"),
-        (lambda z: z.numpy(), {}, TypeError, "latents of toy .* ndarray"),
-        (lambda z: z.long(), {}, TypeError, "latents of toy .*int64"),
-        (lambda z: z, {"length": 10_000}, ValueError, r"1\.\.\d+, .*4 latent frames, got 10000"),
-        (lambda z: z, {"length": 0}, ValueError, "got 0"),
-        (lambda z: z, {"length": 100.0}, ValueError, "length must be a whole number, at least 1, got 100.0"),
-        (lambda z: z, {"steps": 0}, ValueError, "steps must be a whole number, at least 1, got 0"),
-        (lambda z: z, {"first_frame": -1}, ValueError, "first_frame must be a whole number, at least 0"),
-    ],
-)
-def test_decode_refuses(model, change, options, kind, message):
-    latents = change(noise(1, model.config.network.latent_channels, 4))
-    with pytest.raises(kind, match=message):
-        model.decode(latents, **options)
-
-
-def test_decoding_refuses_what_one_kind_cannot():
+        call(model, randn(1, model.config.network.latent_channels, 4))
+    with pytest.raises(TypeError, match="must be an integer"):
+        shared_model("consistency").decode(randn(1, 8, 4), seed=1.5)
     with pytest.raises(ValueError, match="toy decodes in one step, not 2"):
-        shared_model("vae").decode(noise(1, 16, 4), steps=2)
-    with pytest.raises(ValueError, match="a gradient reaches 256 latent frames, got 257"):
-        shared_model("consistency").decode_with_gradient(noise(1, 8, 257))
+        shared_model("vae").decode(randn(1, 16, 4), steps=2)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+@pytest.mark.parametrize(("kind", "cast"), [("consistency", "half"), ("vae", "double")])
 def test_weights_in_another_precision_are_refused(kind, cast):
     model = getattr(random_model(CONFIGS[kind]), cast)()
-    z = noise(1, model.config.network.latent_channels, 4)
+    z = randn(1, model.config.network.latent_channels, 4)
     for use in (
-        lambda: model.encode(noise(1, 900)),
+        lambda: model.encode(randn(1, 900)),
         lambda: model.decode(z),
-        lambda: list(model.encode_stream([noise(1, 900)])),
+        lambda: list(model.encode_stream([randn(1, 900)])),
         lambda: list(model.decode_stream([z])),
     ):
         with pytest.raises(ValueError, match=r'toy has weights in torch.*precision = "bf16"'):
             use()
-    assert model.float().encode(noise(1, 900)).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"sample_rate": 0}, "positive sample_rate"), ({"window_frames": 96, "context_frames": 48}, "room")],
-)
-def test_configurations_refuse(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TEST, **changes)
-
-
-@pytest.mark.parametrize("seed", [1.5, "1", None])
-def test_a_seed_is_an_integer(seed):
-    with pytest.raises(TypeError, match="must be an integer"):
-        shared_model("consistency").decode(noise(1, 8, 4), seed=seed)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Dynamo does not know")
-def test_a_compiled_decode_gives_the_same():
-    """Enlargements by phases once made torch.compile fail."""
-    model = shared_model("consistency")
-    z = model.encode(noise(1, 4000))
-    compiled = torch.compile(model.decode, backend="aot_eager")
-    assert torch.allclose(compiled(z), model.decode(z), atol=1e-6)
+    assert model.float().encode(randn(1, 900)).isfinite().all()

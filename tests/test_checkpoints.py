@@ -1,7 +1,6 @@
 """Checkpoints: saving and loading both kinds of models, what is refused, and whose latents are whose."""
 
 import dataclasses
-import errno
 import json
 import math
 import shutil
@@ -10,10 +9,11 @@ from dataclasses import replace
 import huggingface_hub
 import pytest
 import torch
+from fakes import randn
 from fuzzing import fuzz, limited
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_autoencoder import CONFIGS, TEST, noise, random_model
+from test_autoencoder import CONFIGS, TEST, random_model
 from torch import nn
 
 import lincae
@@ -21,7 +21,6 @@ from lincae.autoencoder import Autoencoder
 from lincae.checkpoints import CARD, CONFIG, WEIGHTS, from_dict
 from lincae.interop.bundled import check_hash
 from lincae.interop.hub import push_to_hub
-from lincae.linearity import LinearityConfig
 from lincae.vae.config import VaeLossConfig
 from lincae.vae.model import SpectralVae
 
@@ -37,28 +36,21 @@ def model(request):
     return random_model(CONFIGS[request.param])
 
 
-# ---------------------------------------------------------------- saving and loading
-
-
 @pytest.mark.parametrize("load", [lincae.load, None])
 def test_save_and_load(model, tmp_path, load):
     model.save(tmp_path)
     again = (load or type(model).load)(tmp_path, device="cpu")
     assert type(again) is type(model)
     assert (again.name, again.metadata, again.config) == (model.name, model.metadata, model.config)
-    audio = noise(2, 3000)
+    audio = randn(2, 3000)
     assert torch.equal(again.encode(audio), model.encode(audio))
     assert json.loads((tmp_path / CONFIG).read_text())["autoencoder"]["sample_rate"] == 16000
     card = (tmp_path / CARD).read_text()
     assert "| compression | 16x |" in card
     check_hash(tmp_path / WEIGHTS)
-
-
-def test_half_precision_checkpoint(model, tmp_path):
-    sizes = [(model.save(tmp_path, t) / WEIGHTS).stat().st_size for t in (torch.float32, torch.float16)]
-    assert sizes[1] < 0.6 * sizes[0]
-    audio = noise(1, 3000)
-    z = model.encode(audio)
+    size, z = (tmp_path / WEIGHTS).stat().st_size, model.encode(audio)
+    model.save(tmp_path, torch.float16)
+    assert (tmp_path / WEIGHTS).stat().st_size < 0.6 * size
     assert (lincae.load(tmp_path, "cpu").encode(audio) - z).norm() / z.norm() < 2e-2
 
 
@@ -72,16 +64,14 @@ def in_one_process(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "wrap",
     [
-        torch.compile,
-        nn.DataParallel,
         in_one_process,
         lambda network: nn.DataParallel(torch.compile(network)),
         lambda network: setattr(network, "encoder", torch.compile(network.encoder)) or network,
     ],
-    ids=["compile", "DataParallel", "DistributedDataParallel", "both", "a part"],
+    ids=["DistributedDataParallel", "compiled DataParallel", "a part"],
 )
 def test_a_wrapped_network_is_saved_as_it_was(model, wrap, tmp_path):
-    z = model.encode(noise(1, 2000))
+    z = model.encode(randn(1, 2000))
     fingerprint = model.fingerprint()
     expected = model.network.state_dict()
     try:
@@ -95,20 +85,6 @@ def test_a_wrapped_network_is_saved_as_it_was(model, wrap, tmp_path):
     assert again.network.state_dict().keys() == expected.keys()
     assert again.fingerprint() == fingerprint
     assert torch.equal(again.decode(z), decoded)
-
-
-def test_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
-    random_model().save(tmp_path)
-    before = (tmp_path / WEIGHTS).read_bytes()
-
-    def full_disk(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        random_model(seed=1).save(tmp_path)
-    assert (tmp_path / WEIGHTS).read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([WEIGHTS, CONFIG, CARD])
 
 
 def test_hub_round_trip(model, tmp_path, monkeypatch):
@@ -129,17 +105,7 @@ def test_hub_round_trip(model, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert push_to_hub(model, "me/toy", private=True) == "https://hub/me/toy"
     again = lincae.load("hub:me/toy", device="cpu")
-    assert torch.equal(again.encode(noise(1, 500)), model.encode(noise(1, 500)))
-
-
-def test_offline_and_not_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"nobody/nothing is not in the cache .* HF_HUB_OFFLINE"):
-        lincae.load("hub:nobody/nothing")
-
-
-# ---------------------------------------------------------------- refusals
+    assert torch.equal(again.encode(randn(1, 500)), model.encode(randn(1, 500)))
 
 
 def rewritten(folder, change):
@@ -158,17 +124,13 @@ def rewritten(folder, change):
         (lambda d, t: d.update(format_version=99), "format version 99"),
         (lambda d, t: d.update(kind="spectral-vae"), "holds a spectral-vae model, not a consistency one"),
         (lambda d, t: d.pop("autoencoder"), "autoencoder must be an object of settings, got None"),
-        (lambda d, t: d.update(name=5), "name and metadata must be text and an object, got 5"),
         (lambda d, t: d["autoencoder"].update(flavour="mint"), "unknown flavour"),
-        (lambda d, t: d["autoencoder"].update(sample_rate="16 kHz"), "sample_rate .* int, got '16 kHz'"),
         (lambda d, t: d["autoencoder"]["network"].update(depth=3), "network: unknown depth"),
         (lambda d, t: t.pop("encoder.conv_in.bias"), "Missing .*encoder.conv_in.bias"),
-        (lambda d, t: t.update(extra=torch.ones(1)), "Unexpected .*extra"),
         (lambda d, t: t.update({"encoder.conv_in.bias": torch.ones(3)}), "size mismatch .*conv_in.bias"),
         # What only the header states is not made: neither sizes nor numbers of blocks.
         (lambda d, t: d["autoencoder"]["network"].update(bottleneck_blocks=10**12), "more blocks than"),
         (lambda d, t: d["autoencoder"]["network"].update(base_channels=2**20), "does not fit"),
-        (lambda d, t: d["autoencoder"]["transform"].update(hop=2**40), "does not fit"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_is_named(tmp_path, change, message):
@@ -194,14 +156,6 @@ def test_damaged_weights(model, tmp_path):
     path = model.save(tmp_path) / WEIGHTS
     header_bytes = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     fuzz(path, lambda damaged: lincae.load(damaged.parent, "cpu"), header_bytes)
-
-
-def test_damaged_card(tmp_path):
-    Autoencoder(TEST).save(tmp_path)
-    fuzz(tmp_path / CARD, lambda card: check_hash(card.parent / WEIGHTS))
-
-
-# ---------------------------------------------------------------- identity
 
 
 @pytest.mark.parametrize(("name", "fingerprint"), RELEASED.items())
@@ -233,24 +187,15 @@ def test_fingerprint_is_what_decides_latents(tmp_path):
     assert model.fingerprint() != same
 
 
-# ---------------------------------------------------------------- configurations
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda c: replace(c, sample_rate=1.6e4), "sample_rate of AutoencoderConfig .* int, got 16000.0"),
         (lambda c: replace(c, pad_edges=1), r"pad_edges .* bool, got 1 \(int\)"),
         (lambda c: replace(c, latent_scale=math.inf), "latent_scale .* float, got inf"),
-        (lambda c: replace(c, latent_scale=True), "latent_scale .* float, got True"),
         (lambda c: replace(c, transform={"hop": 64}), "transform .* TransformConfig, got {'hop': 64}"),
-        (lambda c: replace(c.transform, hop="64"), "hop of TransformConfig .* int, got '64'"),
         (lambda c: replace(c.noise, rho=None), "rho of NoiseConfig .* float, got None"),
-        (lambda c: VaeLossConfig(fft_sizes=512), "fft_sizes .* tuple.*, got 512"),
         (lambda c: VaeLossConfig(fft_sizes=[512, 0.5]), r"fft_sizes .* got \(512, 0.5\)"),
-        (lambda c: LinearityConfig(gain_max="3"), "gain_max must be float, got '3'"),
-        (lambda c: LinearityConfig(anneal=1), "anneal must be bool, got 1"),
-        (lambda c: LinearityConfig(peak=math.nan), "peak must be float, got nan"),
         (lambda c: lincae.recipe("test", steps="many"), "steps of TrainingConfig .* int, got 'many'"),
     ],
 )

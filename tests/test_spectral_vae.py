@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from test_autoencoder import noise, random_model
+from fakes import randn
+from test_autoencoder import random_model
 
 from lincae.autoencoder import Autoencoder
 from lincae.training.config import MODEL_PRESETS
@@ -21,9 +22,6 @@ def model():
     return random_model(TEST)
 
 
-# ---------------------------------------------------------------- what it is
-
-
 @pytest.mark.parametrize(
     ("preset", "low", "high", "rate", "compression"),
     [("full", 225e6, 235e6, 44100 / 1024, 16), ("desk", 1e6, 1.5e6, 62.5, 8), ("test", 1e4, 1e5, 62.5, 16)],
@@ -36,18 +34,11 @@ def test_sizes_of_the_presets(preset, low, high, rate, compression):
         z = model.network.encoder(torch.empty(1, 2, config.hop * 2, 43))[0]
         assert z.shape == (1, config.network.latent_channels, 43)
         assert model.network.decoder(z).shape == (1, 2, config.hop * 2, 43)
-    count = sum(p.numel() for p in model.parameters())
-    assert low < count < high
+    assert low < sum(p.numel() for p in model.parameters()) < high
     assert model.latent_rate == pytest.approx(rate)
     assert model.compression == compression
-    net, n_bins = config.network, 2 * config.hop
-    block = net.channels * (net.kernel + 1 + 2) + net.hidden * (2 * net.channels + 3) + net.channels
-    ends = net.channels * (2 * (2 * n_bins) + 1) + 2 * n_bins
-    latent = 2 * net.latent_channels * net.channels * net.kernel + net.latent_channels + net.channels
-    latent += (net.channels + 1) * net.latent_channels + 2 * net.channels  # of the variance
-    assert count == 2 * net.blocks * block + ends + latent
     if preset == "full":
-        assert (config.sample_rate, config.hop, net.latent_channels) == (44100, 1024, 64)
+        assert (config.sample_rate, config.hop, config.network.latent_channels) == (44100, 1024, 64)
     if preset == "desk":
         assert model.compression == Autoencoder(MODEL_PRESETS["desk-8x"]).compression
 
@@ -55,12 +46,14 @@ def test_sizes_of_the_presets(preset, low, high, rate, compression):
 def test_without_blocks_it_is_linear_from_sound_to_sound():
     """Nothing outside the blocks bends: STFT, emphasis and projections, whose biases begin at zero."""
     bare = SpectralVae(dataclasses.replace(TEST, network=dataclasses.replace(TEST.network, blocks=0))).eval()
-    x, y = noise(1, 9000), noise(1, 9000, seed=1)
+    x, y = randn(1, 9000), randn(1, 9000, seed=1)
     z_x, z_y = bare.encode(x), bare.encode(y)
     torch.testing.assert_close(bare.encode(0.3 * x - 2 * y), 0.3 * z_x - 2 * z_y, rtol=0, atol=1e-4)
     mixed = bare.decode(0.3 * z_x - 2 * z_y)
     torch.testing.assert_close(mixed, 0.3 * bare.decode(z_x) - 2 * bare.decode(z_y), rtol=0, atol=1e-5)
     assert mixed.abs().max() > 1e-3
+    assert not bare.encode(torch.zeros(1, 5000)).any()
+    assert not bare.decode(torch.zeros_like(z_x)).any()
 
 
 def test_emphasis_is_undone_and_as_stated():
@@ -73,18 +66,8 @@ def test_emphasis_is_undone_and_as_stated():
     assert not any("emphasis" in key for key in model.network.state_dict())
 
 
-def test_silence_is_zero_before_training():
-    model = SpectralVae(TEST)
-    silence = torch.zeros(1, 5000)
-    assert torch.equal(model.encode(silence), torch.zeros(1, 16, model.latent_frames(5000)))
-    assert torch.equal(model.decode(model.encode(silence), length=5000), silence)
-
-
-# ---------------------------------------------------------------- posterior
-
-
 def test_draws_and_divergence_are_those_of_torch():
-    mean, log_variance, standard = (noise(3, 4, 5, seed=seed) for seed in range(3))
+    mean, log_variance, standard = (randn(3, 4, 5, seed=seed) for seed in range(3))
     posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
     torch.testing.assert_close(kl_divergence(mean, log_variance), expected)
@@ -95,12 +78,12 @@ def test_draws_and_divergence_are_those_of_torch():
 def test_log_variance_is_bounded():
     encoder = VaeEncoder(TEST.network, torch.ones(TEST.transform.n_bins, 1))
     torch.nn.init.normal_(encoder.log_variance.weight, std=100)
-    _, log_variance = encoder(noise(1, 2, TEST.transform.n_bins, 4))
+    _, log_variance = encoder(randn(1, 2, TEST.transform.n_bins, 4))
     assert (log_variance.min(), log_variance.max()) == LOG_VARIANCE_RANGE
 
 
 def test_encode_is_the_posterior_mean_and_deterministic(model):
-    audio = noise(2, 8000)
+    audio = randn(2, 8000)
     edge = 3 * TEST.transform.hop
     n_needed = model.latent_frames(8000) * TEST.hop + TEST.transform.window - TEST.transform.hop
     padded = torch.nn.functional.pad(audio, (edge, n_needed - 8000 - edge))
@@ -112,13 +95,10 @@ def test_encode_is_the_posterior_mean_and_deterministic(model):
     assert torch.equal(model.decode(z, seed=0), model.decode(z, seed=1))
 
 
-# ---------------------------------------------------------------- lengths and windows
-
-
 def test_windows_and_streams_leave_no_trace(model):
     """What is dropped on both sides is all that a frame depends on: windows and whole signal agree."""
     whole = random_model(dataclasses.replace(TEST, window_frames=10_000))
-    audio = noise(2, 60_000)
+    audio = randn(2, 60_000)
     z = model.encode(audio)
     assert z.shape[-1] > TEST.window_frames > TEST.network.norm_frames
     torch.testing.assert_close(z, whole.encode(audio), rtol=1e-4, atol=1e-4)
@@ -130,23 +110,19 @@ def test_windows_and_streams_leave_no_trace(model):
 
 
 def test_reach_is_all_that_a_frame_depends_on(model):
-    spectrogram = noise(1, 2, TEST.transform.n_bins, 200)
+    spectrogram = randn(1, 2, TEST.transform.n_bins, 200)
     changed = spectrogram.clone()
-    changed[..., 100:] += noise(1, 2, TEST.transform.n_bins, 100, seed=1)
+    changed[..., 100:] += randn(1, 2, TEST.transform.n_bins, 100, seed=1)
     before, after = (model.network.encoder(s)[0][0] for s in (spectrogram, changed))
     reach = TEST.network.reach
     assert (before - after)[:, : 100 - reach].abs().max() < 1e-4
     assert (before - after)[:, 100 - reach // 2 :].abs().amax(0).min() > 1e-4
 
 
-# ---------------------------------------------------------------- refusals
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: VaeNetworkConfig(kernel=6), "an odd kernel"),
-        (lambda: VaeNetworkConfig(latent_channels=0), "positive sizes"),
         (lambda: SpectralVaeConfig(window_frames=100), "exceed the reach of the network, 458 frames"),
         (lambda: SpectralVaeConfig(emphasis_hz=0), "positive sample_rate"),
         (lambda: TransformConfig(0), "hop >= 1"),
