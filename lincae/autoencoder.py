@@ -110,7 +110,7 @@ class FramewiseAutoencoder(Checkpointed):
     def latent_frames(self, n_samples: int) -> int:
         """Latent frames of a signal of `n_samples`: enough to decode every one of its samples."""
         padded = max(n_samples + 2 * self._edge, self.config.transform.window)
-        return -(-(padded - self._overlap) // self.config.hop)
+        return (padded - self._overlap + self.config.hop - 1) // self.config.hop
 
     def decoded_samples(self, n_latent_frames: int) -> int:
         """Samples that `n_latent_frames` hold."""
@@ -310,7 +310,7 @@ class Autoencoder(FramewiseAutoencoder):
         shared = (noise.expand(n_items, -1, -1, -1) for noise in noises)
         return self.denoise(latents, shared, steps)
 
-    def noise(self, start: int, stop: int, seed: int, step: int) -> Tensor:
+    def noise(self, start: int, stop: int, seed: int, step: int = 0) -> Tensor:
         """Noise `(1, 2, F, N)` of latent frames start..stop in one step."""
         bins = self.config.transform.n_bins
         factor = self.config.network.time_factor

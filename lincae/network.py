@@ -110,10 +110,14 @@ class FrequencyAttention(nn.Module):
 
     def mixed(self, normed: Tensor) -> Tensor:
         """The attention itself, frame by frame."""
-        qkv = pointwise(self.to_qkv, normed).unflatten(1, (3, self.heads, -1))
-        q, k, v = qkv.permute(1, 0, 5, 2, 4, 3).flatten(1, 2)  # each (B N, heads, F, channels / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(normed), -1))
-        return pointwise(self.to_out, mixed.permute(0, 3, 1, 2, 4).flatten(-2).movedim(-1, 1))
+        n_items, channels, n_bins, _ = normed.shape
+        of_heads = self.heads, channels // self.heads
+        qkv = pointwise(self.to_qkv, normed).reshape(n_items, 3, *of_heads, n_bins, -1)
+        tokens = qkv.permute(1, 0, 5, 2, 4, 3).reshape(3, -1, self.heads, n_bins, of_heads[1])
+        mixed = F.scaled_dot_product_attention(*tokens.unbind())  # (B N, heads, F, channels / heads)
+        together = mixed.reshape(n_items, -1, self.heads, n_bins, of_heads[1]).permute(0, 3, 1, 2, 4)
+        rows = together.reshape(n_items, n_bins, -1, channels)
+        return pointwise(self.to_out, rows.permute(0, 3, 1, 2))
 
 
 class ResBlock(nn.Module):
@@ -337,7 +341,8 @@ class Encoder(nn.Module):
         h = (h.to(gain.dtype) * gain).to(h.dtype)
         h = self.levels(h)
         # Channel-major: index = channel * F_last + frequency.
-        h = self.norm_features(h).flatten(1, 2)
+        h = self.norm_features(h)
+        h = h.reshape(h.shape[0], h.shape[1] * h.shape[2], -1)
         h = self.bottleneck(self.conv_features(h))
         return self.conv_out(self.norm_out(h, silu=True))
 
@@ -374,7 +379,8 @@ class LatentPyramid(nn.Module):
     def forward(self, latents: Tensor) -> list[Tensor]:
         h = self.bottleneck(self.conv_in(latents))
         # Frequency-major, the opposite of the encoder's order: index = frequency * channels + channel.
-        h = self.conv_features(h).unflatten(1, self.coarsest_shape).transpose(1, 2)
+        h = self.conv_features(h)
+        h = h.reshape(h.shape[0], *self.coarsest_shape, -1).transpose(1, 2)
         h = self.neighbourhood.ordered(h, self.training)
         maps = []
         for level in reversed(self.levels):

@@ -66,11 +66,20 @@ class Transform(nn.Module):
         if audio.shape[-1] < self.config.window:
             needed = f"at least one window of {self.config.window} samples"
             raise ValueError(f"T needs {needed}, got {tuple(audio.shape)}")
-        frames = audio.unfold(-1, self.config.window, self.config.hop) * self.analysis_window
-        bins = torch.fft.rfft(frames)[..., : self.config.n_bins].transpose(-1, -2)
+        bins = self._bins(audio)
         modulus = bins.abs().clamp_min(TINY_MODULUS)
         warped = bins * (self.config.beta * modulus ** (self.config.alpha - 1))
         return torch.stack((warped.real, warped.imag), dim=-3)
+
+    def stft(self, audio: Tensor) -> Tensor:
+        """As calling it, without the warp."""
+        bins = self._bins(audio)
+        return torch.stack((bins.real, bins.imag), dim=-3)
+
+    def _bins(self, audio: Tensor) -> Tensor:
+        """`(B, T)` to the STFT as complex numbers `(B, F, N)`."""
+        frames = audio.unfold(-1, self.config.window, self.config.hop) * self.analysis_window
+        return torch.fft.rfft(frames)[..., : self.config.n_bins].transpose(-1, -2)
 
     def inverse(self, spectrogram: Tensor) -> Tensor:
         """`(B, 2, F, N)` -> `(B, hop (N - 1) + window)`.

@@ -10,6 +10,7 @@ haze of a sum is the sum of hazes. Axis legend: see `lincae.interface`.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from lincae.autoencoder import FramewiseAutoencoder
 from lincae.bypass.config import BypassConfig
 from lincae.machine import frame_noise
-from lincae.machine.kernels import sums_around
+from lincae.machine.kernels import means_nearby
 from lincae.network import Encoder, Network, zeroed
 
 REFERENCE_RMS = 0.1
@@ -79,7 +80,7 @@ class BypassNetwork(Network):
 
     def bands_of(self, audio: Tensor) -> Tensor:
         """W x: audio `(B, T)` to `(B, bands, L)`, L = ceil((T - overlap) / hop), always in fp32."""
-        n_frames = -(-(audio.shape[-1] - self.overlap) // self.hop)
+        n_frames = (audio.shape[-1] - self.overlap + self.hop - 1) // self.hop
         n_samples = (n_frames - 1) * self.hop + self.analysis.shape[-1]
         end = self._offset + n_samples - audio.shape[-1]
         from_first = F.pad(audio[:, None], (-self._offset, end))
@@ -96,9 +97,8 @@ class BypassNetwork(Network):
 
     def level(self, latents: Tensor, width: int) -> Tensor:
         """RMS of V z over `width` latent frames around each, over REFERENCE_RMS: `(B, 1, L)`, no gradient."""
-        width = min(width, latents.shape[-1])
         power = latents.detach()[:, : self.bands].float().square().sum(1, keepdim=True) / self.hop
-        mean = (sums_around(power, width) / width).clamp_min(0).float()
+        mean = means_nearby(power, width).clamp_min(0).float()
         return (mean.sqrt() + SILENCE) / REFERENCE_RMS
 
 
@@ -121,7 +121,7 @@ class BypassAutoencoder(FramewiseAutoencoder):
         if not network.code_bound:
             return bands
         level = network.level(bands, self.config.level_frames)
-        of_samples = level[:, 0].repeat_interleave(network.hop, -1)
+        of_samples = level[:, 0].repeat_interleave(network.hop, 1)
         of_samples = F.pad(of_samples, (0, network.overlap), mode="replicate")[:, : audio.shape[-1]]
         with torch.no_grad():
             spectrogram = self.transform(audio / of_samples)
@@ -150,26 +150,30 @@ class BypassAutoencoder(FramewiseAutoencoder):
 
         added = sigma_data * answer[:, :2] if config.correction else 0.0
         if config.haze:
-            gain = (self.network.haze_gain + answer[:, -1:].float()).exp()
+            gain = (self.network.haze_gain + answer[:, 2 * config.correction :].float()).exp()
             added = added + gain * self.transform(audio * noise)
         return preview + F.pad(added[:, :, config.kept_bins :], (0, 0, config.kept_bins, 0))
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         if steps != 1:
             raise ValueError(f"{self.name} decodes in one step, not {steps}: it is no consistency model")
+        return self.denoise(latents, [self.noise(start, start + latents.shape[-1], seed)])
+
+    def denoise(self, latents: Tensor, noises: Iterable[Tensor]) -> Tensor:
+        """Unscaled latents `(B, C, L)` and one white noise `(B or 1, L hop + overlap)` to a spectrogram."""
+        (noise,) = noises
         level = self.network.level(latents, self.config.level_frames)
         level_free = latents / level
-        noise = self._white_noise(start, latents.shape[-1], seed)
         with self._precise():
             frames = self.answer(level_free, noise).float()
             if self.config.correction:
                 frames = (frames - self.answer(-level_free, noise).float()) / 2
         return frames * frame_gains(level, self.config.network.time_factor, self.transform)
 
-    def _white_noise(self, start: int, n_frames: int, seed: int) -> Tensor:
-        """`(1, L hop + overlap)`, a function of seed and position."""
+    def noise(self, start: int, stop: int, seed: int) -> Tensor:
+        """White noise `(1, L hop + overlap)` of the L latent frames start..stop."""
         hop = self.network.hop
-        n_samples = n_frames * hop + self.network.overlap
+        n_samples = (stop - start) * hop + self.network.overlap
         frames = range(start, start + -(-n_samples // hop))
         return frame_noise(frames, hop, seed, device=self.device).reshape(1, -1)[:, :n_samples]
 
@@ -200,13 +204,10 @@ def usual_haze(config: BypassConfig) -> Tensor:
 
 def noise_frames(audio: Tensor, transform: nn.Module) -> Tensor:
     """STFT `(B, 2, F, N)` of noise of REFERENCE_RMS `(B, T)`, not warped, scaled to unit deviation."""
-    config = transform.config
-    frames = audio.float().unfold(-1, config.window, config.hop) * transform.analysis_window
-    bins = torch.fft.rfft(frames)[..., : config.n_bins].transpose(-1, -2)
     deviation = REFERENCE_RMS * transform.analysis_window.norm() / math.sqrt(2)
-    return torch.stack((bins.real, bins.imag), dim=-3) / deviation
+    return transform.stft(audio.float()) / deviation
 
 
 def frame_gains(level: Tensor, time_factor: int, transform: nn.Module) -> Tensor:
     """What frames are multiplied by so that sound is multiplied by `level` `(B, 1, L)`: `(B, 1, 1, N)`."""
-    return level.repeat_interleave(time_factor, -1)[:, :, None] ** transform.config.alpha
+    return level.repeat_interleave(time_factor, 2)[:, :, None] ** transform.config.alpha

@@ -18,6 +18,7 @@ COMMANDS = {
     "desk": ("models:desk", "Serve the latent mixing desk as a page."),
     "encode": ("latents:encode", "Turn audio files into latents."),
     "evaluate": ("models:evaluate", "Measure models as the paper's tables do."),
+    "export": ("models:export", "Write encoder and decoder as ONNX files."),
     "info": ("latents:info", "Show what a file or folder of latents holds."),
     "mix": ("latents:mix", "Add the latents of files, each with its gain and start."),
     "models": ("models:models", "List the models that can be loaded by name, and where they come from."),

@@ -14,6 +14,7 @@ from lincae.evaluation import report as reports
 from lincae.evaluation.evaluate import evaluate_models
 from lincae.evaluation.protocols import EvaluationConfig
 from lincae.interop import models as known
+from lincae.interop import onnx
 from lincae.listening.demo import write_demo
 
 models_and_music = together(click.argument("models", nargs=-1, metavar="MODEL..."), music, device)
@@ -112,6 +113,22 @@ def demo(models, dataset, n_tracks, device, seconds, out, url) -> None:
     """
     loaded = [known.load(name, device) for name in known.listed(models or ("study/listen", "pca-8x"))]
     click.echo(write_demo(loaded, tracks(dataset, n_tracks=n_tracks), out, seconds, hosted=True, url=url))
+
+
+@click.command(cls=Command)
+@click.argument("model")
+@option("--onnx", "out", required=True, help="A folder for encoder.onnx and decoder.onnx.")
+def export(model, out) -> None:
+    """Write encoder and decoder of MODEL as ONNX files, for programs without PyTorch.
+
+    Both take sounds of any length within one window of the model. They are compared with the model by
+    onnxruntime first: what differs by more than 60 dB below the signal is not written.
+
+    \b
+        lincae export desk/lin-cae --onnx runs/exported
+    """
+    for name, agreement_db in onnx.export(known.load(model, "cpu"), out).items():
+        click.echo(f"{Path(out, name)}: {agreement_db:.0f} dB SNR against the model")
 
 
 @click.command(cls=Command)

@@ -319,6 +319,18 @@ def sliding_norm_silu_conv(
     return out
 
 
+def means_nearby(values: Tensor, width: int) -> Tensor:
+    """Means of numbers `(..., N)` over the `width` of them around each, or over all where there are fewer, in
+    double precision: a quiet passage may follow a loud one."""
+    double = torch.float32 if values.device.type == "mps" else torch.float64
+    running = F.pad(values.to(double).cumsum(-1), (1, 0))
+    position = torch.arange(values.shape[-1], device=values.device)
+    end = position[-1] + 1
+    first = torch.minimum(position - width // 2, end - width).clamp_min(0)
+    last = torch.minimum(first + width, end)
+    return (running[..., last] - running[..., first]) / (last - first)
+
+
 def pooled_means(x: Tensor, groups: int, width: int) -> Tensor:
     """Means of the numbers, and of their squares, of each group in the `width` frames around each frame,
     `(2, B, groups, N)` in fp32: in few launches, each taken afresh, since accelerators may lack float64."""
