@@ -47,11 +47,7 @@ def export(model: AutoencoderLike, folder: str | Path) -> dict[str, float]:
     noise. Raises ValueError for another kind of model, and where an SNR is below LEAST_SNR_DB, in which case
     nothing is written; ImportError without onnx or onnxruntime.
     """
-    if not isinstance(model, Autoencoder | BypassAutoencoder):
-        kinds = "consistency and bypass autoencoders"
-        raise ValueError(
-            f"{model.name} cannot be exported: it is a {type(model).__name__}, not one of {kinds}"
-        )
+    check_kind(model)
     model = copy.deepcopy(model).cpu().eval()
     latents = torch.zeros(1, model.config.network.latent_channels, TRACED_FRAMES)
     audio = torch.zeros(1, model.decoded_samples(TRACED_FRAMES))
@@ -75,6 +71,13 @@ def export(model: AutoencoderLike, folder: str | Path) -> dict[str, float]:
     return found
 
 
+def check_kind(model: AutoencoderLike) -> None:
+    """Raises ValueError for a model that `export` does not know."""
+    if not isinstance(model, Autoencoder | BypassAutoencoder):
+        kinds = "consistency and bypass autoencoders are exported"
+        raise ValueError(f"{kinds}, got {model.name}, a {type(model).__name__}")
+
+
 class Exported:
     """The files of `export`, from a folder or as `{name: bytes}`, run by onnxruntime.
 
@@ -92,9 +95,7 @@ class Exported:
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio (1, T) to latents (1, C, L). Raises as `decode`."""
-        n_samples = check_audio(audio).shape[1]
-        self._check_frames(n_samples // int(self.facts["hop"]))
-        (latents,) = self.encoder.run(None, {"audio": audio.numpy()})
+        (latents,) = self.encoder.run(None, {"audio": check_audio(audio).numpy()})
         self._check_frames(latents.shape[-1])
         return torch.from_numpy(latents)
 
@@ -188,12 +189,14 @@ class Encoder(nn.Module):
         self.model = exportable(model)
 
     def forward(self, audio: Tensor) -> Tensor:
+        # Lengths as in `FramewiseAutoencoder._encoded`; a graph keeps the maximum of tensors alone.
         model = self.model
-        longest_silence = model._edge + model.config.hop + model.config.transform.window
-        padded = F.pad(audio, (model._edge, longest_silence))
-        n_frames = model.latent_frames(audio.shape[1])
-        window = padded[:, : n_frames * model.config.hop + model._overlap]
-        return model._latents_of(window) * model.config.latent_scale
+        hop, least = model.config.hop, torch.tensor(model.config.transform.window)
+        n_samples = torch.maximum(torch.as_tensor(audio.shape[1] + 2 * model._edge), least)
+        n_frames = (n_samples - model._overlap + hop - 1) // hop
+        n_samples = torch.maximum(n_samples, (n_frames - 1) * hop + least)
+        padded = F.pad(audio, (model._edge, model._edge + model.config.transform.window))
+        return model._latents_of(padded[:, :n_samples]) * model.config.latent_scale
 
 
 class Decoder(nn.Module):
@@ -230,8 +233,9 @@ class SlidingNorm(nn.Module):
 
     def __init__(self, norm: Norm):
         super().__init__()
-        self.width = norm.neighbourhood.latent_frames * norm.neighbourhood.per_latent
-        self.neighbourhood = Neighbourhood(None)
+        self.latent_frames = norm.neighbourhood.latent_frames
+        self.per_latent = norm.neighbourhood.per_latent
+        self.neighbourhood = Neighbourhood(1)  # networks ask, and then take the plain form of their layers
         self.eps = norm.eps
         self.weight = nn.Parameter(norm.weight[:, None])
         self.bias = nn.Parameter(norm.bias[:, None])
@@ -241,8 +245,11 @@ class SlidingNorm(nn.Module):
 
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
         of_frames, squares = (x, x.square()) if x.dim() == 3 else (x.mean(2), x.square().mean(2))
-        mean = means_nearby(self.group_mean @ of_frames, self.width)
-        power = means_nearby(self.group_mean @ squares, self.width)
+        n_frames = x.shape[x.dim() - 1]
+        n_latents = (n_frames + self.per_latent - 1) // self.per_latent
+        width = self.latent_frames * n_frames // n_latents  # as `Neighbourhood.width`
+        mean = means_nearby(self.group_mean @ of_frames, width)
+        power = means_nearby(self.group_mean @ squares, width)
         variance = (power - mean.square()).clamp_min(0)
         scale = (variance + self.eps).rsqrt().float() * self.weight
         shift = self.bias - mean.float() * scale
