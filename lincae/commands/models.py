@@ -101,18 +101,20 @@ def report(models, dataset, n_tracks, device, out, **config) -> None:
 @option(
     "--url", default="", help="Where the folder will be: previews of links need the address of their card."
 )
-def demo(models, dataset, n_tracks, device, seconds, out, url) -> None:
+@option("--live", is_flag=True, help="Stems are mixed as latents in the browser, decoded by the first MODEL.")
+def demo(models, dataset, n_tracks, device, seconds, out, url, live) -> None:
     """Write a page on which the sums, differences and multiples of latents of each MODEL are heard.
 
     The folder is for any static host: index.html with its sounds as files, and a card for previews of links.
     In it demo.html is the same page as one file that opens from disk, and demo.csv has its numbers. The real
-    clip may not be published: choose other data.
+    clip may not be published: choose other data. --live fetches onnxruntime-web with npm, and adds it.
 
     \b
         lincae demo study/listen desk/m2l pca-8x --data synthetic --n-tracks 2 --out runs/demo
     """
     loaded = [known.load(name, device) for name in known.listed(models or ("study/listen", "pca-8x"))]
-    click.echo(write_demo(loaded, tracks(dataset, n_tracks=n_tracks), out, seconds, hosted=True, url=url))
+    songs = tracks(dataset, n_tracks=n_tracks)
+    click.echo(write_demo(loaded, songs, out, seconds, hosted=True, url=url, live=live))
 
 
 @click.command(cls=Command)
@@ -125,7 +127,7 @@ def export(model, out) -> None:
     onnxruntime first: what differs by more than 60 dB below the signal is not written.
 
     \b
-        lincae export desk/lin-cae --onnx runs/exported
+        lincae export study/listen --onnx runs/exported
     """
     for name, agreement_db in onnx.export(known.load(model, "cpu"), out).items():
         click.echo(f"{Path(out, name)}: {agreement_db:.0f} dB SNR against the model")

@@ -31,6 +31,7 @@ from lincae.interface import AutoencoderLike
 from lincae.interop.models import LIN_CAE
 from lincae.interop.references import Pca, Resampler, StftAutoencoder
 from lincae.listening import asset
+from lincae.listening.live import SCRIPT, check_live, write_live
 from lincae.listening.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
 from lincae.machine.files import atomic_write
 from lincae.metrics import is_silent, mss, si_sdr_db, snr_db
@@ -49,7 +50,8 @@ CARD_TAGS = """\
 <meta property="og:title" content="Arithmetic on audio latents">
 <meta property="og:image" content="{card}">
 <meta name="twitter:card" content="summary_large_image">"""
-SOUNDS = "sounds"
+SOUNDS, LIVE = "sounds", "live"
+LIVE_TAG = f'\n<script src="{LIVE}/{SCRIPT}" defer></script>'
 LOUD_LU = 6.0
 """A sound that is louder than the waveform by so much gets a warning."""
 
@@ -93,11 +95,13 @@ def write_demo(
     stereo: Sequence[Source] = (),
     hosted: bool = False,
     url: str = "",
+    live: bool = False,
 ) -> Path:
     """Write `index.html` and `demo.csv`, its numbers, into `folder`; returns the page's path.
 
     `hosted`: the folder is for a web server, at `url` if that is known. Sounds are files then, as Opus and as
-    FLAC, and beside them are `card.png`, for previews of links, and `demo.html`, all in one file.
+    FLAC, and beside them are `card.png`, for previews of links, and `demo.html`, all in one file. `live`: on
+    the hosted page stems are mixed as latents as well, and decoded in the browser, as by the first model.
 
     From every track come the `seconds` in which most stems sound, and these loudest. `modules`: those of
     mono-to-stereo by the names of their models; with any, each source in `stereo` has a section, its first
@@ -106,13 +110,15 @@ def write_demo(
     Raises ValueError for no model, no track, two of one name, gains that are not finite, a track or source
     that may not be published, a module of no model here or of bandwidth extension, and a source that is not
     stereo; LatentFileError for a module of another autoencoder; FileExistsError for a `hosted` folder that
-    holds other files.
+    holds other files. With `live` raises as `lincae.listening.live.check_live` and `write_live`.
     """
     modules = modules or {}
     folder = Path(folder)
     _check(models, tracks, gains, modules, stereo)
     if hosted:
         _check_folder(folder)
+    if live:
+        check_live(models[0], tracks, seconds)
     sections = [_track_section(models, track, seconds, gains, seed) for track in tracks]
     if modules:
         able = [model for model in models if model.name in modules]
@@ -138,9 +144,16 @@ def write_demo(
 
     _write(folder / "demo.html", single)
     _store_sounds(folder, sections, shown)
+    shutil.rmtree(folder / LIVE, ignore_errors=True)
     card(sections[0], columns).save(folder / "card.png")
     tags = CARD_TAGS.format(card=f"{url.rstrip('/')}/card.png" if url else "card.png")
-    _write(folder / "index.html", _page(shown, columns, files=True, tags=tags))
+    more = {}
+    if live:
+        starts_s = [section.start_s for section in sections[: len(tracks)]]
+        titles = [told["title"] for told in shown[: len(tracks)]]
+        more["live"] = write_live(models[0], tracks, starts_s, titles, seconds, folder / LIVE, seed)
+        tags += LIVE_TAG
+    _write(folder / "index.html", _page(shown, columns, files=True, tags=tags, **more))
     return folder / "index.html"
 
 
@@ -176,7 +189,7 @@ def _check(
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that holds what no page wrote: it would be published, and its sounds are removed."""
-    own = {"index.html", "demo.html", "demo.csv", "card.png", SOUNDS}
+    own = {"index.html", "demo.html", "demo.csv", "card.png", SOUNDS, LIVE}
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if others := [name for name in held if name not in own]:
         raise FileExistsError(f"{folder} holds other files than a page ({others[0]!r}): name another folder")
@@ -387,9 +400,19 @@ def encoded(sound: Sound) -> bytes:
 
 
 def _page(
-    tracks: Sequence[dict], columns: Mapping[str, Mapping[str, str]], files: bool = False, tags: str = ""
+    tracks: Sequence[dict],
+    columns: Mapping[str, Mapping[str, str]],
+    files: bool = False,
+    tags: str = "",
+    **more: Any,
 ) -> str:
-    content = {"tracks": tracks, "columns": columns, "truth": TRUTH, "loud_lu": LOUD_LU, "files": files}
+    content = {
+        "tracks": tracks,
+        "columns": columns,
+        "truth": TRUTH,
+        "loud_lu": LOUD_LU,
+        "files": files,
+    } | more
     data = json.dumps(content, allow_nan=False, default=lambda sound: base64.b64encode(sound).decode())
     data = data.replace("</", "<\\/")  # no end tag within a script
     html = asset("demo.html").replace("/*CARD*/", tags)

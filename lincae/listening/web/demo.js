@@ -399,7 +399,7 @@ new ResizeObserver(() => {
   style.scrollPaddingTop = `${$("board").querySelector(".heads").offsetHeight + 6}px`;
 }).observe($("player"));
 function uncover(node) {
-  if (!$("board").contains(node) || node.closest(".heads")) return;
+  if (!node.closest("#board, #live") || node.closest(".heads")) return;
   const { top, bottom } = node.getBoundingClientRect();
   const floor = $("player").getBoundingClientRect().top - 6, ceiling = $("board").querySelector(".heads").offsetHeight + 6;
   if (bottom > floor) window.scrollBy({ top: bottom - floor, behavior: "instant" });
