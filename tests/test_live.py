@@ -49,6 +49,7 @@ def chromium(site):
 @pytest.fixture
 def visited(site, chromium):
     visit = Watched(chromium)
+    visit.page.set_default_timeout(600_000)
     yield visit
     visit.context.close()
 
