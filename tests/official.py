@@ -95,9 +95,6 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return max_error(ours, theirs) / theirs.abs().max().item()
 
 
-# ---------------------------------------------------------------- the released trainer's step
-
-
 def spectrogram(frontend: nn.Module, audio: Tensor) -> Tensor:
     """The official transform without its casts to single precision."""
     bins = frontends.stft(audio, hop_size=frontend.hop_size, fac=frontend.fac, window=frontend.window)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import lincae
 from lincae.bypass.config import BYPASS_PRESETS, BYPASS_VARIANTS, BypassConfig, BypassLossConfig
 from lincae.bypass.model import BypassAutoencoder, mdct_bands
-from lincae.bypass.objective import log_mel_distance
 from lincae.data.crops import StemBank
 from lincae.interface import AutoencoderLike
 from lincae.interop.recipes import objective_of, recipe
@@ -159,12 +158,6 @@ def test_training_resumes_and_trains_all_but_what_is_fixed(variant, tmp_path):
         assert torch.equal(value, whole.network.state_dict()[key])
 
 
-def test_log_mel_distance_is_that_of_a_gain():
-    audio = noise(3, 4000)
-    distance = log_mel_distance(2 * audio, audio, 256, 48, 16000)
-    assert torch.allclose(distance, torch.full((3,), 2.0).log(), atol=1e-3)
-
-
 @pytest.mark.parametrize(("preset", "compression"), [("desk", 32), ("listen", 8)])
 def test_presets_are_within_the_budget(preset, compression):
     for variant in BYPASS_VARIANTS:
@@ -177,11 +170,8 @@ def test_presets_are_within_the_budget(preset, compression):
     ("call", "named"),
     [
         (lambda: replace(TEST, code_bound=1.0), "code_bound"),
-        (lambda: replace(TEST, level_frames=0), "level_frames"),
         (lambda: replace(KINDS["code"], network=replace(TEST.network, latent_channels=1)), "bands"),
         (lambda: replace(TEST, kept_bins=128), "kept_bins"),
-        (lambda: replace(TEST, code_channels=0), "code_channels"),
-        (lambda: BypassLossConfig(spectral=-1.0), "negative"),
         (lambda: BypassLossConfig(waveform=0.0, frames=0.0), "phase"),
         (lambda: BypassLossConfig(mel_bins=(3,)), "mel_bins"),
         (lambda: recipe("paper", "lin-bypass"), "paper"),

@@ -190,8 +190,6 @@ def test_music2latent(models, tmp_path: Path):
     assert relative_error(model.decode(z, seed=1), to_waveform(frames)) < 1e-5  # below 1: not clamped there
 
 
-# ---------------------------------------------------------------- training
-
 # The paper's five levels at a width where float64 is cheap.
 NARROW = AutoencoderConfig(
     transform=TransformConfig(hop=32),

@@ -48,9 +48,6 @@ def sources(channels, count=2):
     return [Source(f"track {i}", lambda rate, i=i: noise(channels, i)) for i in range(count)]
 
 
-# ---------------------------------------------------------------- distances
-
-
 def test_distances_are_those_of_auraloss():
     from auraloss.freq import MelSTFTLoss, MultiResolutionSTFTLoss
 
@@ -81,9 +78,6 @@ def test_bands_add_up():
     tone = torch.sin(2 * torch.pi * 500 * torch.arange(RATE) / RATE)
     torch.testing.assert_close(evaluation.band(tone, RATE, 400, 600), tone, atol=1e-3, rtol=0)
     assert evaluation.band(tone, RATE, 600).abs().max() < 1e-3
-
-
-# ---------------------------------------------------------------- the rows of notebooks 09 and 10
 
 
 def bandwidth_rows(model, modules, source, factor=2, top_hz=math.inf):
@@ -164,9 +158,6 @@ def test_stereo_rows_of_a_lossless_linear_autoencoder():
     assert balances.balance_true_db.iloc[-1] == pytest.approx(expected, rel=1e-4)
 
 
-# ---------------------------------------------------------------- summaries
-
-
 def test_paired_differences():
     rows = [
         {"model": "m", "track": i, "system": system, "band": "high", "stft_d": value}
@@ -178,9 +169,6 @@ def test_paired_differences():
     assert 1 <= low < 2 < high <= 3
     with pytest.raises(ValueError, match="no rows of theirs"):
         evaluation.paired(pd.DataFrame(rows), "theirs", "input", "stft_d", band="high")
-
-
-# ---------------------------------------------------------------- cost
 
 
 @pytest.mark.parametrize(("size", "published"), [("s", 0.4), ("m", 1.6)])
@@ -211,9 +199,6 @@ def test_costs_of_an_autoencoder_and_its_modules():
     assert list(table.index) == ["encode", "decode", "small"]
     assert (table > 0).all(axis=None)
     assert table.gflops["small"] < table.gflops["encode"] + table.gflops["decode"]
-
-
-# ---------------------------------------------------------------- bad input
 
 
 def test_what_cannot_be_evaluated():

@@ -1,23 +1,20 @@
 """The trainer: it learns, resumes to the bit, stops in order, and refuses with reasons."""
 
-import csv
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from jobs import Noise
+from jobs import Noise, rows, state_of, trained
 
 from lincae.autoencoder import Autoencoder
 from lincae.cli import main
 from lincae.data.crops import StemBank
-from lincae.interop.recipes import objective_of, recipe
+from lincae.interop.recipes import recipe
 from lincae.linearity import VARIANTS
 from lincae.training.config import PRESETS, TrainingConfig
-from lincae.training.loop import train
 from lincae.training.objective import compiler_options, validate
 from lincae.training.processes import NonFiniteError
 from lincae.training.runs import states
@@ -36,42 +33,28 @@ def held_out():
     return songs.crops(range(16), PRESETS["test"].crop_samples, 0)
 
 
-def rows(path: Path) -> list[dict[str, float]]:
-    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(path.open())]
-
-
-def run(config, bank, folder, **options):
-    return train(objective_of(config), bank, folder, device="cpu", progress=False, **options)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["lin-cae", "m2l"])
 def test_sixty_steps_lower_the_held_out_loss(variant, bank, held_out, tmp_path):
     config = recipe("test", variant)
     torch.manual_seed(config.seed)
     before = validate(Autoencoder(config.autoencoder).eval(), held_out)
-    model = run(config, bank, tmp_path, validation=held_out)
+    model = trained(config, bank, tmp_path, validation=held_out)
     after = validate(model, held_out)
     assert after["rec_rel_l2"] < before["rec_rel_l2"] - 0.01
     assert after["swap_rel_l2"] > after["rec_rel_l2"] + 0.01  # it listens to its latent
+    z = model.encode(bank.crops(range(64), config.crop_samples, 99))
+    assert 0.8 < z.std() < 1.25  # public latents have unit deviation
+    assert model.config.latent_scale > 1
     last = rows(tmp_path / "validation.csv")[-1]
     assert last == pytest.approx({"step": 60, **after}, rel=1e-4, abs=1e-5)
 
 
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    stored = torch.load(states(folder)[0], weights_only=True)
-    tensors = {f"{part}.{key}": value for part in ("model", "ema") for key, value in stored[part].items()}
-    for part in {"optimizer", "muon"} & set(stored):
-        for index, values in stored[part]["state"].items():
-            tensors |= {f"{part}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-    return tensors
-
-
-@pytest.mark.parametrize(("workers", "optimiser"), [(0, "radam"), (1, "radam"), (0, "muon")])
+@pytest.mark.parametrize(("workers", "optimiser"), [(1, "radam"), (0, "muon")])
 def test_resume_is_exact(bank, tmp_path, workers, optimiser):
     config = recipe("test", steps=20, optimiser=optimiser)
-    whole = run(config, bank, tmp_path / "whole")
-    run(config, bank, tmp_path / "parts", stop_at=10, workers=workers)
-    parts = run(config, bank, tmp_path / "parts", workers=workers)
+    whole = trained(config, bank, tmp_path / "whole")
+    trained(config, bank, tmp_path / "parts", stop_at=10, workers=workers)
+    parts = trained(config, bank, tmp_path / "parts", workers=workers)
     expected, got = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
@@ -85,7 +68,7 @@ def test_resume_is_exact(bank, tmp_path, workers, optimiser):
 def test_compiled_training_is_training(bank, tmp_path):
     config = recipe("test", steps=3, log_every=1)
     for folder, compiler in (("plain", None), ("compiled", "aot_eager")):
-        run(config, bank, tmp_path / folder, compiler=compiler)
+        trained(config, bank, tmp_path / folder, compiler=compiler)
     plain, compiled = (rows(tmp_path / folder / "log.csv") for folder in ("plain", "compiled"))
     assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in plain], rel=1e-4)
     expected, got = (state_of(tmp_path / folder) for folder in ("plain", "compiled"))
@@ -96,87 +79,25 @@ def test_what_does_not_compile_trains_without_and_says_why(bank, tmp_path, caplo
     def failing(graph, inputs):
         raise NotImplementedError("no such card")
 
+    for unknown, message in (("nvcc", "inductor"), ("inductor:fast", "max-autotune")):
+        with pytest.raises(ValueError, match=message):
+            compiler_options(unknown)
     torch._dynamo.reset()
     torch._dynamo.register_backend(failing, name="failing")
-    run(recipe("test", steps=2, log_every=1), bank, tmp_path, compiler="failing")
+    trained(recipe("test", steps=2, log_every=1), bank, tmp_path, compiler="failing")
     assert len(rows(tmp_path / "log.csv")) == 2
     assert "no such card" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("compiler", "message"),
-    [
-        ("nvcc", "nvcc.*inductor"),
-        ("inductor:fast", "fast.*max-autotune"),
-        ("aot_eager:fast", "aot_eager.*none"),
-    ],
-)
-def test_unknown_compilers_and_modes(compiler, message):
-    with pytest.raises(ValueError, match=message):
-        compiler_options(compiler)
-    assert compiler_options("inductor:max-autotune") == {"backend": "inductor", "mode": "max-autotune"}
-
-
-def test_a_wrapped_network_trains_as_the_bare_one(bank, tmp_path):
-    config = recipe("test", steps=4, log_every=1, checkpoint_every=2)
-    whole = run(config, bank, tmp_path / "whole")
-    wrapped = objective_of(config)
-    wrapped.model.network = torch.compile(wrapped.model.network, backend="eager")
-    train(wrapped, bank, tmp_path / "parts", device="cpu", progress=False, stop_at=2)
-    parts = run(config, bank, tmp_path / "parts")
-    for key, value in whole.network.state_dict().items():
-        assert torch.equal(parts.network.state_dict()[key], value), key
-
-
-def test_resume_drops_log_rows_after_the_checkpoint(bank, tmp_path):
-    config = recipe("test", steps=20, checkpoint_every=10, log_every=2)
-    run(config, bank, tmp_path, stop_at=10)
-    with (tmp_path / "log.csv").open("a") as file:
-        # A step whose checkpoint was never written, and one whose row, too, was cut short within its step.
-        file.write("12" + ",0" * (len(LOG_COLUMNS) - 1) + "\n" + "1")
-    run(config, bank, tmp_path)
-    assert [row["step"] for row in rows(tmp_path / "log.csv")] == list(range(2, 21, 2))
-    assert min(row["loss"] for row in rows(tmp_path / "log.csv")) > 0
-
-
 def test_a_finished_run_describes_itself_and_is_loaded_not_repeated(bank, tmp_path):
     config = recipe("test", "m2l", steps=4)
-    run(config, bank, tmp_path / "mine")
+    trained(config, bank, tmp_path / "mine")
     before = states(tmp_path / "mine")[0].stat().st_mtime_ns
-    model = run(config, bank, tmp_path / "mine")
+    model = trained(config, bank, tmp_path / "mine")
     assert states(tmp_path / "mine")[0].stat().st_mtime_ns == before
     assert (model.name, model.metadata["step"], model.metadata["data"]) == ("mine", 4, bank.description)
     assert model.metadata["training"]["linearity"]["homogeneity"] is False
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", model.metadata["commit"])
-
-
-def test_public_latents_have_unit_deviation(bank, tmp_path):
-    config = recipe("test", steps=30)
-    model = run(config, bank, tmp_path)
-    z = model.encode(bank.crops(range(64), config.crop_samples, 99))
-    assert 0.8 < z.std() < 1.25
-    assert model.config.latent_scale > 1
-
-
-def test_variants_see_the_same_waveforms(bank, tmp_path, monkeypatch):
-    from lincae.training import objective
-
-    augment, seen = objective.augment, []
-
-    def spy(*arguments):
-        batch = augment(*arguments)
-        seen.append(batch.target())
-        return batch
-
-    monkeypatch.setattr(objective, "augment", spy)
-    targets = {}
-    for variant in set(VARIANTS) - {"lin-cae-2"}:  # whose gains are not annealed, and differ by definition
-        run(recipe("test", variant, steps=3), bank, tmp_path / variant)
-        targets[variant], seen = torch.stack(seen), []
-    assert all(torch.equal(batches, targets["lin-cae"]) for batches in targets.values())
-
-
-# ---------------------------------------------------------------- stopping and refusing
 
 
 class Poisoned(Noise):
@@ -189,7 +110,7 @@ class Poisoned(Noise):
 def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
     config = recipe("test", batch_size=4, checkpoint_every=4)
     with pytest.raises(NonFiniteError, match=rf"step 10 .*; last good checkpoint: {tmp_path} at step 8"):
-        run(config, Poisoned(), tmp_path)
+        trained(config, Poisoned(), tmp_path)
     assert torch.load(states(tmp_path)[0], weights_only=True)["step"] == 8
     assert all(torch.isfinite(p).all() for p in Autoencoder.load(tmp_path, "cpu").parameters())
 
@@ -201,22 +122,19 @@ def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(BlockingIOError, match=f"another process trains in {tmp_path}"):
-            run(config, bank, tmp_path)
+            trained(config, bank, tmp_path)
         other.kill()
-    run(config, bank, tmp_path)
+    trained(config, bank, tmp_path)
 
 
-def test_data_at_another_rate_is_refused(tmp_path):
-    bank = StemBank([torch.zeros(4, 48000)], 44100, "CD songs")
+def test_another_configuration_or_rate_is_refused_with_the_difference(bank, tmp_path):
+    cd_songs = StemBank([torch.zeros(4, 48000)], 44100, "CD songs")
     with pytest.raises(ValueError, match=r"CD songs\) is at 44100 Hz, the model works at 16000 Hz"):
-        run(recipe("test"), bank, tmp_path)
-
-
-def test_resume_of_another_configuration_shows_the_difference(bank, tmp_path):
-    run(recipe("test", steps=4), bank, tmp_path)
+        trained(recipe("test"), cd_songs, tmp_path / "cd")
+    trained(recipe("test", steps=4), bank, tmp_path)
     shown = r"configuration \(learning_rate: 0.01 -> 0.5; linearity.gain_max: 3.0 -> 2.0\)"
     with pytest.raises(ValueError, match=shown):
-        run(recipe("test", steps=4, learning_rate=0.5, **{"linearity.gain_max": 2.0}), bank, tmp_path)
+        trained(recipe("test", steps=4, learning_rate=0.5, **{"linearity.gain_max": 2.0}), bank, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -225,10 +143,8 @@ def test_resume_of_another_configuration_shows_the_difference(bank, tmp_path):
         ({"preset": "huge"}, "unknown preset 'huge'; choose from paper, official"),
         ({"variant": "lin"}, "unknown variant 'lin'; choose from lin-cae, lin-cae-2"),
         ({"stpes": 3}, "TrainingConfig has no 'stpes'; it has .*steps"),
-        ({"linearity.gain": 3}, "LinearityConfig has no 'gain'; it has .*gain_max"),
         ({"batch_size": 1}, "batch_size 1 cannot be shared"),
         ({"preset": "paper", "crop_frames": 169}, "multiple of 8, got 169"),
-        ({"steps": 0}, "at least 1"),
     ],
 )
 def test_recipe_refuses(arguments, message):
@@ -278,10 +194,8 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert Autoencoder.load(tmp_path / "validated" / "best", "cpu").metadata["step"] == 2
     for bad, message in (
         (["--data", "nowhere=1"], "nowhere"),
-        (["--set", "steps"], "--set takes FIELD=VALUE"),
         (["--set", "colour=3"], "has no 'colour'"),
         (["--data", f"{corpus}=1", "--device", "tpu"], "unknown device 'tpu'"),
-        (["--data", f"{corpus}=1", "--devices", "3"], "batch_size 4 cannot be shared by 3 processes"),
         (["--variant", "m2l", "--data", f"{equally_named}=1"], "but its crops sound otherwise"),
         (["--data", f"{corpus}=1", *other_validation, "--set", "steps=2"], "validation: 16 items of 2240"),
     ):

@@ -1,25 +1,18 @@
 """Training a spectral VAE: its loss by hand, linearity unchanged, the common trainer."""
 
-import csv
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from fakes import noise
-from jobs import Noise
+from jobs import Noise, rows, state_of, trained
 
 from lincae.data.crops import StemBank
 from lincae.interop.recipes import objective_of, recipe
 from lincae.linearity import augment, implicit_conditioning
 from lincae.machine import generator
-from lincae.training.loop import train
 from lincae.training.objective import validate
-from lincae.training.runs import states
 from lincae.vae.config import VAE_PRESETS, VAE_VARIANTS, VaeLossConfig, VaeTrainingConfig
 from lincae.vae.model import kl_divergence, reparameterised
 from lincae.vae.objective import ReconstructionLoss, VaeObjective
@@ -28,31 +21,6 @@ from lincae.vae.objective import ReconstructionLoss, VaeObjective
 def built(variant: str = "lin-vae", **changes) -> VaeObjective:
     torch.manual_seed(0)
     return VaeObjective.build(recipe("test", variant, **changes), "toy")
-
-
-def run(config, data, folder, **options):
-    return train(objective_of(config), data, folder, device="cpu", progress=False, **options)
-
-
-def rows(path: Path) -> list[dict[str, float]]:
-    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(path.open())]
-
-
-# ---------------------------------------------------------------- reconstruction
-
-
-def test_a_user_without_a_home_can_train(tmp_path):
-    """numba, which librosa compiles with, wants to write what it compiled into the home folder."""
-    code = """
-from lincae.vae.config import VaeLossConfig
-from lincae.vae.objective import ReconstructionLoss
-print(ReconstructionLoss(VaeLossConfig(), 16000).training)
-"""
-    environment = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"}
-    environment["NUMBA_CACHE_LOCATOR_CLASSES"] = "UserProvidedCacheLocator,UserWideCacheLocator"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "True\n", done.stderr
 
 
 def test_terms_are_those_of_auraloss_with_their_weights():
@@ -76,24 +44,14 @@ def test_stft_term_by_hand():
     assert set(terms) == {"stft"}
     assert terms["stft"].item() == pytest.approx(0.5 + torch.tensor(2.0).log().item(), rel=1e-4)
 
+    silence = torch.zeros(2, 4000, requires_grad=True)
+    ReconstructionLoss(VaeLossConfig(), 16000)(silence, target)["stft"].backward()
+    assert torch.isfinite(silence.grad).all()
+
     impulse = torch.zeros(1, 4000)
     impulse[0, 2000] = 1e-3  # every bin of a frame has this magnitude at most
     floored = ReconstructionLoss(replace(config, floor=1e-2), 16000)
     assert floored(impulse, torch.zeros(1, 4000))["stft"] == 0
-
-
-def test_equal_sounds_lose_nothing_and_silence_is_finite():
-    loss = ReconstructionLoss(VaeLossConfig(), 16000)
-    audio = noise(2, 8000)
-    assert all(term == 0 for term in loss(audio, audio).values())
-    silence = torch.zeros(2, 8000)
-    assert all(torch.isfinite(term) for term in loss(audio, silence).values())
-    silence.requires_grad_()
-    sum(loss(silence, audio).values()).backward()
-    assert torch.isfinite(silence.grad).all()
-
-
-# ---------------------------------------------------------------- the step
 
 
 @pytest.mark.parametrize("variant", VAE_VARIANTS)
@@ -148,16 +106,13 @@ def test_a_step_is_taken_in_float32_whatever_the_default_is(changes):
     assert {p.dtype for p in own.parameters()} == {torch.float32}
 
 
-# ---------------------------------------------------------------- the common trainer
-
-
 @pytest.fixture(scope="module")
 def bank():
     return StemBank.from_synth(6, 4.0, 16000, split="train")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VAE_VARIANTS)
+@pytest.mark.parametrize("variant", ["lin-vae"])
 def test_training_lowers_the_held_out_loss(variant, bank, tmp_path):
     config = recipe("test", variant)
     held_out = StemBank.from_synth(4, 4.0, 16000, split="test").crops(range(16), config.crop_samples, 0)
@@ -165,7 +120,7 @@ def test_training_lowers_the_held_out_loss(variant, bank, tmp_path):
     own = VaeObjective.build(config, "before")
     own.begin("before")
     before = own.validate(held_out)
-    model = run(config, bank, tmp_path, validation=held_out)
+    model = trained(config, bank, tmp_path, validation=held_out)
     own.ema = model
     after = own.validate(held_out)
     assert after["stft"] < before["stft"] - 0.2
@@ -183,23 +138,13 @@ def test_training_lowers_the_held_out_loss(variant, bank, tmp_path):
     assert model.metadata["training"]["loss"]["kl"] == config.loss.kl
 
 
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    stored = torch.load(states(folder)[0], weights_only=True)
-    parts = {"model", "ema"}
-    tensors = {f"{part}.{key}": value for part in parts for key, value in stored[part].items()}
-    for part in {"optimizer", "muon"} & set(stored):
-        for index, values in stored[part]["state"].items():
-            tensors |= {f"{part}.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
-    return tensors
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"optimiser": "radam"}], ids=["muon", "radam"])
 def test_resume_is_exact(changes, tmp_path):
     config = recipe("test", "lin-vae", steps=8, log_every=2, **changes)
-    whole = run(config, Noise(), tmp_path / "whole")
-    run(config, Noise(), tmp_path / "parts", stop_at=3)
-    parts = run(config, Noise(), tmp_path / "parts")
+    whole = trained(config, Noise(), tmp_path / "whole")
+    trained(config, Noise(), tmp_path / "parts", stop_at=3)
+    parts = trained(config, Noise(), tmp_path / "parts")
     expected, got = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[key], got[key]) for key in expected)
@@ -208,19 +153,14 @@ def test_resume_is_exact(changes, tmp_path):
     assert losses[0] == losses[1]
 
 
-# ---------------------------------------------------------------- recipes
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: recipe("small", "vae"), "'small'; choose from full, desk, test"),
-        (lambda: recipe("full", "lin-cae"), "'full'; choose from paper, official, small"),
         (lambda: recipe("desk", "lin_vae"), "'lin_vae'; choose from .*lin-vae, vae"),
         (lambda: recipe("test", "vae", **{"loss.l1": 1}), "VaeLossConfig has no 'l1'"),
         (lambda: VaeLossConfig(kl=-1), "kl=-1"),
         (lambda: VaeLossConfig(stft=0, mel=0, waveform=0), "reconstructed"),
-        (lambda: VaeLossConfig(fft_sizes=()), r"fft_sizes=\(\)"),
         (lambda: VaeLossConfig(floor=0), "floor=0"),
         (lambda: recipe("desk", "vae", batch_size=1), "batch_size 1 cannot be shared"),
     ],
