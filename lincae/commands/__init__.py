@@ -15,7 +15,7 @@ COMMANDS = {
     "data": ("data:data", "Fetch or make data sets."),
     "decode": ("latents:decode", "Turn latents into audio."),
     "demo": ("models:demo", "Write a page that plays sums, differences and multiples of latents."),
-    "desk": ("models:desk", "Serve the latent mixing desk as a page."),
+    "desk": ("desk:desk", "Serve the latent mixing desk as a page."),
     "encode": ("latents:encode", "Turn audio files into latents."),
     "evaluate": ("models:evaluate", "Measure models as the paper's tables do."),
     "export": ("models:export", "Write encoder and decoder as ONNX files."),

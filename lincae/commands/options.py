@@ -76,6 +76,8 @@ music = together(
     option("--data", "dataset", default="embedded", help=DATASETS),
     option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only."),
 )
+models_and_music = together(click.argument("models", nargs=-1, metavar="MODEL..."), music, device)
+heard = option("--seconds", default=6.0, help="How much of each track is heard.")
 
 
 def assignments(_context, _option, texts) -> dict[str, Any]:
