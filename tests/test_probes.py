@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from fakes import RATE, DeafDecoder, FakeTrack, Linear, NoisyDecoder, Reworked, two_tracks
+from fakes import RATE, DeafDecoder, FakeTrack, Linear, Reworked, two_tracks
 
 from lincae.evaluation.evaluate import evaluate
-from lincae.evaluation.protocols import SHIFTS, Chunk, EvaluationConfig, fit
+from lincae.evaluation.protocols import SHIFTS, EvaluationConfig
 from lincae.interop.references import TanhToy
 
 CONFIG = EvaluationConfig(window_s=1.0, overlap_s=0.25, chunk_s=4.0)
@@ -28,9 +28,6 @@ def tanh_toy_by_bussgang(sigma: float) -> float:
     u, weights = sigma * nodes, weights / weights.sum()
     g = np.tanh(np.tanh(u))
     return (weights * u * g).sum() ** 2 / ((weights * u * u).sum() * (weights * g * g).sum())
-
-
-# ---------------------------------------------------------------- the best linear map
 
 
 def test_a_linear_map_explains_all_of_the_linear_reference():
@@ -68,19 +65,13 @@ def test_any_map_explains_of_tanh_what_is_computed():
     assert 1 - shares.mean() == pytest.approx(1.5 * unexplained, rel=0.07)
 
 
-def test_any_map_sees_maps_that_change_over_time():
+def test_any_map_sees_maps_that_change_over_time_and_nothing_in_a_deaf_decoder():
     """A gain that swings within a window is linear, and no filter."""
     swinging = Reworked(lambda x: x * (1 + 0.9 * torch.sin(torch.arange(x.shape[1]) / 500)))
     shares = run(swinging, protocols=["fit"]).groupby("condition").value.mean()
     assert shares["any map"] > 1 - 1e-10
     assert shares["one filter"] < 0.9
-
-
-@pytest.mark.parametrize(
-    ("model", "most"), [(DeafDecoder(), 0.1), (Reworked(lambda x: x + 0.2), 0.6)], ids=["deaf", "offset"]
-)
-def test_what_no_linear_map_explains(model, most):
-    assert run(model, protocols=["fit"]).groupby("condition").value.mean()["any map"] < most
+    assert run(DeafDecoder(), protocols=["fit"]).groupby("condition").value.mean()["any map"] < 0.1
 
 
 def test_without_stems_windows_are_mixed():
@@ -90,25 +81,6 @@ def test_without_stems_windows_are_mixed():
     rows = run(Linear(), [short], ["fit"])
     assert rows.condition.tolist() == ["any map"]  # half a second cannot be fitted and tested
     assert rows.value.iloc[0] > 1 - 1e-10
-
-
-def test_silence_has_no_share():
-    silent = FakeTrack(seconds=4.0, levels=(0.0,) * 4)
-    rows = run(Linear(), [silent])
-    assert set(rows.status) == {"silent"}
-    assert rows[["rel_l2", "value"]].isna().all(axis=None)
-
-
-def test_what_is_encoded_once_more():
-    model = Linear()
-    chunk = Chunk(model, FakeTrack(seconds=4.0), 0, 4 * RATE, CONFIG)
-    chunk.decoded("mixture")
-    before = model.encoded
-    list(fit(chunk))
-    assert model.encoded - before == 16  # 4 K mixtures of four stems
-
-
-# ---------------------------------------------------------------- time shifts
 
 
 def test_the_linear_reference_shifts_by_frames():
@@ -134,20 +106,3 @@ def test_a_model_that_counts_samples_does_not_shift():
     assert rel_l2(frame, "decoder_equivariance", "1 frames").to_numpy() == pytest.approx(0.4**0.5, rel=0.03)
     # at a quarter of a frame that holds for a quarter of the samples
     assert rel_l2(frame, "decoder_equivariance", "0.25 frames").to_numpy() == pytest.approx(0.1**0.5, rel=0.1)
-
-
-def test_shifts_come_with_their_floor():
-    frame = run(NoisyDecoder(), protocols=["equivariance"])
-    floor = rel_l2(frame, "decoder_equivariance", "0 frames", "floor")
-    expected = 2**0.5 * NoisyDecoder.level / (0.2**2 + NoisyDecoder.level**2) ** 0.5
-    assert floor.to_numpy() == pytest.approx(expected, rel=0.05)
-    # noise does not move with the sound: a shift cannot do better than the floor
-    assert rel_l2(frame, "decoder_equivariance", "1 frames").to_numpy() == pytest.approx(expected, rel=0.05)
-
-
-def test_a_window_that_is_too_short_is_said():
-    model = Linear()
-    model.latent_rate = 4.0  # of a window of a second: four frames of shift are all of it
-    rows = run(model, protocols=["equivariance"])
-    assert set(rows.status) == {"window too short"}
-    assert rows.rel_l2.isna().all()
