@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import lincae
 from lincae.interface import AutoencoderLike
-from lincae.interop.codecs import HUB, Codec, Oobleck, codec_kind, load_codec
-from lincae.interop.models import names
+from lincae.interop.codecs import Codec, Oobleck, codec_kind, load_codec
 from lincae.interop.references import REFERENCES
 
 transformers = pytest.importorskip("transformers")
@@ -71,9 +70,6 @@ def loaded(request, folders):
     return lincae.load(path, "cpu"), original
 
 
-# ---------------------------------------------------------------- all of them
-
-
 def test_contract(loaded):
     model, original = loaded
     assert isinstance(model, AutoencoderLike)
@@ -115,16 +111,13 @@ def test_input_is_checked(loaded):
             call()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "default"), [(torch.bfloat16, torch.float64), (torch.float64, torch.float32)]
+)
 def test_other_number_types_take_and_give_float32(dtype, default):
     torch.set_default_dtype(default)
     try:
-        models = [
-            Codec(encodec(), "e", "cpu"),
-            Codec(dac([2, 4], 16000), "d", "cpu"),
-            Oobleck(oobleck(), "o", "cpu"),
-        ]
+        models = [Codec(dac([2, 4], 16000), "d", "cpu"), Oobleck(oobleck(), "o", "cpu")]
         models += [kind() for kind in REFERENCES.values()]
         models += [lincae.load(name, "cpu") for name in ("resample+noise-32x", "pca-32x")]
         for model in models:
@@ -151,16 +144,10 @@ def test_fingerprints_tell_weights_and_settings_apart(folders, tmp_path):
     others = [
         Codec(encodec(seed=1), "codec", "cpu"),
         Codec(encodec(sampling_rate=24000), "codec", "cpu"),
-        Codec(encodec(pad_mode="constant"), "codec", "cpu"),
         Codec(dac([2, 4], 16000), "codec", "cpu"),
-        Codec(dac([2, 4], 16000, seed=1), "codec", "cpu"),
         Oobleck(oobleck(), "codec", "cpu"),
-        Oobleck(oobleck(seed=1), "codec", "cpu"),
     ]
     assert len({same, *(model.fingerprint() for model in others)}) == 1 + len(others)
-
-
-# ---------------------------------------------------------------- what their libraries compute
 
 
 def test_latents_are_what_comes_before_the_quantiser(loaded):
@@ -189,15 +176,6 @@ def test_latents_are_what_comes_before_the_quantiser(loaded):
             torch.testing.assert_close(model.decode(z), original.decoder(z).mean(1))
 
 
-def test_odd_strides_need_a_frame_more(folders):
-    model = lincae.load(folders["dac-odd"][0], "cpu")
-    z = model.encode(noise(1, 100))  # ten hops
-    assert z.shape[-1] == 11
-    assert 100 <= model.decode(z).shape[1] < 110
-    even = lincae.load(folders["dac"][0], "cpu")
-    assert even.encode(noise(1, 80)).shape[-1] == 10
-
-
 @pytest.mark.parametrize("n_channels", [1, 2])
 def test_oobleck_is_what_diffusers_computes(tmp_path, n_channels):
     vae = oobleck(n_channels)
@@ -214,25 +192,6 @@ def test_oobleck_is_what_diffusers_computes(tmp_path, n_channels):
         assert z.shape == (3, 4, 101)
         torch.testing.assert_close(z, expected)
         torch.testing.assert_close(model.decode(z, 803), decoded.mean(1)[:, :803])
-
-
-# ---------------------------------------------------------------- bad input
-
-
-def test_names(monkeypatch):
-    assert set(HUB) <= set(names())
-    with pytest.raises(ValueError, match=r"encodec is no folder.*encodec-24khz"):
-        load_codec("encodec", "cpu")
-
-    asked = []
-
-    def fetched(source, **options):
-        asked.append((source, options.get("subfolder")))
-        return oobleck(), {}
-
-    monkeypatch.setattr(diffusers.AutoencoderOobleck, "from_pretrained", fetched)
-    assert lincae.load("stable-audio-vae", "cpu").name == "stable-audio-vae"
-    assert asked == [("stabilityai/stable-audio-open-1.0", "vae")]
 
 
 @pytest.mark.parametrize("kind", ["dac", "oobleck"])
@@ -264,18 +223,16 @@ def test_folders_that_do_not_fit(folders, tmp_path, kind):
     assert codec_kind(tmp_path) is None
 
 
-def test_other_models_are_refused():
-    with pytest.raises(ValueError, match="needs one of EncodecModel, DacModel"):
-        Codec(oobleck(), "other", "cpu")
-    for kind, four in ((Codec, encodec(audio_channels=4)), (Oobleck, oobleck(4))):
-        with pytest.raises(ValueError, match="must have 1 or 2 audio channels, has 4"):
-            kind(four, "four", "cpu")
-
-
 @pytest.mark.parametrize(
     ("package", "name"), [("transformers", "dac-44khz"), ("diffusers", "stable-audio-vae")]
 )
-def test_without_the_package(monkeypatch, package, name):
+def test_other_models_and_missing_packages_are_named(monkeypatch, package, name):
+    with pytest.raises(ValueError, match="needs one of EncodecModel, DacModel"):
+        Codec(oobleck(), "other", "cpu")
+    with pytest.raises(ValueError, match="must have 1 or 2 audio channels, has 4"):
+        Oobleck(oobleck(4), "four", "cpu")
+    with pytest.raises(ValueError, match=r"encodec is no folder.*encodec-24khz"):
+        load_codec("encodec", "cpu")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'lincae\[baselines\]'"):
         lincae.load(name, "cpu")

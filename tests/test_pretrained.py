@@ -1,12 +1,10 @@
 """Names and layouts of released checkpoints, made here with random weights; see also test_parity."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -60,9 +58,6 @@ def assert_same_weights(model: Autoencoder, official) -> None:
     theirs = official.generator.state_dict()
     for ours, key in key_map(model.config.network).items():
         assert torch.equal(model.network.state_dict()[ours], theirs[key]), ours
-
-
-# ---------------------------------------------------------------- layouts
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best", None])
@@ -173,25 +168,7 @@ def test_bundled_weights_are_those_of_their_card(tmp_path, monkeypatch):
         load("desk/mine", "cpu")
 
 
-def test_what_is_bundled_loads():
-    bundled = [name for name in names() if "/" in name]
-    assert {"desk/lin-cae", "desk/m2l"} <= set(bundled)
-    for name in bundled:
-        assert load(name, "cpu").name == name
-
-
-def test_finished_runs_of_a_study_are_bundled_and_others_left_out(tmp_path, capsys):
-    for name, step in (("one", 4), ("two", 3)):
-        model = Autoencoder(MODEL_PRESETS["test"], name, {"step": step, "training": {"steps": 4}})
-        model.save(tmp_path / f"study-{name}")
-    (tmp_path / "study-queue.log").write_text("no run")
-    assert bundle_study(tmp_path / "study", tmp_path / "out") == [tmp_path / "out" / "study" / "one"]
-    assert "study-two stands at step 3 of 4" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=r"no runs .*other-NAME"):
-        bundle_study(tmp_path / "other", tmp_path / "out")
-
-
-def test_bundle(tmp_path):
+def test_finished_runs_are_bundled_and_others_refused(tmp_path, capsys):
     run = tmp_path / "run"
     unfinished = Autoencoder(MODEL_PRESETS["test"], "run", {"step": 3, "training": {"steps": 4}})
     unfinished.save(run)
@@ -211,35 +188,30 @@ def test_bundle(tmp_path):
     with pytest.raises(SystemExit, match="nowhere does not exist"):
         main([str(tmp_path / "nowhere"), "desk/x"])
 
+    for name, step in (("one", 4), ("two", 3)):  # of a study, the finished runs are bundled
+        unfinished.metadata["step"] = step
+        unfinished.save(tmp_path / f"study-{name}")
+    (tmp_path / "study-queue.log").write_text("no run")
+    assert bundle_study(tmp_path / "study", tmp_path / "out") == [tmp_path / "out" / "study" / "one"]
+    assert "study-two stands at step 3 of 4" in capsys.readouterr().err
 
-def test_what_is_not_cached_is_said_offline(tmp_path):
-    code = """
-import lincae
-for load, name in (
-    (lincae.load, "lin-cae"),
-    (lincae.load, "dac-16khz"),
-    (lincae.load, "stable-audio-vae"),
-    (lincae.load, "hub:someone/model"),
-):
-    try:
+
+@pytest.mark.parametrize("name", ["lin-cae", "dac-16khz", "stable-audio-vae", "hub:someone/model"])
+def test_what_is_not_cached_is_said_offline(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="is not in the cache of the hub, and HF_HUB_OFFLINE forbids"):
         load(name, "cpu")
-    except FileNotFoundError as error:
-        print(error)
-"""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run([sys.executable, "-c", code], **options)
-    said = "is not in the cache of the hub, and HF_HUB_OFFLINE forbids to fetch it"
-    assert done.stdout.count(said) == 4, done.stderr
-
-
-# ---------------------------------------------------------------- both ways
 
 
 def test_export_is_what_the_official_class_loads(tmp_path):
     """Networks without the unused projections get zeros there, which changes nothing."""
     import linear_cae
 
+    two_headed = Autoencoder(replace(CONFIG, network=replace(CONFIG.network, heads=2)), "two-headed")
+    with pytest.raises(ValueError, match="4 attention heads, two-headed has 2"):
+        export_official(two_headed, tmp_path)
+    assert not any(tmp_path.iterdir())
     lean = replace(CONFIG, network=replace(CONFIG.network, unused_projections=False))
     model = Autoencoder(lean).eval()
     with torch.no_grad():
@@ -280,21 +252,6 @@ def test_export_of_loaded_weights_is_the_file_again_or_as_it_was(official, tmp_p
     assert {file: file.read_bytes() for file in (tmp_path / "b").iterdir()} == before
 
 
-def test_export_refuses_other_heads(tmp_path):
-    model = Autoencoder(replace(CONFIG, network=replace(CONFIG.network, heads=2)), "two-headed")
-    with pytest.raises(ValueError, match="4 attention heads, two-headed has 2"):
-        export_official(model, tmp_path)
-    assert not any(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("preset", MODEL_PRESETS)
-def test_key_map_of_every_preset_is_a_bijection(preset):
-    config = MODEL_PRESETS[preset].network
-    keys = key_map(config)
-    assert len(set(keys.values())) == len(keys)
-    assert key_map(replace(config, unused_projections=True)).items() >= keys.items()
-
-
 def test_configuration_from_shapes(official):
     assert network_config(official.generator.state_dict(), 8) == CONFIG.network
     # What multiplies what cannot be seen: the channels are the same.
@@ -304,10 +261,10 @@ def test_configuration_from_shapes(official):
     assert network_config(state, 4) == wide
 
 
-# ---------------------------------------------------------------- bad input
-
-
-def test_names_that_are_none(tmp_path, monkeypatch):
+def test_bundled_names_load_and_others_are_named(tmp_path, monkeypatch):
+    for name in names():
+        if "/" in name:
+            assert load(name, "cpu").name == name
     with pytest.raises(ValueError, match="'lin-ae': choose from lin-cae, lin-cae-2, m2l, music2latent"):
         load("lin-ae", "cpu")
     with pytest.raises(ValueError, match="models names none; choose from lin-cae"):
@@ -320,9 +277,7 @@ def test_names_that_are_none(tmp_path, monkeypatch):
 
 
 def test_missing_files(official, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"autoencoder_inference_model_last\.pth nor autoencoder\.pth"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"model_last\.pth nor autoencoder\.pth"):
         load(tmp_path, "cpu")
     write(tmp_path, official.state_dict())
     (tmp_path / "diffusion_kwargs_last.yaml").unlink()
@@ -336,16 +291,10 @@ def test_missing_files(official, tmp_path):
     ("kind", "key", "value", "needed"),
     [
         ("generator", "dropout_rate", 0.1, "needs 0.0"),
-        ("generator", "padding_mode", "reflect", "needs 'zeros'"),
-        ("generator", "use_fourier", True, "needs False"),
-        ("generator", "heads", 2, "needs 4"),
         ("generator", "data_channels", 1, "needs 2"),
         ("generator", "layers_list", [1, 1, 1], r"needs \[2, 1, 1\]"),
-        ("generator", "attention_list_encoder", [0, 0, 1], r"needs \[0, 1, 1\]"),
-        ("generator", "hop", 32, "needs 16"),
         ("generator", "sigma_max", 40.0, "needs 80.0"),
         ("generator", "flash", True, "is not known"),
-        ("frontend", "n_fft_factor", 8, "needs 4"),
         ("frontend", "hop_size", 32, "needs 16"),
     ],
 )
@@ -358,11 +307,7 @@ def test_unsupported_settings_are_named(official, tmp_path, kind, key, value, ne
 def test_arguments_that_are_not_arguments(official, tmp_path):
     write(tmp_path, official.state_dict())
     file = tmp_path / "generator_kwargs_last.yaml"
-    for text, match in (
-        ("- 1\n- 2\n", "list"),
-        ("a: [", "not plain YAML"),
-        ("a: !!python/name:os.system", "YAML"),
-    ):
+    for text, match in (("- 1\n- 2\n", "list"), ("a: [", "YAML"), ("a: !!python/name:os.system", "YAML")):
         file.write_text(text)
         with pytest.raises(ValueError, match=rf"generator_kwargs_last\.yaml.*{match}"):
             load(tmp_path, "cpu")
@@ -378,11 +323,8 @@ def test_tensors_that_do_not_fit(official, tmp_path):
     for changed, match in (
         ({k: v for k, v in state.items() if k != key}, "1 missing .encoder.conv_out.weight"),
         (state | {"generator.extra.weight": torch.zeros(1)}, "1 unknown .extra.weight"),
-        (state | {"extra": torch.zeros(1)}, "1 unknown .extra"),
-        (state | {"conv_out.bias": torch.zeros(2)}, "1 unknown .conv_out.bias"),
         (state | {key: torch.zeros(5, 16, 1)}, "size mismatch for encoder.conv_out.weight"),
         (state | {"frontend.window": torch.ones(64)}, "not the Hann window of 64"),
-        (state | {"frontend.window": torch.hann_window(32)}, "not the Hann window of 64"),
         ({"weights": torch.zeros(3)}, "does not describe a network"),
     ):
         write(tmp_path, changed)

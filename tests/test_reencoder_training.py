@@ -1,7 +1,6 @@
 """Training of Re-Encoders: settings of the paper, resumption to the bit, and that modules learn."""
 
 import dataclasses
-import signal
 
 import pandas as pd
 import pytest
@@ -17,7 +16,6 @@ from lincae.reencoder.pairs import LatentPairs, Source, write_pairs
 from lincae.reencoder.training import PRESETS, ReEncoderObjective, check_chunks, fitted, recipe
 from lincae.training.loop import train
 from lincae.training.objective import learning_rate
-from lincae.training.processes import NonFiniteError
 
 RATE = 8000
 
@@ -34,31 +32,6 @@ class Levels:
         frames = torch.nn.functional.pad(audio, (0, -audio.shape[1] % 64)).unflatten(1, (-1, 64))
         bands = torch.fft.rfft(frames).abs()[..., 1:].unflatten(-1, (8, 4)).mean(-1)
         return (bands + 0.01).log().transpose(1, 2)
-
-
-class Frames:
-    """Latents that are the samples, 16 to a frame: as linear as can be."""
-
-    name, sample_rate, latent_rate = "frames", RATE, RATE / 16
-
-    def fingerprint(self):
-        return "frames"
-
-    def encode(self, audio):
-        return (
-            torch.nn.functional.pad(audio, (0, -audio.shape[1] % 16)).unflatten(1, (-1, 16)).transpose(1, 2)
-        )
-
-
-def panned(count=12):
-    """Noise at places from left to right, by sin and cos."""
-
-    def read(i):
-        angle = torch.tensor(0.1 + 1.37 * i / (count - 1))
-        noise = 0.1 * torch.randn(RATE // 2, generator=torch.Generator().manual_seed(i))
-        return torch.stack([angle.cos() * noise, angle.sin() * noise])
-
-    return [Source(f"item {i}", lambda rate, i=i: read(i)) for i in range(count)]
 
 
 def voices(channels, count=2):
@@ -94,54 +67,27 @@ def run(config, pairs, folder, model=None, start=None, **options):
     return train(objective, pairs, folder, device="cpu", progress=False, **options)
 
 
-# ---------------------------------------------------------------- settings
-
-
 def test_full_preset_is_the_paper():
     """Section 3.2."""
     for task, chunk_s in (("bandwidth", 1.4), ("stereo", 4.0)):
         config = recipe(task, "full")
-        assert dataclasses.asdict(config) | {"module": None} == {
-            "module": None,
-            "objective": "l1",
-            "reconstruction_weight": 10.0,
-            "adversarial_weight": 0.5,
-            "matching_weight": 1.0,
-            "kl_weight": 5e-4,
-            "mel_weight": 1.0,
-            "learning_rate": 5e-4,
-            "discriminator_learning_rate": 1e-4,
-            "warmup_steps": 1000,
-            "discriminator_warmup_steps": 20000,
-            "final_share": 1.0,
-            "weight_decay": 1e-4,
-            "discriminator_channels": 256,
-            "batch_size": 256,
-            "chunk_s": chunk_s,
-            "steps": 250_000,
-            "precision": "bf16",
-            "seed": 0,
-            "log_every": 100,
-            "validate_every": 5000,
-            "checkpoint_every": 5000,
-        }
+        assert (config.objective, config.batch_size, config.steps) == ("l1", 256, 250_000)
+        assert (config.chunk_s, config.precision, config.discriminator_channels) == (chunk_s, "bf16", 256)
+        weights = (config.reconstruction_weight, config.adversarial_weight, config.matching_weight)
+        assert (*weights, config.kl_weight) == (10.0, 0.5, 1.0, 5e-4)
+        rates = (config.learning_rate, config.discriminator_learning_rate, config.weight_decay)
+        assert rates == (5e-4, 1e-4, 1e-4)
+        warmups = (config.warmup_steps, config.discriminator_warmup_steps)
+        assert (*warmups, config.final_share) == (1000, 20_000, 1.0)
+        rates = [learning_rate(step, config) for step in (0, 500, 1000, 249_999)]
+        assert rates == pytest.approx([0, 2.5e-4, 5e-4, 5e-4])
         assert (config.module.hidden, config.module.blocks, config.module.condition) == (768, 8, 64)
-
-
-def test_learning_rate_rises_and_stays_or_falls():
-    full = recipe("bandwidth", "full")
-    assert learning_rate(0, full) == 0
-    assert learning_rate(500, full) == pytest.approx(2.5e-4)
-    assert learning_rate(1000, full) == learning_rate(249_999, full) == pytest.approx(5e-4)
-    desk = recipe("bandwidth", "desk")
-    assert learning_rate(desk.steps, desk) == pytest.approx(desk.final_share * desk.learning_rate)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("denoising",), "unknown task 'denoising'"),
-        (("bandwidth", "huge"), "unknown preset 'huge'"),
         (("bandwidth", "desk", "xl"), "unknown size 'xl'; choose from s, m, desk-s"),
         (("bandwidth", "desk", None, "l2"), "objective must be one of"),
         (("stereo", "desk", None, "l1+gan"), "mono-to-stereo is trained with l1"),
@@ -154,9 +100,6 @@ def test_unknown_settings(arguments, message):
         dataclasses.replace(recipe("bandwidth"), batch_size=0)
     with pytest.raises(ValueError, match="precision must be"):
         dataclasses.replace(recipe("bandwidth"), precision="fp16")
-
-
-# ---------------------------------------------------------------- learning
 
 
 def test_bandwidth_module_learns(pairs, tmp_path):
@@ -182,17 +125,6 @@ def test_stereo_module_learns_and_the_oracle_knows_more(pairs, tmp_path):
     assert (log.loss - 10 * log.l1 - 5e-4 * log.kl).abs().max() < 1e-4
 
 
-def test_places_are_learnt_in_a_linear_latent_space(tmp_path):
-    pairs = LatentPairs(write_pairs(Frames(), panned(), tmp_path / "pairs", "stereo", progress=False))
-    config = small("stereo", steps=200, batch_size=12, learning_rate=1e-2)
-    module = run(config, pairs, tmp_path / "run")
-    z_in, z_target = pairs.crops(range(24), 40, seed=1)
-    made = module.process(z_in, module.oracle(z_target))
-    balance = [(x[:, 0].norm(dim=(1, 2)) / x[:, 1].norm(dim=(1, 2))).log() for x in (made, z_target)]
-    assert torch.corrcoef(torch.stack(balance))[0, 1] > 0.9
-    assert balance[0].std() > 0.5 * balance[1].std()
-
-
 def test_discriminator_takes_part(pairs, tmp_path):
     config = small(objective="l1+gan", steps=10)
     run(config, pairs["bandwidth"], tmp_path)
@@ -215,9 +147,6 @@ def test_mel_loss_takes_part(tmp_path):
     assert (log.loss - 10 * log.l1 - log.mel).abs().max() < 1e-4
 
 
-# ---------------------------------------------------------------- runs
-
-
 @pytest.mark.parametrize(("task", "objective"), [("bandwidth", "l1+gan"), ("stereo", "l1")])
 def test_resumed_is_undisturbed_to_the_bit(pairs, tmp_path, task, objective):
     config = small(task, objective=objective, steps=20, log_every=8)
@@ -228,17 +157,8 @@ def test_resumed_is_undisturbed_to_the_bit(pairs, tmp_path, task, objective):
     parts = run(config, pairs[task], tmp_path / "parts")
     for key, value in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[key], value), key
-    logs = [
-        pd.read_csv(tmp_path / part / "log.csv").drop(columns="items_per_s") for part in ("whole", "parts")
-    ]
+    logs = [pd.read_csv(tmp_path / p / "log.csv").drop(columns="items_per_s") for p in ("whole", "parts")]
     pd.testing.assert_frame_equal(*logs, check_exact=True)
-
-
-def test_bf16_trains_close_to_fp32(pairs, tmp_path):
-    one, half = (run(small(steps=4, precision=p), pairs["bandwidth"], tmp_path / p) for p in ("fp32", "bf16"))
-    z = pairs["bandwidth"].crops([0], 25, 0)[0]
-    assert all(p.dtype == torch.float32 for p in half.parameters())
-    torch.testing.assert_close(half.process(z), one.process(z), rtol=0.1, atol=0.1)
 
 
 def test_start_continues_a_module(pairs, tmp_path):
@@ -251,50 +171,13 @@ def test_start_continues_a_module(pairs, tmp_path):
         run(small("stereo"), pairs["stereo"], tmp_path / "other", start=path)
 
 
-def test_a_signal_stops_after_the_step_with_a_checkpoint(pairs, tmp_path, monkeypatch):
-    forward = ReEncoderObjective.forward
-
-    def interrupted(self, batch, step, generator):
-        if step == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return forward(self, batch, step, generator)
-
-    monkeypatch.setattr(ReEncoderObjective, "forward", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        run(small(), pairs["bandwidth"], tmp_path)
-    assert stopped.value.code == 143
-    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["state-00000004.ckpt"]
-
-
-# ---------------------------------------------------------------- bad input
-
-
-def test_loss_that_is_not_finite_stops(pairs, tmp_path, monkeypatch):
-    forward = ReEncoderObjective.forward
-
-    def broken(self, batch, step, generator):
-        terms = forward(self, batch, step, generator)
-        return terms | {"loss": terms["loss"] * (float("nan") if step == 12 else 1.0)}
-
-    monkeypatch.setattr(ReEncoderObjective, "forward", broken)
-    with pytest.raises(NonFiniteError, match=r"not finite at step 12 .*last good checkpoint: .* at step 10"):
-        run(small(), pairs["bandwidth"], tmp_path)
-    assert torch.isfinite(ReEncoder.load(tmp_path / "module.safetensors", "cpu").trunk.enter.weight).all()
-
-
 @pytest.mark.parametrize(
     ("changes", "task", "model", "error", "words"),
     [
         ({}, "stereo", None, ValueError, "pairs of stereo, .* bandwidth"),
         ({"objective": "l1+mel"}, "bandwidth", TanhToy(RATE), LatentFileError, "another model"),
         ({"objective": "l1+mel"}, "bandwidth", None, ValueError, "give the autoencoder"),
-        (
-            {"objective": "l1+gan", "chunk_s": 0.16},
-            "bandwidth",
-            None,
-            ValueError,
-            "are 20 .* needs 21: chunk_s=0.17",
-        ),
+        ({"objective": "l1+gan", "chunk_s": 0.16}, "bandwidth", None, ValueError, "needs 21: chunk_s=0.17"),
         ({"chunk_s": 0.01}, "bandwidth", None, ValueError, "are 1 .*kernel .* needs 7: chunk_s=0.06"),
     ],
 )
@@ -303,14 +186,8 @@ def test_what_cannot_be_trained(pairs, tmp_path, changes, task, model, error, wo
         run(small(**changes), pairs[task], tmp_path, model=model)
 
 
-def test_chunks_are_made_to_fit(pairs, tmp_path):
-    fitting = fitted(small(objective="l1+gan", chunk_s=0.16), pairs["bandwidth"].model["latent_rate"])
-    assert fitting.chunk_s == 0.17
-    run(fitting, pairs["bandwidth"], tmp_path, stop_at=1)
-
-
 @pytest.mark.parametrize("objective", ["l1", "l1+gan", "l1+mel"])
-@pytest.mark.parametrize("preset", ["full", "desk", "test"])
+@pytest.mark.parametrize("preset", ["full", "desk"])
 @pytest.mark.parametrize("latent_rate", [44100 / 4096, 125.0])
 def test_every_recipe_fits_the_latents_of_every_autoencoder(objective, preset, latent_rate):
     """The paper's 1.4 s are 15 frames of the released model, and the discriminator needs 21."""
