@@ -18,6 +18,7 @@ from lincae.data.audio import write_audio
 from lincae.evaluation import tables
 from lincae.evaluation.notebook import check_parameters
 from lincae.latents.store import describe
+from lincae.reencoder.linear import LinearConfig, LinearPair
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
 
 ROOT = Path(__file__).parent.parent
@@ -470,3 +471,25 @@ def test_mono_to_stereo(tmp_path, reencoders):
     assert len(pd.read_csv(tmp_path / "10_correlations.csv")) == 4
     assert len(pd.read_csv(tmp_path / "10_claims.csv")) == 2 * 5
     assert len(pd.read_csv(tmp_path / "10_timings.csv")) == 2
+
+
+@pytest.mark.page
+def test_linear_reencoder(tmp_path, evaluation):
+    """The toy with and without a pair that inverts it, beside an untrained network."""
+    retrained, source = evaluation["models"]
+    toy = lincae.load(source, "cpu")
+    pair = LinearPair(LinearConfig(latent_channels=toy.hop, hidden=4), describe(toy))
+    path = pair.save(tmp_path / "pair.safetensors")
+    parameters = evaluation | {"models": [source], "pairs": [str(path)], "retrained": [retrained]}
+    execute("12_linear_reencoder", tmp_path, **parameters, references=[], recorded=str(tmp_path))
+    claims = pd.read_csv(tmp_path / "12_claims.csv").set_index("claim")
+    assert set(claims.goals) == {"met", "missed"}
+    assert claims.value.filter(like="reconstruction MSS").item() == pytest.approx(1, abs=0.01)
+    assert claims.met.filter(like="reconstruction").all()
+    before_after = pd.read_csv(tmp_path / "12_before_after.csv")
+    assert set(before_after.model) == {source, f"{source}+linear", f"{source}+ceiling", Path(retrained).name}
+    cost = pd.read_csv(tmp_path / "12_cost.csv")
+    assert cost.parameters.item() == sum(p.numel() for p in pair.parameters())
+    codecs = pd.read_csv(tmp_path / "12_any_autoencoder.csv").set_index("autoencoder")
+    assert (codecs["arithmetic, after"] < codecs["arithmetic, before"]).all()
+    assert codecs.channels["Oobleck, random"] == 2
