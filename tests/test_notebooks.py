@@ -332,7 +332,7 @@ def test_any_autoencoder(tmp_path, evaluation):
 def test_the_loop_needs_one_file_of_the_package():
     """Of all that the notebook imports from the package, the loop takes three names of linearity.py."""
     cells = code_cells(ROOT / "notebooks" / "07_any_autoencoder.ipynb")
-    (loop,) = (ast.parse(cell.source) for cell in cells if "training-loop" in cell.metadata.tags)
+    (loop,) = (ast.parse(cell.source) for cell in cells if "training-loop" in cell.metadata.get("tags", []))
     imported = {
         alias.asname or alias.name: node.module if isinstance(node, ast.ImportFrom) else alias.name
         for cell in cells
