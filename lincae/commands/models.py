@@ -111,7 +111,7 @@ def export(model, out) -> None:
     """Write encoder and decoder of MODEL as ONNX files, for programs without PyTorch.
 
     Both take sounds of any length within one window of the model. They are compared with the model by
-    onnxruntime first: what differs by more than 60 dB below the signal is not written.
+    onnxruntime first: below 60 dB SNR nothing is written.
 
     \b
         lincae export study/listen --onnx runs/exported

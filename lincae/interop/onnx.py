@@ -172,6 +172,7 @@ def _snr_db(found: Tensor, wanted: Tensor) -> float:
 
 
 def library(name: str) -> ModuleType:
+    """The package of this name. Raises ImportError, saying what to install."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
