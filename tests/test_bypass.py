@@ -94,6 +94,17 @@ def test_decoder_adds_something_and_silence_is_silence(model):
     assert model.decode(0 * z).abs().max() < 1e-6
 
 
+def test_a_code_says_no_more_than_that_of_a_sound():
+    """A difference of latents may leave a code that is far too large for what its bands hold: no burst."""
+    model = random_model(KINDS["long frames"])
+    z = model.encode(noise(1, 8000))
+    bands = model.config.bands
+    largest = torch.cat((z[:, :bands], 1e3 * z[:, bands:]), 1)
+    beyond = torch.cat((z[:, :bands], 1e6 * z[:, bands:]), 1)
+    assert torch.equal(model.decode(beyond), model.decode(largest))
+    assert not torch.equal(model.decode(z), model.decode(largest))
+
+
 def test_sounds_of_the_bands_pass_through_the_bypass():
     model = random_model(TEST)
     time_s = torch.arange(8000) / 16000

@@ -144,6 +144,9 @@ class BypassAutoencoder(FramewiseAutoencoder):
         sigma_data = config.noise.sigma_data
         top = torch.full((len(latents),), config.noise.sigma_max, device=latents.device)
         heard, z = [start, preview / sigma_data], latents / self.network.scale
+
+        # A difference of latents may leave a code that is far too large for its bands.
+        z = torch.cat((z[:, : config.bands], z[:, config.bands :].clamp(-1, 1)), 1)
         if not config.correction:
             heard, z = [frames.norm(dim=1, keepdim=True) for frames in heard], z.abs()
         answer = self.network.denoiser(torch.cat(heard, 1), top, self.network.pyramid(z))
