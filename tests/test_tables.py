@@ -196,7 +196,9 @@ def test_claims_are_grouped_whole_and_in_words():
     assert [group for group, _ in shown.index] == ["one against two"] * 2 + ["three"]
     assert shown.index[0][1] == claim[0].split(":")[0]
     assert shown.data[""].tolist() == ["not met", "met", "met"]
-    assert shown.to_html().count("font-weight: bold") == 1
+    assert shown.to_html().count("<b>not met</b>") == 1
+    twice = pd.concat([table, table], ignore_index=True).assign(met=True)
+    assert tables.claims(twice).to_html().count(">met<") == 6  # the same claim, with another goal
 
 
 def test_shown_tables_have_units_and_words():

@@ -350,4 +350,5 @@ def claims(table: pd.DataFrame, digits: int = 2) -> Styler:
     rows = rows.set_index([groups.rename("of"), parts[0].rename("claim")]).iloc[order.argsort(kind="stable")]
     left = [{"selector": "th", "props": "text-align: left; font-weight: normal; vertical-align: top"}]
     styler = rows.style.format(precision=digits, na_rep="–").set_table_styles(left)
-    return styler.map(lambda verdict: "font-weight: bold" if verdict == "not met" else "", subset=[""])
+    # A claim may stand there twice, with two goals: pandas formats cells of such a table, but styles none.
+    return styler.format(lambda verdict: "<b>not met</b>" if verdict == "not met" else verdict, subset=[""])
