@@ -264,7 +264,7 @@ class FramewiseAutoencoder(Checkpointed):
             n_items = min(n_items, len(batch))
             half = n_items * n_frames // 2
             fix = f"{max(1, n_items // 2)} in windows of {min(n_frames, half)} take half"
-            with contextlib.suppress(ValueError):  # of a model whose memory has not been measured
+            with contextlib.suppress(ValueError):  # where a model's memory has not been measured
                 fix += f", as with model.memory_gb = {(half + 0.5) * self.frame_bytes / 1e9:.4g}"
             tried = f"{n_items} items in windows of {n_frames} latent frames"
             raise OutOfMemoryError(f"{self.name}: out of memory for {tried}; {fix}. {error}") from error

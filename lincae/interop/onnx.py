@@ -32,7 +32,7 @@ LEAST_SNR_DB = 60.0
 """What an export must keep of the model's own numbers."""
 
 OPSET = 17
-TRACED_FRAMES = 16  # of the example by which a graph is found; it then takes other lengths
+TRACED_FRAMES = 16  # the length of the example by which a graph is found; it then takes others
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
 
 
