@@ -424,7 +424,7 @@ def test_a_training_that_diverges_names_step_and_last_good_pair(tmp_path):
     goal = LinearObjective.build(settings(), model, Noise())
     model.change = lambda z: z if len(z) != 4 or model.calls() else z * math.nan
     count = iter(range(100))
-    model.calls = lambda: next(count) < 3
+    model.calls = lambda: next(count) < 6  # two a step: what is added, and what is subtracted
     with pytest.raises(NonFiniteError, match=r"step 3 .*last good checkpoint: .* at step 2"):
         train(goal, Noise(), tmp_path, device="cpu", progress=False)
     assert LinearPair.load(tmp_path / "module.safetensors", "cpu").metadata["step"] == 2

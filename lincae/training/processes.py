@@ -1,6 +1,7 @@
 """The processes of a run: how they start, how a signal ends them in order, and what their errors say."""
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -44,6 +45,8 @@ def launch(
     precision = training_precision(config.precision, first)
     chosen = devices if first.index is None else [first.index]
     name = "bf16-mixed" if precision == "bf16" else "32-true"
+    # What Fabric says of the precision stands in the run's configuration.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     fabric = Fabric(accelerator=first.type, devices=chosen, num_nodes=nodes, precision=name)
     fabric.launch()
     if fabric.device.type == "cpu":
