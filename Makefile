@@ -148,8 +148,8 @@ listen: $(LISTEN)/index.safetensors $(MUSIC)-valid/index.safetensors
 	  --data shards:$(LISTEN) --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE))
 
 $(LISTEN)/index.safetensors: | $(MUSIC)/index.safetensors
-	$(BIN)/python -m lincae data synthetic data/sampled --train 72 --test 0 --seed 1 --sampled
-	$(BIN)/python -m lincae shards $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) data/sampled/train=2.5 \
+	$(BIN)/python -m lincae data synthetic $(LISTEN)-songs --train 72 --test 0 --seed 1 --sampled
+	$(BIN)/python -m lincae shards $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LISTEN)-songs/train=2.5 \
 	  $(LISTEN) --sample-rate 16000
 
 train: $(READY) $(if $(findstring $(MUSIC),$(DATA)),music)
