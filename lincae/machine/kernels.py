@@ -320,14 +320,8 @@ def sliding_norm_silu_conv(
 
 
 def means_nearby(values: Tensor, width: int) -> Tensor:
-    """Means of numbers `(..., N)` over the `width` of them around each, or over all where there are fewer, in
-    double precision: a quiet passage may follow a loud one."""
-    double = torch.float32 if values.device.type == "mps" else torch.float64
-    running = F.pad(values.to(double).cumsum(-1), (1, 0))
-    position = torch.arange(values.shape[-1], device=values.device)
-    end = position[-1] + 1
-    first = torch.minimum(position - width // 2, end - width).clamp_min(0)
-    last = torch.minimum(first + width, end)
+    """Means of numbers `(..., N)` over the windows of `sums_around`."""
+    running, first, last = _windows(values, width)
     return (running[..., last] - running[..., first]) / (last - first)
 
 
@@ -341,14 +335,21 @@ def pooled_means(x: Tensor, groups: int, width: int) -> Tensor:
 
 
 def sums_around(values: Tensor, width: int) -> Tensor:
-    """Sums `(..., N)` over the `width` frames around each, near the ends over the first or last ones, as
-    differences of running sums; in double precision, where the device has it, since a quiet passage may
-    follow a loud one."""
-    n_frames = values.shape[-1]
+    """Sums `(..., N)` over the `width` frames around each, near the ends over the first or last ones, and
+    over all where there are fewer: differences of running sums."""
+    running, first, last = _windows(values, width)
+    return running[..., last] - running[..., first]
+
+
+def _windows(values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Running sums `(..., N + 1)`, and where the window of each frame begins and ends `(N,)`. In double
+    precision, where the device has it: a quiet passage may follow a loud one."""
     double = torch.float32 if values.device.type == "mps" else torch.float64
     running = F.pad(values.to(double).cumsum(-1), (1, 0))
-    first = (torch.arange(n_frames, device=values.device) - width // 2).clamp(0, n_frames - width)
-    return running[..., first + width] - running[..., first]
+    position = torch.arange(values.shape[-1], device=values.device)
+    end = position[-1] + 1
+    first = torch.minimum(position - width // 2, end - width).clamp_min(0)
+    return running, first, torch.minimum(first + width, end)
 
 
 def _frame_moments(x: Tensor, groups: int) -> Tensor:
