@@ -8,10 +8,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -235,8 +237,8 @@ class Store:
     """Finished chunks: a folder for each model, with a file for each chunk.
 
     A model is told apart by its fingerprint, which not every one has and which says nothing of the decoder,
-    and by what it makes of one excerpt; a chunk by its sound and that of its stranger, its place, and the
-    configuration.
+    and by what it makes of one excerpt and of a difference of latents; a chunk by its sound and that of its
+    stranger, its place, and the configuration.
     """
 
     def __init__(self, root: str | Path, model: AutoencoderLike, config: EvaluationConfig):
@@ -274,12 +276,16 @@ class Store:
 
 
 def _answers(model: AutoencoderLike, config: EvaluationConfig) -> dict[str, Tensor]:
-    """What a model makes of a window of noise that rises from -60 dB to 20 dB of full scale."""
+    """What a model makes of a window of noise that rises from -60 dB to 20 dB of full scale, and of the
+    difference between its latent and that of its treble cut off, which no sound may have."""
     n_samples = round(config.window_s * model.sample_rate)
     noise = torch.randn(1, n_samples, generator=generator(0))
-    z = model.encode(noise * torch.logspace(-3, 1, n_samples))
-    audio = model.decode(z, length=n_samples, seed=config.seed)
-    return {name: x.float().cpu().contiguous() for name, x in (("latents", z), ("audio", audio))}
+    sound = noise * torch.logspace(-3, 1, n_samples)
+    z = model.encode(sound)
+    difference = z - model.encode(F.avg_pool1d(sound, kernel_size=5, stride=1, padding=2))
+    decode = partial(model.decode, length=n_samples, seed=config.seed)
+    answers = {"latents": z, "audio": decode(z), "difference": decode(difference)}
+    return {name: answer.float().cpu().contiguous() for name, answer in answers.items()}
 
 
 def _agrees(path: Path, fingerprint: str, found: dict[str, Tensor]) -> bool:
