@@ -10,6 +10,7 @@
 # make listen      the listening model on that music and on sampled songs, runs/study-listen (resumable)
 # make bundle      finished runs of the desk study into data/checkpoints/study/
 # make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
+# make linear      linear pairs of the bundled autoencoders into data/checkpoints/linear/ (resumable)
 # make bench       every benchmark of a CPU, anew (desk_step.py needs a former checkout, gpu.py a GPU)
 # make lab         JupyterLab
 # make desk        the latent mixing desk as a page, by Voila; MODELS and DATASET as above
@@ -35,6 +36,9 @@ VALIDATION ?= shards:$(MUSIC)-valid
 # Of `make reencoder`: bundled autoencoders of the desk study, and the synthetic songs to train on.
 REENCODED ?= lin-cae m2l lin-vae vae
 SONGS ?= 24
+# Of `make linear`: bundled autoencoders, and the songs that their maps learn from beside recordings.
+LINEARISED ?= desk/m2l desk/vae study/m2l
+LINEAR_SONGS := runs/linear-songs
 # HARDWARE: what the card of the modules names; by default as found.
 
 # Threads that wait by spinning cost a busy machine several times their share.
@@ -53,7 +57,7 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
   $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
   not make $(name)='...'))))
 
-.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder lab mixer desk screenshots publish pages clean bench
+.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder linear lab mixer desk screenshots publish pages clean bench
 .DELETE_ON_ERROR:
 
 help:
@@ -120,11 +124,15 @@ reencoder: $(READY)
 	  run stereo --layout mid_side --out $$out/stereo-mid_side.safetensors || exit; \
 	done
 
-linear: $(READY) music
-	$(BIN)/python -m lincae reencoder linear --model desk/m2l --out data/checkpoints/linear/desk-m2l.safetensors \
-	  --run runs/linear/desk-m2l --data shards:$(MUSIC) --validation shards:$(MUSIC)-valid \
-	  $(if $(DEVICE),--device $(DEVICE)) --set steps=1800 encoded_batches=40 validate_every=600 pair.layers=10 \
-	  pair.hidden=30 pair.kernel=3 linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"'
+# Linear pairs: recordings by weight, as `make music` has them, and nearly as many synthetic songs with their stems.
+linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
+	for model in $(LINEARISED); do name=$$(echo $$model | tr / -); \
+	  $(BIN)/python -m lincae reencoder linear --model $$model --out data/checkpoints/linear/$$name.safetensors \
+	    --run runs/linear/$$name --data $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LINEAR_SONGS)/train=8 \
+	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=1500 encoded_batches=40 \
+	    validate_every=500 tolerated=0.001 pair.layers=10 pair.hidden=30 pair.kernel=3 \
+	    linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"' || exit; \
+	done
 	$(BIN)/python tools/bundle.py --reencoder data/checkpoints/linear --fact "licence=Apache-2.0, as the code" \
 	  $${HARDWARE:+"hardware=$$HARDWARE"}
 
@@ -142,6 +150,9 @@ $(MUSIC)/index.safetensors: | $(READY)
 
 $(MUSIC)-valid/index.safetensors: | $(MUSIC)/index.safetensors
 	$(BIN)/python -m lincae shards $(addprefix data/free-music/valid/,$(VALID_MUSIC)) $(MUSIC)-valid --sample-rate 16000
+
+$(LINEAR_SONGS)/synthetic.json: | $(READY)
+	$(BIN)/python -m lincae data synthetic $(LINEAR_SONGS) --train 48 --test 0 --seed 1 --sample-rate 16000
 
 listen: $(LISTEN)/index.safetensors $(MUSIC)-valid/index.safetensors
 	$(BIN)/python -m lincae train --preset listen --variant lin-bypass-code --run runs/$(STUDY)-listen \

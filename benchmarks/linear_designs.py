@@ -47,6 +47,8 @@ DESIGNS = {  # name: changes of the defaults of LinearTraining
     "coupling, 10 layers of 3 frames": {"pair.layers": 10, "pair.hidden": 32, "pair.kernel": 3},
     "coupling, 128 frames, half the steps": {"frames": 128, "steps": STEPS // 2},
     "coupling, arithmetic counts twice": {"arithmetic_weight": 2.0},
+    "coupling, twice the channels": {"pair.expansion": 2, "pair.hidden": 20},
+    "coupling, latent discriminator": {"adversarial_weight": 0.05, "discriminator_channels": 8},
 }
 
 

@@ -125,6 +125,20 @@ def test_a_coupling_inverts_and_an_odd_map_is_odd(design, odd, level):
     assert torch.equal(pair.process(-z), -w) == odd
 
 
+@pytest.mark.parametrize("design", ["coupling", "residual"])
+def test_the_linear_space_may_have_twice_the_channels(design):
+    pair = small(design, expansion=2)
+    z = latents(2, 6, 40)
+    w = pair.process(z)
+    assert w.shape == (2, 12, 40)
+    assert w.square().mean((0, 2)).min() > 0
+    if design == "coupling":
+        assert relative_l2(pair.process(w, inverse=True), z).max() < 1e-3
+    assert pair.process(w + w.flip(0), inverse=True).shape == z.shape
+    with pytest.raises(ValueError, match=r"must be \(B, 12, L\)"):
+        pair.process(z, inverse=True)
+
+
 def test_levels_are_means_around_a_frame():
     x = latents(1, 1, 12)
     around = mean_around(x, 5)[0, 0]
@@ -319,10 +333,10 @@ def test_the_autoencoder_is_neither_decoded_nor_changed(tmp_path):
     assert all(p.grad is None for p in own.parameters())
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_a_resumed_run_is_the_same_to_the_bit(cached, tmp_path):
+@pytest.mark.parametrize(("cached", "adversarial_weight"), [(True, 0.0), (False, 0.0), (True, 0.1)])
+def test_a_resumed_run_is_the_same_to_the_bit(cached, adversarial_weight, tmp_path):
     model = TanhToy(RATE, hop=6)
-    config = settings(steps=6, frames=4)
+    config = settings(steps=6, frames=24, adversarial_weight=adversarial_weight, discriminator_channels=2)
 
     def goal_and_data(name):
         data = encode_batches(model, Noise(), config, tmp_path / name, 3, False) if cached else Noise()
@@ -439,6 +453,7 @@ def test_a_training_that_diverges_names_step_and_last_good_pair(tmp_path):
         (lambda: LinearConfig(hidden=0), r"hidden must lie in 1\.\.4096"),
         (lambda: LinearTraining(batch_size=1), "batch_size 1 cannot be shared"),
         (lambda: LinearTraining(crop_s=0.0), "crop_s > 0"),
+        (lambda: LinearTraining(tolerated=0.0), "tolerated > 0"),
         (lambda: small().process(latents(1, 5, 9)), r"must be \(B, 6, L\)"),
         (lambda: small().process(latents(1, 6, 9) / 0), "not finite"),
     ],

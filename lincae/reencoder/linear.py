@@ -50,7 +50,7 @@ STEEPEST = 0.98  # share of the bound up to which atanh is taken; beyond, its ta
 WIDEST = 2**12
 DEEPEST = 2**6
 LARGEST = dict.fromkeys(("latent_channels", "hidden", "kernel"), WIDEST)
-LARGEST |= dict.fromkeys(("layers", "blocks"), DEEPEST)
+LARGEST |= dict.fromkeys(("layers", "blocks", "expansion"), DEEPEST)
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ class LinearConfig:
     """All that defines a pair but its weights.
 
     `design`, `odd`: see the module docstring; odd maps cost twice as much. `latent_channels`: C of the
-    autoencoder. `layers`: couplings in a row. `hidden`, `blocks`, `kernel`: width of every network, its
-    residual convolutions and their frames. `norm_frames`: over which levels are taken, around each frame.
+    autoencoder, of which the linear space has `expansion` times as many. `layers`: couplings in a row.
+    `hidden`, `blocks`, `kernel`: width of every network, its residual convolutions and their frames.
+    `norm_frames`: over which levels are taken, around each frame.
     """
 
     design: str = "coupling"
     odd: bool = False
     latent_channels: int = 64
+    expansion: int = 1
     layers: int = 6
     hidden: int = 24
     blocks: int = 1
@@ -81,8 +83,13 @@ class LinearConfig:
                 raise ValueError(f"{name} must lie in 1..{most}, got {getattr(self, name)}")
         if self.norm_frames < 1 or self.kernel % 2 == 0:
             raise ValueError(f"norm_frames must be positive and kernel odd, got {self}")
-        if self.design == "coupling" and self.latent_channels < 2:
+        if self.design == "coupling" and self.linear_channels < 2:
             raise ValueError("a coupling needs two latent channels or more, got 1: use design residual")
+
+    @property
+    def linear_channels(self) -> int:
+        """Channels of the linear space."""
+        return self.expansion * self.latent_channels
 
     @property
     def context_frames(self) -> int:
@@ -176,8 +183,8 @@ class Coupling(nn.Module):
 
     def __init__(self, config: LinearConfig):
         super().__init__()
-        self.told = config.latent_channels // 2
-        self.network = Network(self.told, config.latent_channels - self.told, config)
+        self.told = config.linear_channels // 2
+        self.network = Network(self.told, config.linear_channels - self.told, config)
 
     def forward(self, x: Tensor, basis: Tensor, inverse: bool = False) -> Tensor:
         x = basis @ x
@@ -190,20 +197,23 @@ class Coupling(nn.Module):
 
 class Flow(nn.Module):
     """phi of the design "coupling"; `inverse` is psi. `centre` `(C, 1)`: the latents of silence, which phi
-    takes to zero; `latent_std`: what the latents' deviations are divided by within."""
+    takes to zero; `latent_std`: what the latents' deviations are divided by within. Channels that the linear
+    space has beyond those of the latents enter as zeros, and psi leaves them out at the end."""
 
     def __init__(self, config: LinearConfig):
         super().__init__()
         channels = config.latent_channels
+        wide = config.linear_channels
+        self.beyond = wide - channels
         self.register_buffer("centre", torch.zeros(channels, 1))
         self.register_buffer("latent_std", torch.ones(()))
         self.curve = Curve(channels)
         self.couplings = nn.ModuleList(Coupling(config) for _ in range(config.layers))
         # The exponential of a skew matrix of such entries is a rotation far from the identity.
-        self.turns = nn.Parameter(torch.randn(config.layers, channels, channels))
+        self.turns = nn.Parameter(torch.randn(config.layers, wide, wide))
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.curve((z - self.centre) / self.latent_std)
+        x = F.pad(self.curve((z - self.centre) / self.latent_std), (0, 0, 0, self.beyond))
         for coupling, basis in zip(self.couplings, self._bases(), strict=True):
             x = coupling(x, basis)
         return x * self.latent_std
@@ -212,7 +222,7 @@ class Flow(nn.Module):
         x = w / self.latent_std
         for coupling, basis in zip(reversed(self.couplings), self._bases().flip(0), strict=True):
             x = coupling(x, basis, inverse=True)
-        return self.curve.inverse(x) * self.latent_std + self.centre
+        return self.curve.inverse(x[:, : len(self.centre)]) * self.latent_std + self.centre
 
     def _bases(self) -> Tensor:
         return torch.matrix_exp(self.turns - self.turns.mT)
@@ -238,14 +248,17 @@ class Residual(nn.Module):
         self.register_buffer("centre", torch.zeros(config.latent_channels, 1))
         self.register_buffer("latent_std", torch.ones(()))
         self.curve = Curve(config.latent_channels)
-        self.network = Network(config.latent_channels, config.latent_channels, config)
+        self.beyond = config.linear_channels - config.latent_channels
+        sizes = (config.latent_channels, config.linear_channels)
+        self.network = Network(*(sizes[::-1] if back else sizes), config)
 
     def forward(self, z: Tensor) -> Tensor:
         x = z / self.latent_std if self.back else self.curve((z - self.centre) / self.latent_std)
         log_gain, shift = self.network(x)
-        x = x * log_gain.exp() + shift
         if self.back:
+            x = x[:, : len(self.centre)] * log_gain.exp() + shift
             return self.curve.inverse(x) * self.latent_std + self.centre
+        x = F.pad(x, (0, 0, 0, self.beyond)) * log_gain.exp() + shift
         return x * self.latent_std
 
 
@@ -290,7 +303,7 @@ class LinearPair(nn.Module):
     @torch.no_grad()
     def process(self, z: Tensor, inverse: bool = False) -> Tensor:
         """Latents `(B, C, L)` into the linear space, or with `inverse` back. Raises as `check_latents`."""
-        check_latents(z, self.config.latent_channels)
+        check_latents(z, self.config.linear_channels if inverse else self.config.latent_channels)
         return (self.psi if inverse else self.phi)(z.to(self.device).float())
 
     def linear_description(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ Minimised is the weighted sum of
     arithmetic  d(psi(w), Enc(t))
     encoder     d(phi(Enc(t)), w)
     identity    d(psi(phi(Enc(t))), Enc(t))      zero by construction for couplings, where it is left out
+    adversarial, matching                        optional: a latent discriminator tells psi(w) from Enc(t),
+                                                 as that of the other Re-Encoders (equations 2 to 4 there)
 
 with d(p, r) the mean over items of |p - r| / (|r|^2 + |FLOOR s|^2)^(1/2), Euclidean norms and s the deviation
 of latents: an error counts relative to its sound, loud or quiet, as the metrics of linearity do. Items of
@@ -21,6 +23,7 @@ in turn (`EncodedBatches`), or encoded at each step. Axis legend: `B` originals,
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -36,13 +39,13 @@ from lincae.linearity import AugmentedBatch, LinearityConfig, augment, implicit_
 from lincae.machine import generator
 from lincae.machine.files import atomic_write
 from lincae.reencoder.linear import LinearConfig, LinearPair
+from lincae.reencoder.training import LatentDiscriminator, adversarial_terms
 from lincae.training.config import RunConfig
 from lincae.training.objective import TrainingData, TrainingObjective
 
 MODULE = "module.safetensors"
 MANIFEST = "batches.json"
 FLOOR = 0.05
-TOLERATED = 0.01
 VALIDATION_BATCHES = 4
 ARITHMETIC = LinearityConfig(
     gain_min=-3.0,
@@ -60,13 +63,20 @@ ARITHMETIC = LinearityConfig(
 class LinearTraining(RunConfig):
     """One run. `crop_s`: seconds of an original. `frames`: latent frames of it that a step takes, a stretch
     that is drawn anew each time; 0: all. `encoded_batches`: how many batches are encoded once, and read again
-    in turn; 0: every step encodes its own. The rate falls on a cosine to `final_share` of it."""
+    in turn; 0: every step encodes its own. The rate falls on a cosine to `final_share` of it.
+    `tolerated`: relative errors far below it count as their squares, so that a map that is right stays where
+    it is. `adversarial_weight`: above 0, a discriminator of `discriminator_channels` learns beside the pair.
+    """
 
     pair: LinearConfig = field(default_factory=LinearConfig)
     linearity: LinearityConfig = ARITHMETIC
     arithmetic_weight: float = 1.0
     encoder_weight: float = 1.0
     identity_weight: float = 5.0
+    tolerated: float = 0.01
+    adversarial_weight: float = 0.0
+    matching_weight: float = 0.1
+    discriminator_channels: int = 16
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     final_share: float = 0.02
@@ -88,8 +98,9 @@ class LinearTraining(RunConfig):
     def __post_init__(self):
         """Raises ValueError for values out of range."""
         super().__post_init__()
-        if not self.crop_s > 0 or self.frames < 0 or self.encoded_batches < 0:
-            raise ValueError(f"need crop_s > 0, frames >= 0 and encoded_batches >= 0, got {self}")
+        if not (self.crop_s > 0 and self.tolerated > 0) or self.frames < 0 or self.encoded_batches < 0:
+            needs = "need crop_s > 0, tolerated > 0, frames >= 0 and encoded_batches >= 0"
+            raise ValueError(f"{needs}, got {self}")
 
     @property
     def final_learning_rate(self) -> float:
@@ -216,6 +227,9 @@ class LinearObjective(TrainingObjective):
     def __init__(self, pair: LinearPair, config: LinearTraining, autoencoder: AutoencoderLike):
         super().__init__(pair.train(), config)
         self._frozen = (autoencoder,)  # no part of this module, whose parameters are trained
+        self.discriminator = None
+        if config.adversarial_weight > 0:
+            self.discriminator = LatentDiscriminator(config.discriminator_channels)
 
     @classmethod
     def build(cls, config: LinearTraining, autoencoder: AutoencoderLike, data: TrainingData) -> Self:
@@ -249,7 +263,8 @@ class LinearObjective(TrainingObjective):
         }
 
     def parts(self) -> dict[str, torch.nn.Module]:
-        return {"module": self.model}
+        own = {} if self.discriminator is None else {"discriminator": self.discriminator}
+        return {"module": self.model} | own
 
     @torch.no_grad()
     def prepare(self, batch: Tensor | Arithmetic, step: int, generator: torch.Generator) -> Arithmetic:
@@ -271,21 +286,30 @@ class LinearObjective(TrainingObjective):
             "arithmetic": config.arithmetic_weight,
             "encoder": config.encoder_weight,
             "identity": config.identity_weight,
+            "adversarial": config.adversarial_weight,
+            "matching": config.matching_weight,
         }
-        return {"loss": sum(weights[name] * term for name, term in terms.items()), **terms}
+        return {"loss": sum(weights[name] * terms[name] for name in weights if name in terms), **terms}
+
+    def minimised(self, terms: dict[str, Tensor]) -> Tensor:
+        return terms["loss"] + terms.get("discriminator", 0.0)
 
     def terms(self, batch: Arithmetic) -> dict[str, Tensor]:
-        """The terms of the module docstring."""
+        """The terms of the module docstring, and what the discriminator minimises."""
         pair = self.model
         heard = batch.gains != 0
         targets = batch.targets[heard]
         w = mixed(pair.phi(batch.parts), batch, self.config.linearity)[heard]
         w_of_targets = pair.phi(targets)
         std = pair.phi.latent_std
-        terms = {"arithmetic": distance(pair.psi(w), targets, std)}
+        made = pair.psi(w)
+        distance = partial(relative_error, tolerated=self.config.tolerated)
+        terms = {"arithmetic": distance(made, targets, std)}
         terms["encoder"] = distance(w_of_targets, w, w.detach().square().mean().sqrt())
         if pair.config.design == "residual":
             terms["identity"] = distance(pair.psi(w_of_targets), targets, std)
+        if self.discriminator is not None:
+            terms |= adversarial_terms(self.discriminator, made / std, targets / std)
         return terms
 
     @torch.no_grad()
@@ -307,9 +331,8 @@ class LinearObjective(TrainingObjective):
         return LinearPair.load(folder / MODULE, device)
 
 
-def distance(prediction: Tensor, reference: Tensor, level: Tensor) -> Tensor:
-    """d of the module docstring, for items `(n, C, L)`; `level` is s. Errors far below TOLERATED count as
-    their squares, so that a map that is right stays where it is."""
+def relative_error(prediction: Tensor, reference: Tensor, level: Tensor, tolerated: float) -> Tensor:
+    """d of the module docstring, for items `(n, C, L)`; `level` is s."""
     error = (prediction - reference).flatten(1).square().mean(1)
     energy = reference.flatten(1).square().mean(1) + (FLOOR * level).square()
-    return ((error / energy + TOLERATED**2).sqrt() - TOLERATED).mean()
+    return ((error / energy + tolerated**2).sqrt() - tolerated).mean()

@@ -218,6 +218,19 @@ class LatentDiscriminator(nn.Module):
         return self.layers[-1](x), maps
 
 
+def adversarial_terms(discriminator: LatentDiscriminator, made: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """Equations 4, 2 and 3 for latents `(B, C, L)`: what the discriminator minimises, which has no gradient
+    for what made them, and what that minimises, which has none for the discriminator's weights."""
+    real_score, real_maps = discriminator(real)
+    made_score, _ = discriminator(made.detach())
+    score, maps = with_fixed_weights(discriminator, made)
+    return {
+        "discriminator": discriminator_loss(real_score.float(), made_score.float()),
+        "adversarial": adversarial_loss(score.float()),
+        "matching": feature_matching([m.float() for m in real_maps], [m.float() for m in maps]),
+    }
+
+
 # ---------------------------------------------------------------- the objective
 
 
@@ -334,7 +347,7 @@ class ReEncoderObjective(TrainingObjective):
         wanted = z_target / self.model.latent_std
         terms["l1"] = latent_l1(scaled, wanted)
         if self.discriminator is not None:
-            terms |= self._adversarial(scaled, wanted)
+            terms |= adversarial_terms(self.discriminator, scaled, wanted)
         if self.config.objective == "l1+mel":
             with torch.autocast(z_in.device.type, enabled=False):
                 terms["mel"] = decoded_mel_loss(self.autoencoder, prediction, z_target, seed=step)
@@ -352,17 +365,6 @@ class ReEncoderObjective(TrainingObjective):
         if self.discriminator is None:
             return terms["loss"]
         return terms["loss"] + terms["discriminator"]
-
-    def _adversarial(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Equations 4, 2 and 3 for latents `(B, C, L)`."""
-        real_score, real_maps = self.discriminator(real)
-        made_score, _ = self.discriminator(made.detach())
-        score, maps = with_fixed_weights(self.discriminator, made)
-        return {
-            "discriminator": discriminator_loss(real_score.float(), made_score.float()),
-            "adversarial": adversarial_loss(score.float()),
-            "matching": feature_matching([m.float() for m in real_maps], [m.float() for m in maps]),
-        }
 
     @torch.no_grad()
     def validate(self, held_out: LatentPairs) -> dict[str, float]:
