@@ -129,7 +129,7 @@ linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
 	for model in $(LINEARISED); do name=$$(echo $$model | tr / -); \
 	  $(BIN)/python -m lincae reencoder linear --model $$model --out data/checkpoints/linear/$$name.safetensors \
 	    --run runs/linear/$$name --data $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LINEAR_SONGS)/train=8 \
-	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=1500 encoded_batches=40 \
+	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=1000 encoded_batches=40 \
 	    validate_every=500 tolerated=0.001 pair.layers=10 pair.hidden=30 pair.kernel=3 \
 	    linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"' || exit; \
 	done
