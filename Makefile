@@ -129,8 +129,8 @@ linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
 	for model in $(LINEARISED); do name=$$(echo $$model | tr / -); \
 	  $(BIN)/python -m lincae reencoder linear --model $$model --out data/checkpoints/linear/$$name.safetensors \
 	    --run runs/linear/$$name --data $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LINEAR_SONGS)/train=8 \
-	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=1000 encoded_batches=40 \
-	    validate_every=500 tolerated=0.001 pair.layers=10 pair.hidden=30 pair.kernel=3 \
+	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=600 encoded_batches=28 \
+	    validate_every=300 tolerated=0.001 pair.layers=10 pair.hidden=30 pair.kernel=3 \
 	    linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"' || exit; \
 	done
 	$(BIN)/python tools/bundle.py --reencoder data/checkpoints/linear --fact "licence=Apache-2.0, as the code" \
