@@ -67,7 +67,7 @@ def norm_silu_conv(norm: Norm, conv: nn.Conv1d | nn.Conv2d, x: Tensor, in_place:
     width = norm.neighbourhood.width(x.shape[-1])
     if width and kernels.in_tiles(x):
         return kernels.sliding_norm_silu_conv(x, norm, width, conv, in_place)
-    if width or (x.device.type == "cpu" and not kernels.is_channels_last(x)):
+    if width or not kernels.is_fused(x):
         return conv(norm(x, silu=True))
     x, weight, bias = kernels.autocast_like(x, conv.weight, conv.bias)
     settings = (norm.num_groups, norm.eps, list(conv.padding))

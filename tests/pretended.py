@@ -5,6 +5,7 @@ operators of this package is repeated here.
 """
 
 import contextlib
+import sys
 import weakref
 from unittest import mock
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 DEVICE = torch.device("meta")
 SEED = 2**40 + 20  # by which the device's generator is known
@@ -28,6 +30,7 @@ FREE = {
     "_unsafe_view",
     "lift_fresh",
 }
+FLOP_PER_S, BYTES_PER_S = 400e12, 4e12  # what an H200 reaches in half precision
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2"}
 
 
@@ -43,6 +46,12 @@ class Device(contextlib.ExitStack):
         self.replace(torch, "autocast", self.autocast)
         self.replace(torch, "is_autocast_enabled", lambda device_type: self.dtype is not None)
         self.replace(torch, "get_autocast_dtype", lambda device_type: self.dtype or torch.bfloat16)
+        self.replace(torch.nn.utils.clip_grad, "_has_foreach_support", lambda tensors, device: True)
+        self.replace(
+            sys.modules[torch.optim.RAdam.__module__],
+            "_default_to_fused_or_foreach",
+            lambda *_, **__: (False, True),
+        )
         self.replace(torch.fx.experimental._config, "meta_nonzero_assume_all_nonzero", True)
         self.replace(F, "scaled_dot_product_attention", lambda *qkv: FLASH(*qkv[:3])[0])
         for name in LOWERED:
@@ -71,14 +80,16 @@ class Device(contextlib.ExitStack):
 
 
 class Counted(TorchDispatchMode):
-    """Launches, bytes moved and the peak of live memory (bytes) of what runs inside, on the pretended device;
-    `held` tensors are there before. `waits`: what would make the processor wait for the device. Raises
+    """Launches, bytes moved, the peak of live memory (bytes) and the least time of what runs inside, on the
+    pretended device: an operator computes or moves bytes, whichever takes longer. `held` tensors are there
+    before. `waits`: what would make the processor wait for the device. Raises
     AssertionError for operators of two devices and for numbers drawn by another generator than `draw`'s."""
 
     def __init__(self, *held: Tensor, drawn_by_any: bool = False):
         super().__init__()
         self.drawn_by_any = drawn_by_any
         self.launches = self.moved = self.live = self.peak = 0
+        self.roofline_s = 0.0
         self.waits, self.dtypes, self.stores = [], set(), weakref.WeakSet()
         self.device = Device()
         self.hold(held)
@@ -104,7 +115,8 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         name = operator.overloadpacket.__name__
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        inputs = {key: value for key, value in (kwargs or {}).items() if key != "out"}
+        given = [x for x in tree_leaves((args, inputs)) if isinstance(x, Tensor)]
         by_mask = name == "index" and any(x.dtype == torch.bool for x in given)
         if (name in WAITING or by_mask) and given[0].device == DEVICE:
             self.waits.append(name)
@@ -125,7 +137,11 @@ class Counted(TorchDispatchMode):
             assert drawn_by.initial_seed() == SEED, f"{operator} with another generator"
         self.launches += 1
         self.dtypes |= {x.dtype for x in here}
-        self.moved += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in here)
+        n_bytes = sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in here)
+        count = flop_registry.get(operator.overloadpacket, lambda *_, **__: 0)
+        n_flop = count(*args, **(kwargs or {}), out_val=made)
+        self.moved += n_bytes
+        self.roofline_s += max(n_bytes / BYTES_PER_S, n_flop / FLOP_PER_S)
         self.hold(here)
         return made
 
@@ -160,16 +176,14 @@ def training_step(objective, batch, half=True, at=0.5):
     return counted
 
 
-def windows(model, n_items=1):
-    """Encoding and decoding of a window, counted, by name."""
+def window(model, which, n_items=1):
+    """ "encode" or "decode" of a window, counted."""
     model = model.to(DEVICE).eval()
     config = model.config
-    audio = torch.empty(n_items, config.window_frames * config.hop, device=DEVICE)
-    latents = torch.empty(n_items, config.network.latent_channels, config.window_frames, device=DEVICE)
-    counted = {name: Counted(*model.parameters()) for name in ("encode", "decode")}
-    with torch.no_grad():
-        with counted["encode"]:
-            model.encode(audio)
-        with counted["decode"]:
-            model.decode(latents)
+    shape = (config.window_frames * config.hop,)
+    if which == "decode":
+        shape = (config.network.latent_channels, config.window_frames)
+    given = torch.empty(n_items, *shape, device=DEVICE)
+    with torch.no_grad(), Counted(*model.parameters()) as counted:
+        getattr(model, which)(given)
     return counted

@@ -151,16 +151,18 @@ def frame_noise(
 
 def philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Philox4x32-10: four words of random bits for a counter of four words (int64 that hold 32 bits each)."""
-    c0, c1, c2, c3 = counter
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    kept = torch.stack((c1, c3))
     k0, k1 = key
     for _ in range(10):
+        products = torch.empty_like(kept)
+        torch.mul(c2, 0xCD9E8D57, out=products[0])
+        torch.mul(c0, 0xD2511F53, out=products[1])
         # The product's sign is wrong above 2**63; its 64 bits are right.
-        product0 = c0 * 0xD2511F53
-        product1 = c2 * 0xCD9E8D57
-        c0 = (product1 >> 32 & UINT32) ^ c1 ^ k0
-        c1 = product1 & UINT32
-        c2 = (product0 >> 32 & UINT32) ^ c3 ^ k1
-        c3 = product0 & UINT32
+        c0, c2 = (products >> 32).bitwise_and_(UINT32).bitwise_xor_(kept)
+        c0.bitwise_xor_(k0)
+        c2.bitwise_xor_(k1)
+        kept = products.bitwise_and_(UINT32)
         k0 = k0 + 0x9E3779B9 & UINT32
         k1 = k1 + 0xBB67AE85 & UINT32
-    return [c0, c1, c2, c3]
+    return [c0, kept[0], c2, kept[1]]

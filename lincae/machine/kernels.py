@@ -3,7 +3,8 @@
 On a CPU, in training and in long windows, feature maps `(B, channels, F, N)` are channels last in memory.
 PyTorch's own GroupNorm is slow and inaccurate in that order: here it is loops over the rows of a map
 `(B, F N, channels)`, in fp32 at least. Accelerators keep the usual order. PyTorch turns maps that it
-normalises under autocast to fp32, and keeps them; here they stay in half precision, with statistics in fp32.
+normalises under autocast to fp32, and keeps them; here large ones stay in half precision, with statistics in
+fp32. Small ones take PyTorch's way, which has fewer launches.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 CACHED_NUMBERS = 2**18  # a CPU normalises a map in parts of one megabyte in fp32
 KEPT_BYTES = 2**23  # the backward pass computes larger maps between layers again, cheaper than their memory
+FUSED_BYTES = 2**24  # accelerators leave smaller maps to PyTorch: they take less time than their launches
 TILED_BYTES = 2**25  # without gradients, a CPU takes larger maps in tiles of TILE_BYTES
 TILE_BYTES = 2**22
 
@@ -38,9 +40,14 @@ def autocast_like(x: Tensor, *others: Tensor) -> list[Tensor]:
 # ---------------------------------------------------------------- normalisation of a whole map
 
 
+def is_fused(x: Tensor) -> bool:
+    """Whether a map is normalised by the functions of this file, or else by PyTorch's."""
+    return is_channels_last(x) if x.device.type == "cpu" else x.nbytes > FUSED_BYTES
+
+
 def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False) -> Tensor:
     """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ...)`, with statistics of the whole map."""
-    if x.device.type != "cpu" or is_channels_last(x):
+    if is_fused(x):
         (x,) = autocast_like(x)
         return _Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     h = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
@@ -52,10 +59,11 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, groups, eps, silu):
-        statistics = _statistics(x, groups, eps)
+        mean, rstd = _statistics(x, groups, eps)
+        scale, shift = _scale(x, weight, bias, mean, rstd)
         ctx.groups, ctx.silu = groups, silu
-        ctx.save_for_backward(x, weight, bias, *statistics)
-        return _normalised(x, weight, bias, *statistics, silu)
+        ctx.save_for_backward(x, scale, shift, weight, mean, rstd)
+        return _normalised(x, scale, shift, silu)
 
     @staticmethod
     def backward(ctx, grad):
@@ -68,23 +76,30 @@ class NormSiLUConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, weight, bias, groups, eps, padding):
-        statistics = _statistics(x, groups, eps)
-        h = _normalised(x, norm_weight, norm_bias, *statistics, silu=True)
-        kept = h if h.nbytes <= KEPT_BYTES else None
+        mean, rstd = _statistics(x, groups, eps)
+        scale, shift = _scale(x, norm_weight, norm_bias, mean, rstd)
+        h = _normalised(x, scale, shift, silu=True)
+        kept = h if is_channels_last(x) and h.nbytes <= KEPT_BYTES else None
         ones = [1] * len(padding)
         ctx.groups = groups
         ctx.options = ones, padding, ones, False, [0] * len(padding), 1
-        ctx.save_for_backward(x, norm_weight, norm_bias, *statistics, weight, kept)
+        ctx.save_for_backward(x, scale, shift, norm_weight, mean, rstd, weight, kept)
         return torch.ops.aten.convolution(h, weight, bias, *ctx.options)
 
     @staticmethod
     def backward(ctx, grad):
         *of_norm, weight, h = ctx.saved_tensors
-        if h is None:
-            h = _normalised(*of_norm, silu=True)
+        x, scale, shift = of_norm[:3]
+        normed = None
+        if not is_channels_last(x):
+            normed = _multiplied(x, scale, shift)
+            h = F.silu(normed)
+        elif h is None:
+            h = _normalised(x, scale, shift, silu=True)
         options = *ctx.options, [True, True, True]
         grad, *of_conv = torch.ops.aten.convolution_backward(grad, h, weight, [len(weight)], *options)
-        return *_norm_backward(grad, *of_norm, ctx.groups, silu=True), *of_conv, None, None, None
+        del h
+        return *_norm_backward(grad, *of_norm, ctx.groups, True, normed), *of_conv, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -110,7 +125,7 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
         if torch.finfo(x.dtype).bits > 16:
             variance, mean = torch.var_mean(values, 2, correction=0)
         else:
-            mean, power = _mean_and_power(values)
+            mean, power = (_sums(values) / values.shape[2]).unbind()
             variance = torch.addcmul(power, mean, mean, value=-1).clamp_min(0)
         return mean, (variance + eps).rsqrt()
     sums, squares = _moments(_rows(x))
@@ -120,48 +135,68 @@ def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     return mean.to(sums.dtype), rstd.to(sums.dtype)
 
 
-def _mean_and_power(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of numbers and of their squares over dimension 2, in fp32 at least."""
-    if torch.finfo(values.dtype).bits > 16:
-        variance, mean = torch.var_mean(values, 2, correction=0)
-        return mean, torch.addcmul(variance, mean, mean)
-    deviation = torch.linalg.vector_norm(values, dim=2, dtype=torch.float32)
-    return values.mean(2, dtype=torch.float32), deviation.square() / values.shape[2]
+def _sums(values: Tensor) -> Tensor:
+    """Sums of numbers, and of their squares, over dimension 2, `(2, B, groups, ...)` in fp32 at least."""
+    options = {"dim": 2, "dtype": torch.promote_types(values.dtype, torch.float32)}
+    if torch.is_grad_enabled():
+        norm = torch.linalg.vector_norm(values, **options)
+        return torch.stack((values.sum(**options), norm.square()))
+    sums = values.new_empty((2, *values.shape[:2], *values.shape[3:]), dtype=options["dtype"])
+    torch.sum(values, **options, out=sums[0])
+    torch.linalg.vector_norm(values, **options, out=sums[1])
+    sums[1].square_()
+    return sums
 
 
-def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, silu: bool) -> Tensor:
-    if not is_channels_last(x):
-        h = _plainly(x, weight, bias, mean, rstd)
-        return F.silu(h, inplace=True) if silu else h
-    scale = rstd * weight
-    scaled = _scaled_silu if silu else _scaled
-    return _map_like(scaled(_rows(x), scale, bias - mean * scale), x)
-
-
-def _plainly(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """A map in the usual order, normalised in one pass in fp32, in its own type."""
+def _scale(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """What the norm multiplies each channel by, and adds, in shapes that suit the map, or its rows."""
+    if is_channels_last(x):
+        scale = rstd * weight
+        return scale, bias - mean * scale
     groups = mean.shape[1]
     scale = rstd[..., None] * weight.view(groups, -1)
     shift = torch.addcmul(bias.view(groups, -1), mean[..., None], scale, value=-1)
     per_channel = (len(x), -1, *[1] * (x.dim() - 2))
-    return torch.addcmul(shift.view(per_channel), x, scale.view(per_channel), out=torch.empty_like(x))
+    return scale.view(per_channel), shift.view(per_channel)
+
+
+def _normalised(x: Tensor, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
+    if is_channels_last(x):
+        scaled = _scaled_silu if silu else _scaled
+        return _map_like(scaled(_rows(x), scale, shift), x)
+    h = _multiplied(x, scale, shift)
+    return F.silu(h, inplace=True) if silu else h
+
+
+def _multiplied(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`scale x + shift` of a map in the usual order in one pass in fp32, in the map's own type."""
+    return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
 
 
 def _norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, groups: int, silu: bool
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    groups: int,
+    silu: bool,
+    normed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, weight and bias."""
+    """Gradients to x, weight and bias. `normed`: the map before SiLU, where it is at hand."""
     if not is_channels_last(x):
         if silu:
-            grad = torch.ops.aten.silu_backward(grad, _plainly(x, weight, bias, mean, rstd))
+            normed = _multiplied(x, scale, shift) if normed is None else normed
+            grad = torch.ops.aten.silu_backward(grad, normed)
         statistics = (tensor.to(x.dtype) for tensor in (mean, rstd, weight))
         sizes = (*x.shape[:2], x[0, 0].numel(), groups)
         backward = torch.ops.aten.native_group_norm_backward
         return backward(grad.contiguous(), x.contiguous(), *statistics, *sizes, [True] * 3)
     rows, grad = _rows(x), _rows(grad.contiguous(memory_format=torch.channels_last))
-    scale = rstd * weight
     if silu:
-        grad = _silu_backward(grad, rows, scale, bias - mean * scale)
+        grad = _silu_backward(grad, rows, scale, shift)
     sums, products = _moments_with(grad, rows)
     to_weight = (products - sums * mean) * rstd
     slope = -rstd.square() * _group_means(to_weight * weight, x, groups)
@@ -247,8 +282,10 @@ def sliding_group_norm(x: Tensor, norm: nn.GroupNorm, width: int, silu: bool = F
     scale, shift = _sliding_scale(x, norm, width)
     if is_channels_last(x):
         h = _map_like(torch.addcmul(shift, _frequencies(x), scale), x)
+    elif x.device.type == "cpu" or torch.is_grad_enabled():
+        h = torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype))
     else:
-        h = torch.addcmul(shift, x, scale)
+        h = _multiplied(x, scale, shift)
     return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
 
 
@@ -259,7 +296,7 @@ def _frequencies(x: Tensor) -> Tensor:
 
 def _sliding_scale(x: Tensor, norm: nn.GroupNorm, width: int) -> tuple[Tensor, Tensor]:
     """What the norm multiplies each frame by, and adds: `(B, 1, N channels)` each for a map channels last,
-    else as x with ones between channels and frames."""
+    in its type, else in fp32 as x with ones between channels and frames."""
     groups = norm.num_groups
     if x.device.type == "cpu":
         n_values = width * x[0, :, ..., 0].numel() // groups
@@ -279,7 +316,7 @@ def _sliding_scale(x: Tensor, norm: nn.GroupNorm, width: int) -> tuple[Tensor, T
     if is_channels_last(x):
         return tuple(s.transpose(1, 2).flatten(1)[:, None].to(x.dtype) for s in (scale, shift))
     between = (1,) * (x.dim() - 3)
-    return tuple(s.view(*s.shape[:2], *between, -1).to(x.dtype) for s in (scale, shift))
+    return tuple(s.view(*s.shape[:2], *between, -1) for s in (scale, shift))
 
 
 def in_tiles(x: Tensor) -> bool:
@@ -328,8 +365,15 @@ def means_nearby(values: Tensor, width: int) -> Tensor:
 def pooled_means(x: Tensor, groups: int, width: int) -> Tensor:
     """Means of the numbers, and of their squares, of each group in the `width` frames around each frame,
     `(2, B, groups, N)` in fp32: in few launches, each taken afresh, since accelerators may lack float64."""
-    of_frames = torch.stack(_mean_and_power(x.unflatten(1, (groups, -1)).flatten(2, -2)))
-    of_windows = F.avg_pool1d(of_frames.flatten(0, 1), width, stride=1)
+    values = x.unflatten(1, (groups, -1)).flatten(2, -2)
+    if torch.finfo(x.dtype).bits > 16:
+        variance, mean = torch.var_mean(values, 2, correction=0)
+        of_frames = torch.stack((mean, torch.addcmul(variance, mean, mean)))
+        n_values = width
+    else:
+        of_frames = _sums(values)
+        n_values = width * values.shape[2]
+    of_windows = F.avg_pool2d(of_frames.flatten(0, 1), (1, width), stride=1, divisor_override=n_values)
     edges = width // 2, (width - 1) // 2
     return F.pad(of_windows, edges, mode="replicate").unflatten(0, (2, -1))
 
