@@ -5,6 +5,7 @@ see `lincae.interface`.
 """
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -243,12 +244,14 @@ class FramewiseAutoencoder(Checkpointed):
         if self.memory_gb is None:
             return longest, sys.maxsize
         n_bytes = 0.8 * free_bytes(self.device) if self.memory_gb == "free" else 1e9 * self.memory_gb
-        n_frames = int(n_bytes / self.frame_bytes)
+        n_frames = n_bytes / self.frame_bytes
         least = min(longest, max(3 * self.config.context_frames, self.config.norm_frames + 1))
-        if n_frames < least:
-            needed = f"the shortest window of {self.name} takes {least * self.frame_bytes / 1e9:.2f}"
+        if not n_frames >= least:
+            takes = math.ceil(least * self.frame_bytes / 1e7) / 100
+            needed = f"the shortest window of {self.name}, {least} latent frames, takes {takes:g}"
             raise ValueError(f"memory_gb {self.memory_gb!r} is too little: {needed}")
-        return min(longest, n_frames), max(1, n_frames // longest)
+        n_items = min(max(1, n_frames / longest), sys.maxsize)
+        return int(min(longest, n_frames)), int(n_items)
 
     @torch.no_grad()
     def _in_turns(

@@ -205,7 +205,7 @@ def test_an_autoencoder_by_its_checkpoint(tmp_path, checkpoint):
     part, _ = read_audio(tmp_path / "part.wav")
     stretch = model.decode(stored.seconds("a.wav", 0.5, 0.4), len(part), first_frame=first)
     close(part, stretch[0], 1e-5)
-    half = ("--precision", "bf16")
+    half = ("--precision", "bf16", "--memory-gb", "free")
     assert run("encode", tmp_path / "a.wav", tmp_path / "half.safetensors", "--model", checkpoint, *half) == 0
     model.precision = "bf16"
     torch.testing.assert_close(
@@ -246,6 +246,11 @@ def bench(tmp_path_factory, checkpoint):
         ("encode text.wav out --model stft", "text.wav: cannot be read as audio"),
         ("encode . set.d --model no", "unknown model 'no'"),
         ("encode a.wav out --model stft --precision bf16", "in fp32 only"),
+        ("encode a.wav out --model stft --memory-gb 1", "takes a signal at once, got --memory-gb 1.0"),
+        (
+            "encode a.wav out --model desk/m2l --memory-gb 1e-3",
+            "window of desk/m2l, 768 latent frames, takes 0.13",
+        ),
     ],
 )
 def test_errors_of_the_command_line(bench, monkeypatch, words, message):

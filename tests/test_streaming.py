@@ -1,6 +1,7 @@
 """Any length: windows on their grid, streams equal to the whole, excerpts, sliding GroupNorm, refusals."""
 
 import dataclasses
+import math
 import re
 
 import pytest
@@ -214,7 +215,7 @@ def test_memory_chooses_windows_and_items():
     audio = randn(3, 60 * HOP)
     whole, of_window = model.encode(audio), model.frame_bytes * SHORT.window_frames / 1e9
     decoded = model.decode(whole)
-    for budget in (3.01 * of_window, "free"):
+    for budget in (3.01 * of_window, math.inf, "free"):
         model.memory_gb = budget
         assert torch.equal(model.encode(audio), whole)
         assert torch.equal(model.decode(whole), decoded)
@@ -228,7 +229,7 @@ def test_memory_chooses_windows_and_items():
     torch.testing.assert_close(model.decode(whole), shorter.decode(whole), rtol=0, atol=1e-4)
     assert db(model.decode(whole), decoded) > 10
 
-    for budget in (0.5 * of_window, 0, -1.0):
+    for budget in (0.5 * of_window, 0, -1.0, math.nan):
         model.memory_gb = budget
         with pytest.raises(ValueError, match="memory_gb"):
             model.encode(audio)

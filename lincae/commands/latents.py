@@ -24,11 +24,27 @@ SOME_SKIPPED = 3
 
 FASTER = "bf16 and tf32 are faster, where a GPU lacks them fp16."
 precision = choice("--precision", PRECISIONS, default="fp32", help=FASTER)
+
+
+def budget(_context, _option, text: str | None) -> float | str | None:
+    """The value of --memory-gb: 10^9 bytes, or "free"."""
+    return text if text in (None, "free") else click.FLOAT(text)
+
+
+memory_gb = option(
+    "--memory-gb",
+    callback=budget,
+    metavar="GB",
+    help="What encoding or decoding may take beyond the weights, or free: windows are shorter where needed.",
+)
 dtype = choice("--dtype", store.DTYPES, default="float32", help="What latents are stored as.")
 
 
-def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0):
-    """A model for the whole of this process, which is the `rank`-th of those that share a machine."""
+def loaded(
+    name: str, device: str, precision: str = "fp32", rank: int = 0, memory_gb: float | str | None = None
+):
+    """A model for the whole of this process, which is the `rank`-th of those that share a machine. Raises
+    ValueError for a precision or a budget of memory that it does not know."""
     place = resolve_device(device)
     check_precision(precision, place)
     if place.type == "cpu":
@@ -41,6 +57,10 @@ def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0):
         if not hasattr(model, "precision"):
             raise ValueError(f"{model.name} works in fp32 only, got --precision {precision}")
         model.precision = precision
+    if memory_gb is not None:
+        if not hasattr(model, "memory_gb"):
+            raise ValueError(f"{model.name} takes a signal at once, got --memory-gb {memory_gb}")
+        model.memory_gb = memory_gb
     return model
 
 
@@ -51,8 +71,9 @@ def loaded(name: str, device: str, precision: str = "fp32", rank: int = 0):
 @choice("--channels", store.CHANNELS, default="mean", help="mean: of the channels; all: each of them.")
 @dtype
 @precision
+@memory_gb
 @device
-def encode(audio, out, model, channels, dtype, precision, device) -> int:
+def encode(audio, out, model, channels, dtype, precision, memory_gb, device) -> int:
     """Encode folders of AUDIO, at any depth, into the folder OUT, which is continued if it exists.
 
     One audio file goes into one .safetensors file. Files that cannot be read are listed in OUT, and tried
@@ -75,7 +96,7 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
         raise ValueError(f"{out} takes one audio file, got {' '.join(audio)}: give OUT as a folder")
 
     rank, world, local_rank = launched_process()
-    autoencoder = loaded(model, device, precision, local_rank)
+    autoencoder = loaded(model, device, precision, local_rank, memory_gb)
     if single:
         n_samples, latents = encode_file(autoencoder, source, channels)
         store.write_latents(target, store.describe(autoencoder), source.name, latents, n_samples, dtype)
@@ -99,15 +120,16 @@ def encode(audio, out, model, channels, dtype, precision, device) -> int:
 @option("--seed", default=0, help="Seed of the decoder's noise.")
 @option("--steps", default=1, help="Steps of the decoder.")
 @precision
+@memory_gb
 @device
-def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, device) -> None:
+def decode(latents, out, model, file, start_s, seconds, seed, steps, precision, memory_gb, device) -> None:
     """Decode LATENTS, a .safetensors file or a folder, into OUT, a .wav, .flac or .mp3.
 
     \b
         lincae decode song.safetensors song.wav --model desk/lin-cae --start-s 30 --seconds 10
     """
     dataset = store.LatentDataset(latents)
-    autoencoder = loaded(model, device, precision)
+    autoencoder = loaded(model, device, precision, memory_gb=memory_gb)
     file = file or dataset.only_file()
     blocks = dataset.decode(autoencoder, file, start_s, seconds, seed, steps)
     write_blocks(out, blocks, autoencoder.sample_rate, dataset.entry(file).n_samples)
