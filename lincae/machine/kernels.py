@@ -3,11 +3,10 @@
 On a CPU, in training and in long windows, feature maps `(B, channels, F, N)` are channels last in memory.
 PyTorch's own GroupNorm is slow and inaccurate in that order: here it is loops over the rows of a map
 `(B, F N, channels)`, in fp32 at least. Accelerators keep the usual order. PyTorch turns maps that it
-normalises under autocast to fp32, and keeps them; here large ones stay in half precision, with statistics in
-fp32. Small ones take PyTorch's way, which has fewer launches.
+normalises under autocast to fp32, and keeps them; here large ones stay half, with statistics in fp32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +47,7 @@ def is_fused(x: Tensor) -> bool:
 def group_norm(x: Tensor, norm: nn.GroupNorm, silu: bool = False) -> Tensor:
     """`norm(x)`, or `silu(norm(x))`, of `(B, channels, ...)`, with statistics of the whole map."""
     if is_fused(x):
-        (x,) = autocast_like(x)
-        return _Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+        return _Norm.apply(*autocast_like(x), norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
     h = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     return F.silu(h, inplace=not torch.is_grad_enabled()) if silu else h
 
@@ -67,8 +65,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        gradients = _norm_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.silu)
-        return *gradients, None, None, None
+        return *_norm_backward(grad, ctx.saved_tensors, ctx.groups, ctx.silu), None, None, None
 
 
 class NormSiLUConv(torch.autograd.Function):
@@ -89,17 +86,16 @@ class NormSiLUConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *of_norm, weight, h = ctx.saved_tensors
-        x, scale, shift = of_norm[:3]
         normed = None
-        if not is_channels_last(x):
-            normed = _multiplied(x, scale, shift)
+        if not is_channels_last(of_norm[0]):
+            normed = _multiplied(*of_norm[:3])
             h = F.silu(normed)
         elif h is None:
-            h = _normalised(x, scale, shift, silu=True)
+            h = _normalised(*of_norm[:3], silu=True)
         options = *ctx.options, [True, True, True]
         grad, *of_conv = torch.ops.aten.convolution_backward(grad, h, weight, [len(weight)], *options)
         del h
-        return *_norm_backward(grad, *of_norm, ctx.groups, True, normed), *of_conv, None, None, None
+        return *_norm_backward(grad, of_norm, ctx.groups, True, normed), *of_conv, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -161,11 +157,11 @@ def _scale(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) 
 
 
 def _normalised(x: Tensor, scale: Tensor, shift: Tensor, silu: bool) -> Tensor:
-    if is_channels_last(x):
-        scaled = _scaled_silu if silu else _scaled
-        return _map_like(scaled(_rows(x), scale, shift), x)
-    h = _multiplied(x, scale, shift)
-    return F.silu(h, inplace=True) if silu else h
+    if not is_channels_last(x):
+        h = _multiplied(x, scale, shift)
+        return F.silu(h, inplace=True) if silu else h
+    scaled = _scaled_silu if silu else _scaled
+    return _map_like(scaled(_rows(x), scale, shift), x)
 
 
 def _multiplied(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -174,18 +170,10 @@ def _multiplied(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def _norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    groups: int,
-    silu: bool,
-    normed: Tensor | None = None,
+    grad: Tensor, of_norm: Sequence[Tensor], groups: int, silu: bool, normed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, weight and bias. `normed`: the map before SiLU, where it is at hand."""
+    x, scale, shift, weight, mean, rstd = of_norm
     if not is_channels_last(x):
         if silu:
             normed = _multiplied(x, scale, shift) if normed is None else normed
