@@ -80,21 +80,16 @@ def test_bands_add_up():
     assert evaluation.band(tone, RATE, 600).abs().max() < 1e-3
 
 
-def bandwidth_rows(model, modules, source, factor=2, top_hz=math.inf):
-    names = {
-        "evaluation": evaluation,
-        "task_input": task_input,
-        "factor": factor,
-        "top_hz": top_hz,
-        "seed": 0,
-    }
+def bandwidth_rows(model, modules, source, factor=2):
+    names = {"evaluation": evaluation, "task_input": task_input, "torch": torch, "factor": factor, "seed": 0}
+    names = defined_in("09_bandwidth_extension", "latents_of", names)
     names = defined_in("09_bandwidth_extension", "bandwidth_rows", names)
-    return pd.DataFrame(names["bandwidth_rows"](model, modules, source))
+    return pd.DataFrame(names["bandwidth_rows"](model, modules, [source]))
 
 
 def stereo_rows(model, modules, source, number=0, lambdas=(0.0, 1.0)):
     names = {"evaluation": evaluation, "task_input": task_input, "torch": torch, "left_right": left_right}
-    names |= {"lambdas": lambdas, "seed": 0, "CHANNELS": ("left", "right", "mid", "side")}
+    names |= {"lambdas": lambdas, "seed": 0, "seconds": 60.0, "CHANNELS": ("left", "right", "mid", "side")}
     names = defined_in("10_mono_to_stereo", "stereo_latents", names)
     names = defined_in("10_mono_to_stereo", "stereo_rows", names)
     return tuple(map(pd.DataFrame, names["stereo_rows"](model, modules, source, number)))
@@ -104,7 +99,7 @@ def test_bandwidth_rows_of_a_lossless_autoencoder():
     """It leaves nothing to the autoencoder, and an untrained module leaves the input as it is."""
     model = Counting()
     rows = bandwidth_rows(model, {"new": module_for(model)}, sources(1)[1], factor=4)
-    assert len(rows) == 4 * 3
+    assert len(rows) == 5 * 3
     table = rows.pivot_table(index="system", columns="band", values="stft_d")
     assert table.loc["autoencoder"].max() < 1e-3
     assert 2 * table.loc["input", "low"] < 1 < table.loc["input", "high"]
@@ -112,11 +107,13 @@ def test_bandwidth_rows_of_a_lossless_autoencoder():
         assert table.loc[system].tolist() == pytest.approx(table.loc["input"].tolist(), rel=0.02, abs=0.02)
 
 
-def test_top_of_the_bands():
+def test_bands_end_an_octave_above_the_cut_that_modules_learned_from():
     model = Counting()
-    rows = bandwidth_rows(model, {}, sources(1, 1)[0], factor=4, top_hz=3000.0)
-    band = evaluation.band(band_limited(noise(1, 0), RATE, 4)[0], RATE, 2000, 3000)
-    expected = evaluation.distances(band, evaluation.band(noise(1, 0)[0], RATE, 2000, 3000), RATE)
+    module = module_for(model)
+    module.metadata["factor"] = 4
+    rows = bandwidth_rows(model, {"new": module}, sources(1, 1)[0], factor=8)
+    band = evaluation.band(band_limited(noise(1, 0), RATE, 4)[0], RATE, 2000, 4000)
+    expected = evaluation.distances(band, evaluation.band(noise(1, 0)[0], RATE, 2000, 4000), RATE)
     row = rows[(rows.system == "input") & (rows.band == "high")].iloc[0]
     assert row.stft_d == pytest.approx(expected["stft_d"])
 
@@ -126,8 +123,8 @@ def test_no_waveform_between_encode_and_decode():
     model = Counting()
     modules = {name: module_for(model) for name in ("a", "b")}
     bandwidth_rows(model, modules, sources(1, 1)[0])
-    # input and target; then the autoencoder, its input, and the two modules
-    assert model.calls == [("encode", 1)] * 2 + [("decode", 1)] * 4
+    # input and target; then the autoencoder, its input, that and a constant, and the two modules
+    assert model.calls == [("encode", 1)] * 2 + [("decode", 1)] * 5
     model.calls.clear()
     stereo_rows(model, {"up": module_for(model, "stereo")}, sources(2, 1)[0], lambdas=(0, 0.5, 1))
     # mono, left and right, mid and side; the mono input, the autoencoder, latent mid + side, three lambdas
