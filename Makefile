@@ -126,10 +126,11 @@ reencoder: $(READY)
 
 # Linear pairs: recordings by weight, as `make music` has them, and nearly as many synthetic songs with their stems.
 linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
-	for model in $(LINEARISED); do name=$$(echo $$model | tr / -); \
+	for model in $(LINEARISED); do \
+	  name=$$(echo $$model | tr / -); steps=600; [ $$model != desk/m2l ] || steps=1200; \
 	  $(BIN)/python -m lincae reencoder linear --model $$model --out data/checkpoints/linear/$$name.safetensors \
 	    --run runs/linear/$$name --data $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LINEAR_SONGS)/train=8 \
-	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=600 encoded_batches=28 \
+	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=$$steps encoded_batches=28 \
 	    validate_every=300 tolerated=0.001 pair.layers=10 pair.hidden=30 pair.kernel=3 \
 	    linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"' || exit; \
 	done

@@ -471,13 +471,14 @@ def test_mono_to_stereo(tmp_path, reencoders):
 
 @pytest.mark.page
 def test_linear_reencoder(tmp_path, evaluation):
-    """The toy with and without a pair that inverts it, beside an untrained network."""
+    """The toy with and without a pair that inverts it, beside an untrained network or none."""
     retrained, source = evaluation["models"]
     toy = lincae.load(source, "cpu")
     pair = LinearPair(LinearConfig(latent_channels=toy.hop, hidden=4), describe(toy))
     path = pair.save(tmp_path / "pair.safetensors")
     parameters = evaluation | {"models": [source], "pairs": [str(path)], "retrained": [retrained]}
-    execute("12_linear_reencoder", tmp_path, **parameters, references=[], recorded=str(tmp_path))
+    parameters |= {"references": [""], "equalled": [], "recorded": str(tmp_path)}
+    execute("12_linear_reencoder", tmp_path, **parameters)
     claims = pd.read_csv(tmp_path / "12_claims.csv").set_index("claim")
     assert set(claims.goals) == {"met", "missed"}
     assert claims.value.filter(like="reconstruction MSS").item() == pytest.approx(1, abs=0.01)
