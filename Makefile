@@ -9,7 +9,8 @@
 #                  `make train` reads: the same as shards at 16 kHz -> runs/free-music-16k (1 GB)
 # make listen      the listening model on that music and on sampled songs, runs/study-listen (resumable)
 # make bundle      finished runs of the desk study into data/checkpoints/study/
-# make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable)
+# make reencoder   Re-Encoders of the bundled autoencoders into data/checkpoints/reencoder/ (resumable);
+#                  make reencoder-listen: those of the listening model, on recordings
 # make linear      linear pairs of the bundled autoencoders into data/checkpoints/linear/ (resumable)
 # make bench       every benchmark of a CPU, anew (desk_step.py needs a former checkout, gpu.py a GPU)
 # make lab         JupyterLab
@@ -123,6 +124,18 @@ reencoder: $(READY)
 	  run stereo --out $$out/stereo-left_right.safetensors && \
 	  run stereo --layout mid_side --out $$out/stereo-mid_side.safetensors || exit; \
 	done
+
+# Of the listening model, on recordings: the octave from 4 to 8 kHz, and stereo as it was recorded.
+LISTEN_MODULES := data/checkpoints/reencoder/listen
+reencoder-listen: $(READY) music
+	run() { $(BIN)/python -m lincae reencoder train "$$@" --model study/listen \
+	  --data data/free-music/train/ufoai-music $(if $(DEVICE),--device $(DEVICE)); }; \
+	run bandwidth --factor 2 --out $(LISTEN_MODULES)/bandwidth-m-l1.safetensors && \
+	run bandwidth --factor 2 --start $(LISTEN_MODULES)/bandwidth-m-l1.safetensors --objective l1+gan \
+	  --out $(LISTEN_MODULES)/bandwidth-m-gan.safetensors && \
+	run stereo --out $(LISTEN_MODULES)/stereo-left_right.safetensors
+	$(BIN)/python tools/bundle.py --reencoder $(LISTEN_MODULES) --fact "licence=Apache-2.0, as the code" \
+	  "data=22 recordings of the package ufoai-music, split train" $${HARDWARE:+"hardware=$$HARDWARE"}
 
 # Linear pairs: recordings by weight, as `make music` has them, and nearly as many synthetic songs with their stems.
 linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
