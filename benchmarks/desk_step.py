@@ -75,17 +75,17 @@ print(min(seconds[4:]))
 """
 COUNTS = """
 import sys, time
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/benchmarks"]
 import torch, torch.nn.functional as F
 import lincae
 from lincae.machine import generator
 from lincae.training.objective import Objective
-from torch.utils.flop_counter import FlopCounterMode
+from training_step import Traffic
 
 config = lincae.recipe("desk-8x")
 objective = Objective.build(config, "desk")
 k, generate = config.steps // 2, generator(0, 0)
-with FlopCounterMode(display=False) as flops:
+with Traffic() as counted:
     batch = objective.prepare(0.1 * torch.randn(config.batch_size, config.crop_samples), k, generate)
     objective(batch, k, generate)["loss"].backward()
 torch.set_num_threads(1)
@@ -98,7 +98,7 @@ for dtype in (torch.float32, torch.bfloat16):
         F.conv2d(x, kernel, padding=1)
         times.append(time.process_time() - start)
     peaks.append(2 * 9 * 256**2 * 4 * 64**2 / min(times))
-print(flops.get_total_flops(), *peaks)
+print(counted.n_flops, *peaks)
 """
 
 
