@@ -137,15 +137,17 @@ reencoder-listen: $(READY) music
 	$(BIN)/python tools/bundle.py --reencoder $(LISTEN_MODULES) --fact "licence=Apache-2.0, as the code" \
 	  "data=22 recordings of the package ufoai-music, split train" $${HARDWARE:+"hardware=$$HARDWARE"}
 
-# Linear pairs: recordings by weight, as `make music` has them, and nearly as many synthetic songs with their stems.
+# Linear pairs. That of desk/m2l learns from recordings; the others, in fewer steps, from as many songs besides.
 linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
+	songs="$(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LINEAR_SONGS)/train=8"; \
 	for model in $(LINEARISED); do \
-	  name=$$(echo $$model | tr / -); steps=600; [ $$model != desk/m2l ] || steps=1200; \
+	  name=$$(echo $$model | tr / -); data=$$songs; set="steps=600 encoded_batches=28 validate_every=300 tolerated=0.001"; \
+	  if [ $$model = desk/m2l ]; then \
+	    data=shards:$(MUSIC); set="steps=1800 encoded_batches=40 validate_every=600"; fi; \
 	  $(BIN)/python -m lincae reencoder linear --model $$model --out data/checkpoints/linear/$$name.safetensors \
-	    --run runs/linear/$$name --data $(addprefix data/free-music/train/,$(TRAIN_MUSIC)) $(LINEAR_SONGS)/train=8 \
-	    --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) --set steps=$$steps encoded_batches=28 \
-	    validate_every=300 tolerated=0.001 pair.layers=10 pair.hidden=30 pair.kernel=3 \
-	    linearity.subtraction_probability=0.5 'linearity.mixture_weights="equal"' || exit; \
+	    --run runs/linear/$$name --data $$data --validation shards:$(MUSIC)-valid $(if $(DEVICE),--device $(DEVICE)) \
+	    --set $$set pair.layers=10 pair.hidden=30 pair.kernel=3 linearity.subtraction_probability=0.5 \
+	    'linearity.mixture_weights="equal"' || exit; \
 	done
 	$(BIN)/python tools/bundle.py --reencoder data/checkpoints/linear --fact "licence=Apache-2.0, as the code" \
 	  $${HARDWARE:+"hardware=$$HARDWARE"}
