@@ -126,16 +126,17 @@ reencoder: $(READY)
 	done
 
 # Of the listening model, on recordings: the octave from 4 to 8 kHz, and stereo as it was recorded.
+# Blocks are as wide as its latents at least.
 LISTEN_MODULES := data/checkpoints/reencoder/listen
 reencoder-listen: $(READY) music
 	run() { $(BIN)/python -m lincae reencoder train "$$@" --model study/listen \
-	  --data data/free-music/train/ufoai-music $(if $(DEVICE),--device $(DEVICE)); }; \
+	  --data data/free-music/train/ufoai-music $(if $(DEVICE),--device $(DEVICE)) --set module.hidden=128 && \
+	  $(BIN)/python tools/bundle.py --reencoder $(LISTEN_MODULES) --fact "licence=Apache-2.0, as the code" \
+	    "data=22 recordings of the package ufoai-music, split train" $${HARDWARE:+"hardware=$$HARDWARE"}; }; \
 	run bandwidth --factor 2 --out $(LISTEN_MODULES)/bandwidth-m-l1.safetensors && \
 	run bandwidth --factor 2 --start $(LISTEN_MODULES)/bandwidth-m-l1.safetensors --objective l1+gan \
 	  --out $(LISTEN_MODULES)/bandwidth-m-gan.safetensors && \
 	run stereo --out $(LISTEN_MODULES)/stereo-left_right.safetensors
-	$(BIN)/python tools/bundle.py --reencoder $(LISTEN_MODULES) --fact "licence=Apache-2.0, as the code" \
-	  "data=22 recordings of the package ufoai-music, split train" $${HARDWARE:+"hardware=$$HARDWARE"}
 
 # Linear pairs. That of desk/m2l learns from recordings; the others, in fewer steps, from as many songs besides.
 linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
