@@ -303,8 +303,9 @@ def test_bundled_modules_load_and_their_cards_name_them(folder, monkeypatch):
         assert module.config.task == name.split("-")[0]
         assert module.process(latents(1, module.config.latent_channels, 20)).isfinite().all()
         description, _ = read_checkpoint(ROOT / path, KIND)
-        assert f"| command | `{training_command(path, description)}` |" in card
-    owner = pretrained.load(f"desk/{folder.name}", "cpu")
+        command = description["metadata"].get("command") or training_command(path, description)
+        assert f"| command | `{command}` |" in card
+    owner = pretrained.load(description["autoencoder"]["name"], "cpu")
     said = f"| {owner.name}, {describe(owner)['fingerprint']} ("
     assert card.count(said) == len(names), "trained on the autoencoder that ships"
     monkeypatch.chdir(ROOT)

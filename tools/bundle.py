@@ -142,7 +142,8 @@ def _module(path: Path, description: dict[str, Any]) -> tuple[dict, dict, str, s
         rows["inputs keep"] = f"1/{metadata['factor']} of the band"
     else:
         rows["layout"] = module["layout"]
-    return module, rows, f"{metadata['pairs']} songs", training_command(path, description)
+    command = metadata.get("command") or training_command(path, description)
+    return module, rows, f"{metadata['pairs']} songs", command
 
 
 def _pair(path: Path, description: dict[str, Any]) -> tuple[dict, dict, str, str]:
@@ -154,7 +155,7 @@ def _pair(path: Path, description: dict[str, Any]) -> tuple[dict, dict, str, str
 
 
 def training_command(path: Path, description: dict[str, Any]) -> str:
-    """The command that trains a module on synthetic songs into `path`, from the description in its header.
+    """The command that trained a module on synthetic songs into `path`, where its header does not say it.
 
     What differs from the nearest preset stands in it as `--set`. An objective beyond l1 starts, as
     `make reencoder` has it, from the module of the same size that was trained with l1. Raises ValueError for

@@ -42,8 +42,9 @@ def reencoder() -> None:
 @option("--out", help="Also write the trained module here, in half precision.")
 @device
 @changes
+@click.pass_context
 def train(
-    task, model, preset, size, objective, layout, sources, songs, factor, pairs_folder, run, start, out,
+    context, task, model, preset, size, objective, layout, sources, songs, factor, pairs_folder, run, start, out,
     device, changes,
 ) -> None:  # fmt: skip
     """Encode pairs of latents, and train a module of TASK on them.
@@ -72,7 +73,8 @@ def train(
         audio = folder_sources(task, sources)
     data = LatentPairs(write_pairs(autoencoder, audio, halves["train"], task, factor))
     goal = training.ReEncoderObjective.build(config, data, autoencoder, start)
-    module = loop.train(goal, data, run, validation=held_out, device=device)
+    command = shlex.join(["lincae", "reencoder", "train", *context.meta[options.WORDS]])
+    module = loop.train(goal, data, run, validation=held_out, device=device, command=command)
     if out:
         click.echo(module.save(out, torch.float16))
 

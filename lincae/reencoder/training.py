@@ -386,7 +386,8 @@ class ReEncoderObjective(TrainingObjective):
         }
 
     def publish(self, folder: Path, data: LatentPairs, metadata: dict[str, Any]) -> None:
-        self.model.metadata |= {name: metadata[name] for name in ("training", "step", "commit")}
+        names = ("training", "step", "commit", "command")
+        self.model.metadata |= {name: metadata[name] for name in names if name in metadata}
         self.model.save(folder / MODULE)
 
     def load(self, folder: Path, device: str) -> ReEncoder:
