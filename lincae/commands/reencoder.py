@@ -44,8 +44,8 @@ def reencoder() -> None:
 @changes
 @click.pass_context
 def train(
-    context, task, model, preset, size, objective, layout, sources, songs, factor, pairs_folder, run, start, out,
-    device, changes,
+    context, task, model, preset, size, objective, layout, sources, songs, factor, pairs_folder, run, start,
+    out, device, changes,
 ) -> None:  # fmt: skip
     """Encode pairs of latents, and train a module of TASK on them.
 
