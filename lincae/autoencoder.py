@@ -7,7 +7,8 @@ see `lincae.interface`.
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Integral
@@ -21,7 +22,16 @@ from lincae.consistency import NoiseConfig, precondition, sample
 from lincae.interface import check_audio, check_fields, check_latents
 from lincae.machine import OutOfMemoryError, computing_in, frame_noise, free_bytes, is_out_of_memory
 from lincae.network import Network, NetworkConfig
-from lincae.streaming import between_silence, cut, in_pieces, joined, one_batch, overlap_added, windowed
+from lincae.streaming import (
+    Window,
+    between_silence,
+    cut,
+    in_pieces,
+    joined,
+    one_batch,
+    overlap_added,
+    windowed,
+)
 from lincae.transform import Transform, TransformConfig
 
 
@@ -137,6 +147,29 @@ class FramewiseAutoencoder(Checkpointed):
 
     def _encoded(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Checked audio `(B, t_i)` to latents `(B, C, l_i)`."""
+        for window in self._windows(blocks):
+            yield from self.encode_windows([window])
+
+    def windows(self, blocks: Iterable[Tensor]) -> Iterator[Window]:
+        """What `encode_stream` makes latents of, window by window; raises as it."""
+        return self._windows(one_batch(blocks, check_audio))
+
+    def encode_windows(self, windows: Sequence[Window]) -> list[Tensor]:
+        """Latents `(B, C, l)` of each of some `windows`, also of several signals: those of equal length go
+        through the network together."""
+        size, n_items = self._within_memory()
+        alike = defaultdict(list)
+        for number, window in enumerate(windows):
+            alike[window.data.shape[1]].append(number)
+        latents = {}
+        for numbers in alike.values():
+            batch = torch.cat([windows[number].data for number in numbers])
+            z = self._in_turns(self._latents_of, batch, n_items, size).float() * self.config.latent_scale
+            parts = z.split([len(windows[number].data) for number in numbers])
+            latents |= dict(zip(numbers, parts, strict=True))
+        return [latents[number][..., window.keep] for number, window in enumerate(windows)]
+
+    def _windows(self, blocks: Iterable[Tensor]) -> Iterator[Window]:
         config = self.config
 
         def silence_after(n_samples: int) -> int:
@@ -144,14 +177,12 @@ class FramewiseAutoencoder(Checkpointed):
             needed = (self.latent_frames(n_samples) - 1) * config.hop + config.transform.window
             return max(self._edge, needed - n_samples - self._edge)
 
-        size, n_items = self._within_memory()
+        size, _ = self._within_memory()
         pieces = in_pieces(blocks, size * config.hop)
         on_device = (piece.to(self.device, torch.float32) for piece in pieces)
         padded = between_silence(on_device, self._edge, silence_after)
         hops = {"hop": config.hop, "overlap": self._overlap}
-        for window in windowed(padded, size, config.context_frames, **hops):
-            z = self._in_turns(self._latents_of, window.data, n_items, size)
-            yield z[..., window.keep].float() * config.latent_scale
+        return windowed(padded, size, config.context_frames, **hops)
 
     # -------- decode
 

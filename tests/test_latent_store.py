@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from lincae.latents.store import (
 from lincae.machine import generator
 from tests.fakes import RATE, Linear, Streams
 from tests.fuzzing import fuzz
+from tests.test_autoencoder import TEST, random_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -372,6 +374,35 @@ def test_files_that_fail_are_listed_and_tried_again(tmp_path, capsys):
     (folder / "sub" / "worse.flac").unlink()
     encoded(folder, out, StftAutoencoder())
     assert read_skipped(out / "skipped.csv") == {}
+
+
+@pytest.mark.parametrize("together", [2, 3, 9])
+def test_files_in_one_batch_have_the_latents_of_each(corpus, tmp_path, monkeypatch, together):
+    """Of any lengths and channels, also beside files that cannot be read, to their end or at all, and those
+    that are there already."""
+    model = random_model(dataclasses.replace(TEST, window_frames=24, context_frames=6, norm_frames=8))
+    shutil.copytree(corpus, tmp_path / "in")
+    (tmp_path / "in" / "b.wav").write_text("no audio")
+    cut = (tmp_path / "in" / "two.mp3").read_bytes()
+    (tmp_path / "in" / "deep" / "cut.wav").write_bytes((corpus / "a.wav").read_bytes()[:90000])
+    (tmp_path / "in" / "two.mp3").unlink()
+    encoded(tmp_path / "in", tmp_path / "alone", model, channels="all", together=1)
+    sizes = []
+    monkeypatch.setattr(
+        model, "_latents_of", lambda audio, of=model._latents_of: sizes.append(len(audio)) or of(audio)
+    )
+    out = tmp_path / "out"
+    summary = encoded(tmp_path / "in", out, model, channels="all", together=together)
+    assert max(sizes) > 1
+    (tmp_path / "in" / "two.mp3").write_bytes(cut)
+    again = encoded(tmp_path / "in", out, model, channels="all", together=together)
+    assert list(summary.skipped) == list(again.skipped) == ["in/b.wav", "in/deep/cut.wav"]
+    assert (summary.encoded, again.encoded, again.present) == (4, 1, 4)
+    alone = LatentDataset(tmp_path / "alone")
+    for file in alone.files:
+        entry, z = LatentDataset(out).entry(file), LatentDataset(out).frames(file)
+        assert entry == alone.entry(file)
+        torch.testing.assert_close(z, alone.frames(file), rtol=0, atol=1e-5)
 
 
 def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_path):

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -38,6 +39,7 @@ from lincae.data.streams import (
 from lincae.interface import AutoencoderLike, check_fields, first_non_finite
 from lincae.machine import generator
 from lincae.machine.files import atomic_write, json_object, locked, sha256_of, tensors_in
+from lincae.streaming import Window
 
 VERSION = 1
 KEY = "lincae.latents"  # under which a header has its description
@@ -48,6 +50,7 @@ CHANNELS = ("mean", "all")
 SPOOLED_BYTES = 2**26  # held in memory of a long file while it is encoded
 SHARD_BYTES = 2**27  # a shard is full with so many bytes,
 SHARD_FILES = 10_000  # or so many audio files: its header is not to grow too long
+FILES_TOGETHER = 8  # that an accelerator encodes in one batch
 READERS = 4  # threads that read the files that come next,
 BLOCKS_AHEAD = 16  # so many of each at a time
 SPARE_FRAMES = 64  # that a model may leave out at the ends of a signal
@@ -417,6 +420,57 @@ def changed_source(path: Path, known: Entry | None, sample_rate: int) -> tuple[i
     return *stamp, sha256
 
 
+class Together:
+    """Files that are encoded a window of each at a time, all of a turn in one batch."""
+
+    def __init__(self, model: AutoencoderLike, count: int):
+        self.model = model
+        self.count = count
+        self.files: deque[tuple[str, Iterator[Window], deque[Any]]] = deque()
+
+    def __call__(self, begun: Iterable[tuple[str, Iterator[Any]]]) -> Iterator[tuple[str, Iterator[Any]]]:
+        """Files by name, each with what `read` of `encode_corpus` says and latents in the place of blocks,
+        made when they are asked for, with those of the files after it. Raises AudioFileError in its turn."""
+        for name, found in begun:
+            made: deque[Any] = deque()
+            self.files.append((name, self._windows(found, made), made))
+            if len(self.files) == self.count:
+                yield from self._first()
+        while self.files:
+            yield from self._first()
+
+    def _first(self) -> Iterator[tuple[str, Iterator[Any]]]:
+        name, _, made = self.files[0]
+        yield name, self._all(made)
+        self.files.popleft()
+
+    def _all(self, made: deque[Any]) -> Iterator[Any]:
+        while made or self._advance(made):
+            item = made.popleft()
+            if isinstance(item, AudioFileError):
+                raise item
+            yield item
+
+    def _advance(self, wanted: deque[Any]) -> bool:
+        """Encode the next window of each file; whether that made something `wanted`."""
+        following = [(made, next(windows, None)) for _, windows, made in self.files]
+        taken = [(made, window) for made, window in following if window is not None]
+        latents = self.model.encode_windows([window for _, window in taken])
+        for (made, _), z in zip(taken, latents, strict=True):
+            made.append(z)
+        return bool(wanted)
+
+    def _windows(self, found: Iterator[Any], made: deque[Any]) -> Iterator[Window]:
+        """The windows of a file; what comes before its blocks, and an error at its end, are made at once."""
+        try:
+            made.append(next(found))
+            if made[-1] is not None:
+                made.append(next(found))
+                yield from self.model.windows(found)
+        except AudioFileError as error:
+            made.append(error)
+
+
 def encode_corpus(
     model: AutoencoderLike,
     folders: Sequence[str | Path],
@@ -426,10 +480,12 @@ def encode_corpus(
     rank: int = 0,
     world: int = 1,
     progress: bool = True,
+    together: int | None = None,
 ) -> Summary:
     """Encode the audio files of some folders into a folder of shards; a later call continues a killed one.
 
-    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next.
+    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next;
+    windows of `together` files make a batch (by default of one on a CPU, else of FILES_TOGETHER).
     A file is encoded again only where it has changed, or failed before. `channels`: "mean" encodes the mean
     of a file's channels, "all" each of them, as items of a batch.
 
@@ -469,9 +525,16 @@ def encode_corpus(
                 yield length
                 yield from blocks
 
+        begun = begun_ahead(mine, begin, READERS)
+        if together is None:
+            on_cpu = getattr(model, "device", torch.device("cpu")).type == "cpu"
+            together = 1 if on_cpu else FILES_TOGETHER
+        in_batches = together > 1 and hasattr(model, "encode_windows")
+        if in_batches:
+            begun = Together(model, together)(begun)
         bar = tqdm(desc="encoding", total=len(mine), unit="file", disable=not progress or rank > 0)
         try:
-            for name, found in begun_ahead(mine, begin, READERS):
+            for name, found in begun:
                 bar.update()
                 try:
                     source = next(found)
@@ -481,7 +544,8 @@ def encode_corpus(
                     if name in shards.done:
                         log.warning("%s has changed since it was encoded: it is encoded anew", files[name])
                     length = next(found)
-                    shards.add(name, encode_blocks(model, found), length, source)
+                    latents = found if in_batches else encode_blocks(model, found)
+                    shards.add(name, latents, length, source)
                     n_samples += length
                 except (AudioFileError, LatentFileError) as error:
                     skipped[name] = str(error)
