@@ -125,6 +125,14 @@ def test_stereo_module_learns_and_the_oracle_knows_more(pairs, tmp_path):
     assert (log.loss - 10 * log.l1 - 5e-4 * log.kl).abs().max() < 1e-4
 
 
+def test_pairs_are_made_by_other_processes_and_in_parts(pairs, tmp_path):
+    config = small(steps=10, batch_size=4)
+    run(config, pairs["bandwidth"], tmp_path / "here")
+    run(config, pairs["bandwidth"], tmp_path / "there", workers=1, accumulate=2)
+    here, there = (pd.read_csv(tmp_path / name / "log.csv") for name in ("here", "there"))
+    assert here.loss.tolist() == pytest.approx(there.loss.tolist(), rel=1e-3)
+
+
 def test_discriminator_takes_part(pairs, tmp_path):
     config = small(objective="l1+gan", steps=10)
     run(config, pairs["bandwidth"], tmp_path)

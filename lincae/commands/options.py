@@ -77,6 +77,11 @@ music = together(
     option("--n-tracks", type=click.IntRange(1), help="Take the first tracks only."),
 )
 models_and_music = together(click.argument("models", nargs=-1, metavar="MODEL..."), music, device)
+micro = "Micro-batches of a step, shared by all processes; default: one each."
+batches = together(
+    option("--accumulate", type=int, help=micro),
+    option("--workers", default=0, help="Processes that load data, for each device."),
+)
 heard = option("--seconds", default=6.0, help="How much of each track is heard.")
 
 

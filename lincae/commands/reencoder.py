@@ -10,7 +10,17 @@ import torch
 
 from lincae.commands import options
 from lincae.commands.latents import loaded
-from lincae.commands.options import Command, changes, choice, device, model, option, run_folder, several
+from lincae.commands.options import (
+    Command,
+    batches,
+    changes,
+    choice,
+    device,
+    model,
+    option,
+    run_folder,
+    several,
+)
 from lincae.data.crops import training_data
 from lincae.latents.store import check_suffix, describe
 from lincae.reencoder import linear_training, training
@@ -40,12 +50,13 @@ def reencoder() -> None:
 @run_folder
 @option("--start", help="A module.safetensors to start from.")
 @option("--out", help="Also write the trained module here, in half precision.")
+@batches
 @device
 @changes
 @click.pass_context
 def train(
     context, task, model, preset, size, objective, layout, sources, songs, factor, pairs_folder, run, start,
-    out, device, changes,
+    out, device, changes, **settings,
 ) -> None:  # fmt: skip
     """Encode pairs of latents, and train a module of TASK on them.
 
@@ -74,7 +85,7 @@ def train(
     data = LatentPairs(write_pairs(autoencoder, audio, halves["train"], task, factor))
     goal = training.ReEncoderObjective.build(config, data, autoencoder, start)
     command = shlex.join(["lincae", "reencoder", "train", *context.meta[options.WORDS]])
-    module = loop.train(goal, data, run, validation=held_out, device=device, command=command)
+    module = loop.train(goal, data, run, validation=held_out, device=device, command=command, **settings)
     if out:
         click.echo(module.save(out, torch.float16))
 
@@ -87,10 +98,11 @@ def train(
 @option("--odd", is_flag=True, help="Maps that are exactly odd: phi(-z) = -phi(z).")
 @run_folder
 @option("--out", required=True, help="Write the trained pair here, in half precision.")
+@batches
 @device
 @changes
 @click.pass_context
-def linear(context, model, sources, validation, design, odd, run, out, device, changes) -> None:
+def linear(context, model, sources, validation, design, odd, run, out, device, changes, **settings) -> None:
     """Train two small maps that make the latents of a frozen autoencoder linear.
 
     \b
@@ -120,7 +132,7 @@ def linear(context, model, sources, validation, design, odd, run, out, device, c
         )
     goal = linear_training.LinearObjective.build(config, autoencoder, data)
     command = shlex.join(["lincae", "reencoder", "linear", *context.meta[options.WORDS]])
-    pair = loop.train(goal, data, folder, validation=held_out, device=device, command=command)
+    pair = loop.train(goal, data, folder, validation=held_out, device=device, command=command, **settings)
     click.echo(pair.save(target, torch.float16))
 
 

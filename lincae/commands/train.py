@@ -4,7 +4,17 @@ import shlex
 
 import click
 
-from lincae.commands.options import WORDS, Command, changes, choice, device, option, run_folder, several
+from lincae.commands.options import (
+    WORDS,
+    Command,
+    batches,
+    changes,
+    choice,
+    device,
+    option,
+    run_folder,
+    several,
+)
 from lincae.data.crops import training_data
 from lincae.interop.recipes import PRESET_NAMES, VARIANT_NAMES, objective_of, recipe
 from lincae.training import loop
@@ -23,8 +33,7 @@ HELD_OUT = {("synthetic",): "test", ("free-music",): "valid"}
 @device
 @option("--devices", type=int, help="Processes per node; default: those of torchrun or SLURM, or 1.")
 @option("--nodes", type=int, help="Machines that share the run folder; default: likewise.")
-@option("--accumulate", type=int, help="Micro-batches of a step, shared by all processes; default: one each.")
-@option("--workers", default=0, help="Processes that load data, for each device.")
+@batches
 @option("--keep", default=2, help="Training states to keep.")
 @option("--regroup", is_flag=True, help="Continue a run of another number of micro-batches.")
 @option("--other-data", is_flag=True, help="Continue a run on other data or with other validation.")

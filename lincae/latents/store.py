@@ -39,7 +39,6 @@ from lincae.data.streams import (
 from lincae.interface import AutoencoderLike, check_fields, first_non_finite
 from lincae.machine import generator
 from lincae.machine.files import atomic_write, json_object, locked, sha256_of, tensors_in
-from lincae.streaming import Window
 
 VERSION = 1
 KEY = "lincae.latents"  # under which a header has its description
@@ -426,7 +425,7 @@ class Together:
     def __init__(self, model: AutoencoderLike, count: int):
         self.model = model
         self.count = count
-        self.files: deque[tuple[str, Iterator[Window], deque[Any]]] = deque()
+        self.files: deque[tuple[str, Iterator[Any], deque[Any]]] = deque()
 
     def __call__(self, begun: Iterable[tuple[str, Iterator[Any]]]) -> Iterator[tuple[str, Iterator[Any]]]:
         """Files by name, each with what `read` of `encode_corpus` says and latents in the place of blocks,
@@ -460,7 +459,7 @@ class Together:
             made.append(z)
         return bool(wanted)
 
-    def _windows(self, found: Iterator[Any], made: deque[Any]) -> Iterator[Window]:
+    def _windows(self, found: Iterator[Any], made: deque[Any]) -> Iterator[Any]:
         """The windows of a file; what comes before its blocks, and an error at its end, are made at once."""
         try:
             made.append(next(found))
