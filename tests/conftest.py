@@ -14,7 +14,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("without a clock", deadline=None)
+settings.register_profile("without a clock", deadline=None, max_examples=40)
 settings.load_profile("without a clock")
 
 
@@ -73,9 +73,15 @@ def songs(once) -> Path:
     from lincae.data.tracks import write_synthetic
 
     def make(folder: Path) -> None:
-        write_synthetic(folder / "songs", 0, 2, seconds=2.5, sample_rate=16000, workers=1)
+        write_synthetic(folder / "synthetic", 0, 2, seconds=2.5, sample_rate=16000, workers=1)
 
-    return once("songs", make) / "songs" / "test"
+    return once("songs", make) / "synthetic" / "test"
+
+
+@pytest.fixture
+def few_songs(songs, monkeypatch):
+    """The dataset "synthetic" is these songs, not those that a clone renders for minutes on first use."""
+    monkeypatch.setenv("LINCAE_DATA", str(songs.parent.parent))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,7 +30,7 @@ WITH_PYTHON = [path for path in PAGES if blocks(path).strip()]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.stem)
-def test_python_runs_as_it_stands(path, tmp_path, monkeypatch):
+def test_python_runs_as_it_stands(path, tmp_path, monkeypatch, few_songs):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(ROOT / "data")
     exec(compile(blocks(path), path.name, "exec"), {"__name__": "__main__"})

@@ -1,22 +1,33 @@
 """The committed notebooks, executed with small values: the same cells as `make reproduce` runs."""
 
 import ast
+import contextlib
+import dataclasses
 import json
 import re
+import warnings
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import papermill
 import pytest
 import torch
-from browser import Watched, browser
+from browser import Watched
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from matplotlib.image import imread
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from traitlets.config import Config
 
 import lincae
+from lincae.data import crops
 from lincae.data.audio import write_audio
 from lincae.evaluation import tables
 from lincae.evaluation.notebook import check_parameters
+from lincae.evaluation.protocols import EvaluationConfig
 from lincae.latents.store import describe
 from lincae.reencoder.linear import LinearConfig, LinearPair
 from lincae.reencoder.module import ReEncoder, ReEncoderConfig
@@ -26,19 +37,31 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 COMMON = ("models", "dataset", "n_tracks", "seconds", "seed", "device", "out_dir")
 
 
-def execute(name: str, folder: Path, **parameters) -> None:
+@pytest.fixture(autouse=True)
+def little_to_do(few_songs, monkeypatch):
+    """Two short songs, and windows of half a second, which are a quarter of the network's work."""
+    little = {"window_s": 0.5, "overlap_s": 0.125, "gains": (-1.0, 0.5)}
+    defaults = [little.get(field.name, field.default) for field in dataclasses.fields(EvaluationConfig)]
+    monkeypatch.setattr(EvaluationConfig.__init__, "__defaults__", tuple(defaults))
+
+
+def execute(name: str, folder: Path, cwd: Path = ROOT / "notebooks", **parameters) -> None:
+    """Run the cells that papermill would run, in this process: kernels start and import for seconds each."""
     path = ROOT / "notebooks" / f"{name}.ipynb"
-    known = papermill.inspect_notebook(str(path))
-    assert set(parameters) <= set(known), "papermill only warns of parameters that do not exist"
-    papermill.execute_notebook(
-        str(path),
-        str(folder / path.name),
-        parameters={"device": "cpu", "out_dir": str(folder), **parameters},
-        kernel_name="python3",
-        execution_timeout=300,
-        progress_bar=False,
-        cwd=str(path.parent),
-    )
+    given = {"device": "cpu", "out_dir": str(folder)} | parameters
+    cells = parameterize_notebook(load_notebook_node(str(path)), given).cells
+    shell = InteractiveShell.instance(config=Config({"HistoryManager": {"hist_file": ":memory:"}}))
+    surroundings = contextlib.chdir(cwd), plt.rc_context(), warnings.catch_warnings(), capture_output()
+    try:
+        with contextlib.ExitStack() as stack:
+            for surrounding in surroundings:
+                stack.enter_context(surrounding)
+            for cell in cells:
+                if cell.cell_type == "code":
+                    shell.run_cell(cell.source, store_history=True).raise_error()
+    finally:
+        plt.close("all")
+        InteractiveShell.clear_instance()
 
 
 def code_cells(path: Path):
@@ -92,7 +115,7 @@ def test_every_figure_is_described(path):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
+def pages(chromium, tmp_path_factory):
     """Notebooks as `make pages` makes them, without scripts (they lie elsewhere), at 1,100 px."""
     from nbconvert import HTMLExporter
 
@@ -100,17 +123,16 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     (folder / "figures").symlink_to(ROOT / "figures")
     (folder / "notebooks").mkdir()
-    with browser() as chromium:
-        shown = Watched(chromium, {"width": 1100, "height": 900})
+    shown = Watched(chromium, {"width": 1100, "height": 900})
 
-        def visit(path: Path):
-            page = folder / "notebooks" / f"{path.stem}.html"
-            html, _ = exporter.from_filename(str(path))
-            page.write_text(re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL))
-            shown.page.goto(page.as_uri(), timeout=120_000)
-            return shown.page
+    def visit(path: Path):
+        page = folder / "notebooks" / f"{path.stem}.html"
+        html, _ = exporter.from_filename(str(path))
+        page.write_text(re.sub(r"<script\b.*?</script>", "", html, flags=re.DOTALL))
+        shown.page.goto(page.as_uri(), timeout=120_000)
+        return shown.page
 
-        yield visit
+    return visit
 
 
 WRONG = """() => {
@@ -153,9 +175,10 @@ def test_decibels_in_the_text_are_measured(path):
 
 
 @pytest.mark.page
-def test_quickstart(tmp_path):
+def test_quickstart(tmp_path, monkeypatch):
     """Trains for a moment where no checkpoint is, then does the four operations on the real clip."""
-    execute("00_quickstart", tmp_path, models=[str(tmp_path / "runs" / "model")], seconds=2.0, train_steps=20)
+    monkeypatch.setattr(crops, "training_data", lambda _, rate: crops.StemBank.from_synth(2, 4.0, rate))
+    execute("00_quickstart", tmp_path, models=[str(tmp_path / "runs" / "model")], seconds=2.0, train_steps=2)
     table = pd.read_csv(tmp_path / "00_quickstart.csv")
     assert set(table.comparison) == {"linearity", "waveform", "floor", "swap"}
     # After so few steps decodes are silent, and comparisons with them undefined.
@@ -166,29 +189,28 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.page
-@pytest.mark.parametrize(
-    ("notebook", "parameters", "says"),
-    [
-        ("03_homogeneity", {"n_track": 2}, "no parameter 'n_track': did you mean n_tracks?"),
-        ("00_quickstart", {"models": ["lin-cae-odd"]}, "lin-cae-odd"),
-    ],
-)
-def test_a_typo_makes_nothing(notebook, parameters, says, tmp_path):
-    """A misspelt parameter, which papermill itself only warns of, and a misspelt model, once trained anew."""
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    with pytest.raises(papermill.PapermillExecutionError, match=re.escape(says)):
-        papermill.execute_notebook(
-            str(path), str(tmp_path / "out.ipynb"), parameters, kernel_name="python3", progress_bar=False,
-            cwd=str(tmp_path),
-        )  # fmt: skip
+def test_a_misspelt_parameter_makes_nothing(tmp_path):
+    """Papermill itself only warns of it."""
+    path = ROOT / "notebooks" / "03_homogeneity.ipynb"
+    given = {"parameters": {"n_track": 2}, "kernel_name": "python3", "progress_bar": False}
+    with pytest.raises(papermill.PapermillExecutionError, match="'n_track': did you mean n_tracks"):
+        papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), cwd=str(tmp_path), **given)
     assert [found.name for found in tmp_path.iterdir()] == ["out.ipynb"]
+
+
+@pytest.mark.page
+def test_a_misspelt_model_makes_nothing(tmp_path):
+    """Once it was trained anew."""
+    with pytest.raises(ValueError, match="lin-cae-odd"):
+        execute("00_quickstart", tmp_path, cwd=tmp_path, models=["lin-cae-odd"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.page
 @pytest.mark.parametrize("notebook", ["00_quickstart", "05_separation"])
 def test_a_folder_without_stems_is_said_to_have_none(notebook, tmp_path):
     write_audio(tmp_path / "music" / "song.wav", 0.1 * torch.randn(32000), 16000)
-    with pytest.raises(papermill.PapermillExecutionError, match="no track with two stems"):
+    with pytest.raises(ValueError, match="no track with two stems"):
         execute(notebook, tmp_path, dataset=str(tmp_path / "music"))
 
 
@@ -238,7 +260,7 @@ def evaluation(once, songs):
 
     root = once("evaluation", make)
     shared = {"models": [str(root / "untrained"), "tanh"], "dataset": str(songs)}
-    return shared | {"seconds": 2.2, "store": str(root / "store")}
+    return shared | {"seconds": 0.5, "store": str(root / "store")}
 
 
 @pytest.mark.page
@@ -249,7 +271,8 @@ def test_reconstruction(tmp_path, evaluation):
         num_attention_heads=[1, 2, 2, 2], hidden_size=64, projection_dim=16, enable_fusion=False,
     )  # fmt: skip
     transformers.ClapAudioModelWithProjection(config).save_pretrained(tmp_path / "clap")
-    execute("02_reconstruction", tmp_path, **evaluation, clap=str(tmp_path / "clap"))
+    longer = evaluation | {"seconds": 1.2}  # an embedding a second, two or more for each half of the tracks
+    execute("02_reconstruction", tmp_path, **longer, clap=str(tmp_path / "clap"))
     table = pd.read_csv(tmp_path / "02_table.csv")
     assert sorted(table.column.unique()) == ["kad", "rec_mss", "rec_snr"]
     assert table.value.notna().all()
@@ -344,11 +367,26 @@ def test_the_loop_needs_one_file_of_the_package():
     assert len(ast.unparse(function).splitlines()) <= 20
 
 
+def write_random(folder: Path, name: str, seed: int) -> None:
+    """A tiny network with random weights, also in its last layer, whose zeros would decode to silence."""
+    torch.manual_seed(seed)
+    model = lincae.Autoencoder(lincae.recipe("test", "lin-cae").autoencoder, name)
+    torch.nn.init.normal_(model.network.denoiser.conv_out.weight, std=0.1)
+    model.save(folder / name)
+
+
 @pytest.mark.page
-def test_ablations(tmp_path, evaluation):
-    """Every cell can be recomputed from the chunks."""
-    execute("06_ablations", tmp_path, **evaluation)
-    chunks, cells = (pd.read_csv(tmp_path / f"06_{name}.csv") for name in ("chunks", "tables"))
+def test_ablations(tmp_path):
+    """Every cell can be recomputed from the chunks, and values and verdicts follow from them; models by the
+    names of the study."""
+    models = ["desk/lin-cae", "desk/m2l"]
+    for seed, name in enumerate(models):
+        write_random(tmp_path, name, seed)
+    given = {"models": [str(tmp_path / name) for name in models], "store": str(tmp_path / "store")}
+    execute("06_ablations", tmp_path, dataset="synthetic", n_tracks=2, seconds=0.5, **given)
+    chunks, cells, claims, orderings = (
+        pd.read_csv(tmp_path / f"06_{name}.csv") for name in ("chunks", "tables", "claims", "orderings")
+    )
     ours = cells[cells.source == "ours"]
     assert set(ours.column) == set(tables.PAPER_COLUMNS) - {"kad"}
     assert len(ours) == 2 * (len(tables.PAPER_COLUMNS) - 1)
@@ -360,26 +398,7 @@ def test_ablations(tmp_path, evaluation):
         assert cell.value == pytest.approx(value, rel=1e-4, nan_ok=True)
     published = pd.read_csv(ROOT / "data" / "paper_tables.csv").query("table < 3")
     assert cells[cells.source == "paper"].value.tolist() == pytest.approx(published.value.tolist())
-    assert len(pd.read_csv(tmp_path / "06_claims.csv")) == 0  # nothing is claimed of other models
 
-
-def write_random(folder: Path, name: str, seed: int) -> None:
-    """A tiny network with random weights, also in its last layer, whose zeros would decode to silence."""
-    torch.manual_seed(seed)
-    model = lincae.Autoencoder(lincae.recipe("test", "lin-cae").autoencoder, name)
-    torch.nn.init.normal_(model.network.denoiser.conv_out.weight, std=0.1)
-    model.save(folder / name)
-
-
-@pytest.mark.page
-def test_claims_of_the_study(tmp_path):
-    """Values and verdicts follow from the chunks; models by the names of the study."""
-    models = ["desk/lin-cae", "desk/m2l"]
-    for seed, name in enumerate(models):
-        write_random(tmp_path, name, seed)
-    given = {"models": [str(tmp_path / name) for name in models], "store": str(tmp_path / "store")}
-    execute("06_ablations", tmp_path, dataset="synthetic", n_tracks=2, seconds=1.0, **given)
-    chunks, claims = (pd.read_csv(tmp_path / f"06_{name}.csv") for name in ("chunks", "claims"))
     assert len(claims) == 10 + 1
     rows = chunks.query("protocol == 'decoder_homogeneity' and comparison == 'linearity'")
     means = rows[rows.condition == "random"].groupby("model").snr_db.mean()
@@ -387,22 +406,20 @@ def test_claims_of_the_study(tmp_path):
     assert claim.value == pytest.approx(means[models[0]] - means[models[1]], rel=1e-3, abs=1e-3)
     assert claim.goal == 3.0
     assert claim.met == (claim.value >= 3.0)
-    orderings = pd.read_csv(tmp_path / "06_orderings.csv")
-    table = pd.read_csv(tmp_path / "06_tables.csv").query("source == 'ours'")
-    values = table.set_index(["model", "column"]).value
+    values = ours.set_index(["model", "column"]).value
     assert len(orderings) > 10
     for row in orderings.itertuples():
         better, worse = values[row.better, row.column], values[row.worse, row.column]
-        assert row.agrees == (
-            better < worse if tables.PAPER_COLUMNS[row.column].lower_is_better else better > worse
-        )
+        if not tables.PAPER_COLUMNS[row.column].lower_is_better:
+            better, worse = worse, better
+        assert row.agrees == (better < worse)
 
 
 @pytest.mark.page
 def test_open_questions(tmp_path):
     write_random(tmp_path, "random", 0)
     given = {"models": [str(tmp_path / "random")], "gains": [0.1, 1.0], "counts": [1, 2], "steps": [1, 2]}
-    execute("11_open_questions", tmp_path, n_tracks=2, seconds=1.0, **given)
+    execute("11_open_questions", tmp_path, n_tracks=2, seconds=0.5, **given)
     gains = pd.read_csv(tmp_path / "11_gains.csv")
     assert sorted(set(gains.gain)) == [-1.0, -0.1, 0.1, 1.0]
     unit = gains[(gains.gain == 1) & (gains.metric == "rel_l2")]["mean"]
@@ -411,7 +428,7 @@ def test_open_questions(tmp_path):
     uses = pd.read_csv(tmp_path / "11_decoding.csv").set_index("use")
     assert set(uses.index) == {"1 step", "2 steps", "independent noise", "odd"}
     assert uses["floor SNR"].notna().all()
-    assert uses["encoder homogeneity"]["odd"] != uses["encoder homogeneity"]["1 step"]
+    assert uses["encoder additivity"]["odd"] < uses["encoder additivity"]["1 step"]
     assert set(pd.read_csv(tmp_path / "11_phase.csv").kind) == {"decode", "true phase", "true magnitude"}
 
 
@@ -481,7 +498,7 @@ def test_linear_reencoder(tmp_path, evaluation):
     execute("12_linear_reencoder", tmp_path, **parameters)
     claims = pd.read_csv(tmp_path / "12_claims.csv").set_index("claim")
     assert set(claims.goals) == {"met", "missed"}
-    assert claims.value.filter(like="reconstruction MSS").item() == pytest.approx(1, abs=0.01)
+    assert claims.value.filter(like="reconstruction MSS").item() == pytest.approx(1, abs=0.02)
     assert claims.met.filter(like="reconstruction").all()
     before_after = pd.read_csv(tmp_path / "12_before_after.csv")
     assert set(before_after.model) == {source, f"{source}+linear", f"{source}+ceiling", Path(retrained).name}
