@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,14 @@ class Noise:
 
     def crops(self, indices, n_samples, seed):
         return torch.stack([0.1 * torch.randn(n_samples, generator=generator(seed, i)) for i in indices])
+
+
+def small(**changes) -> TrainingConfig:
+    """The recipe "test" with a network of two levels, for runs that need not learn."""
+    config = recipe("test", **changes)
+    levels = {"multipliers": (1, 2), "attention": (False, False), "downsampling": ("both",)}
+    network = replace(config.autoencoder.network, encoder_blocks=(1, 1), unet_blocks=(0, 1), **levels)
+    return replace(config, autoencoder=replace(config.autoencoder, network=network))
 
 
 def trained(config: TrainingConfig, data, folder: Path, **options):
@@ -124,7 +133,7 @@ def faults(folder: Path, fault, config: TrainingConfig) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command, folder, option, changes = sys.argv[1:]
-    config = recipe("test", **json.loads(changes))
+    config = small(**json.loads(changes))
     if command == "faults":
         print(faults(Path(folder), {"kill": kill, "full disk": full_disk}[option], config))
     else:

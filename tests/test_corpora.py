@@ -12,13 +12,14 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import small
 from torch.utils.data import DataLoader
 
 from lincae.data import folders as module
 from lincae.data.audio import AudioFileError, audio_header
 from lincae.data.corpora import RETRY_WAITS_S, Corpora, weighted_folders
 from lincae.data.folders import audio_files, file_index
-from lincae.interop.recipes import objective_of, recipe
+from lincae.interop.recipes import objective_of
 from lincae.training.loop import train
 
 RATE = 16000
@@ -337,7 +338,7 @@ def test_training_lists_what_it_skipped_at_its_end(tmp_path, caplog):
         soundfile.write(tmp_path / "corpus" / f"{k}.wav", samples, RATE)
     corpora = Corpora({tmp_path / "corpus": 1}, RATE)
     (tmp_path / "corpus" / "0.wav").unlink()
-    config = recipe("test", steps=12, batch_size=4)
+    config = small(steps=12, batch_size=4)
     options = {"device": "cpu", "progress": False, "workers": 1}
     train(objective_of(config), corpora, tmp_path / "run", stop_at=8, **options)
     assert f"1 files skipped, listed in {tmp_path}/run/skipped.csv: {tmp_path}/corpus/0.wav" in caplog.text

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jobs import Noise, rows, state_of, trained
+from jobs import Noise, rows, small, state_of, trained
 
 from lincae.autoencoder import Autoencoder
 from lincae.cli import main
@@ -51,7 +51,7 @@ def test_sixty_steps_lower_the_held_out_loss(variant, bank, held_out, tmp_path):
 
 @pytest.mark.parametrize(("workers", "optimiser"), [(1, "radam"), (0, "muon")])
 def test_resume_is_exact(bank, tmp_path, workers, optimiser):
-    config = recipe("test", steps=20, optimiser=optimiser)
+    config = small(steps=20, optimiser=optimiser)
     whole = trained(config, bank, tmp_path / "whole")
     trained(config, bank, tmp_path / "parts", stop_at=10, workers=workers)
     parts = trained(config, bank, tmp_path / "parts", workers=workers)
@@ -66,7 +66,7 @@ def test_resume_is_exact(bank, tmp_path, workers, optimiser):
 
 
 def test_compiled_training_is_training(bank, tmp_path):
-    config = recipe("test", steps=3, log_every=1)
+    config = small(steps=3, log_every=1)
     for folder, compiler in (("plain", None), ("compiled", "aot_eager")):
         trained(config, bank, tmp_path / folder, compiler=compiler)
     plain, compiled = (rows(tmp_path / folder / "log.csv") for folder in ("plain", "compiled"))
@@ -84,7 +84,7 @@ def test_what_does_not_compile_trains_without_and_says_why(bank, tmp_path, caplo
             compiler_options(unknown)
     torch._dynamo.reset()
     torch._dynamo.register_backend(failing, name="failing")
-    trained(recipe("test", steps=2, log_every=1), bank, tmp_path, compiler="failing")
+    trained(small(steps=2, log_every=1), bank, tmp_path, compiler="failing")
     assert len(rows(tmp_path / "log.csv")) == 2
     assert "no such card" in caplog.text
 
@@ -108,7 +108,7 @@ class Poisoned(Noise):
 
 
 def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
-    config = recipe("test", batch_size=4, checkpoint_every=4)
+    config = small(batch_size=4, checkpoint_every=4)
     with pytest.raises(NonFiniteError, match=rf"step 10 .*; last good checkpoint: {tmp_path} at step 8"):
         trained(config, Poisoned(), tmp_path)
     assert torch.load(states(tmp_path)[0], weights_only=True)["step"] == 8
@@ -118,7 +118,7 @@ def test_non_finite_loss_stops_with_the_last_good_checkpoint(tmp_path):
 def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
     hold = "import sys, time; from lincae.machine.files import locked\n"
     hold += "with locked(sys.argv[1] + '/lock', 'held'): print('held', flush=True); time.sleep(60)"
-    config = recipe("test", steps=1)
+    config = small(steps=1)
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(BlockingIOError, match=f"another process trains in {tmp_path}"):
@@ -130,11 +130,11 @@ def test_a_run_folder_is_of_one_process_at_a_time(bank, tmp_path):
 def test_another_configuration_or_rate_is_refused_with_the_difference(bank, tmp_path):
     cd_songs = StemBank([torch.zeros(4, 48000)], 44100, "CD songs")
     with pytest.raises(ValueError, match=r"CD songs\) is at 44100 Hz, the model works at 16000 Hz"):
-        trained(recipe("test"), cd_songs, tmp_path / "cd")
-    trained(recipe("test", steps=4), bank, tmp_path)
+        trained(small(), cd_songs, tmp_path / "cd")
+    trained(small(steps=4), bank, tmp_path)
     shown = r"configuration \(learning_rate: 0.01 -> 0.5; linearity.gain_max: 3.0 -> 2.0\)"
     with pytest.raises(ValueError, match=shown):
-        trained(recipe("test", steps=4, learning_rate=0.5, **{"linearity.gain_max": 2.0}), bank, tmp_path)
+        trained(small(steps=4, learning_rate=0.5, **{"linearity.gain_max": 2.0}), bank, tmp_path)
 
 
 @pytest.mark.parametrize(
