@@ -1,6 +1,6 @@
 """Damaged files: whatever a reader is given, it ends in a value or in an error that names the file.
 
-LINCAE_FUZZ sets the number of damaged copies of each file. Without it there are 100, the same in each run.
+LINCAE_FUZZ sets the number of damaged copies of each file. Without it there are 40, the same in each run.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("LINCAE_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("LINCAE_FUZZ", "40"))
 SECONDS = 60
 """A reader that takes longer, with other work on the machine, hangs."""
 SLACK_BYTES = 2**28
