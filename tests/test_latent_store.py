@@ -429,9 +429,12 @@ def test_values_that_cannot_be_stored_are_skipped_with_the_reason(corpus, tmp_pa
         (Streams(), {"rank": 2, "world": 2}, r"rank must lie in 0\.\.1, got 2"),
     ],
 )
-def test_folders_that_cannot_be_encoded(corpus, written, tmp_path, model, options, words):
+def test_folders_that_cannot_be_encoded(corpus, written, model, options, words):
     with pytest.raises(ValueError, match=words):
         encoded(corpus, written, model, **{"channels": "all", **options})
+
+
+def test_folders_that_are_not_of_latents(corpus, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"no latents\.json"):
         encoded(corpus, tmp_path)

@@ -218,6 +218,9 @@ def test_files_that_cannot_be(tmp_path, changes, words):
     save_file(load_file(path), path, {"config": json.dumps(description | changes)})
     with pytest.raises(ValueError, match=rf"module\.safetensors.*{words}"):
         ReEncoder.load(path)
+
+
+def test_files_that_are_no_modules(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing.safetensors"):
         ReEncoder.load(tmp_path / "nothing.safetensors")
     folder = lincae.Autoencoder(lincae.recipe("test").autoencoder).save(tmp_path / "autoencoder")
