@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py                # writes training_step.csv beside this file
     python benchmarks/training_step.py --preset desk --items 8 --repeats 20 --no-write
+    python benchmarks/training_step.py --settings bf16 --no-counts    # minutes: steps and memory alone
 
 The official trainer is not in the `linear-cae` package; its step is rebuilt here from the package's modules,
 in the order and with the settings of the released code: NCHW, nn.MultiheadAttention, the encoder on all 2 B
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", help="(default: all of the device)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--hardware", default="", help="what to call the machine in the CSV")
+    parser.add_argument("--no-counts", action="store_true", help="no rows but step and memory")
     parser.add_argument("--no-write", action="store_true")
     parser.add_argument("--memory-of", nargs=2, metavar=("SIDE", "HOW"), help="print a side's peak in MiB")
     options = parser.parse_args()
@@ -267,13 +269,15 @@ def main() -> None:
         ours, peer = (side(config, device, h) for side, h in zip(SIDES.values(), how, strict=True))
         for side in (ours, peer):
             side.step(audio, 0)
-        times = [
-            tuple(seconds(lambda side=side, k=k: side.step(audio, k), device) for side in (ours, peer))
-            for k in range(1, options.repeats + 1)
-        ]
+        times = []
+        for k in range(1, options.repeats + 1):
+            times.append(
+                [seconds(lambda side=side, k=k: side.step(audio, k), device) for side in (ours, peer)]
+            )
+            print(setting, *times[-1], flush=True)
         mine, theirs = (statistics.median(side) for side in zip(*times, strict=True))
         for side, key in zip((ours, peer), zip(SIDES, how, strict=True), strict=True):
-            if "compiled" in setting or key in counts:
+            if "compiled" in setting or key in counts or options.no_counts:
                 continue
             attention = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
             with attention, Traffic() as products:
@@ -284,7 +288,7 @@ def main() -> None:
         dtype = torch.bfloat16 if "bf16" in how[0] else torch.float32
         ratios = [b / a for a, b in times]
         more = {"low": min(ratios), "high": max(ratios)}
-        if "compiled" not in setting:
+        if "compiled" not in setting and not options.no_counts:
             arithmetic, copy = peaks(device, dtype)
             sides = [counts[key] for key in zip(SIDES, how, strict=True)]
             n_flops, n_bytes = sides[0]
