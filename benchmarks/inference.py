@@ -18,8 +18,8 @@ a CPU after `keep_freed_memory`. What that does, `--allocator` tells apart: rows
 without it (as peer), rows `same allocator` give it to the peers too. Unit `s`: seconds a call, wall clock, or
 process time with `--cpu-time`; `x real time`: seconds of audio a second. `memory`: peak of the resident set
 (or of CUDA's allocator) of a process that encodes and decodes, in MiB. Rows `within 1 GB` are ours with that
-`model.memory_gb`, and without as peer, under the default allocator. ratio > 1 means that ours is better. Rows
-are added to inference.csv as they are measured.
+`model.memory_gb`, and without as peer, under the default allocator; where --peers names some, against those.
+ratio > 1 means that ours is better. Rows are added to inference.csv as they are measured.
 """
 
 import argparse
@@ -187,18 +187,20 @@ def call(*arguments) -> list[float]:
 
 
 def within_budgets(seconds: float, asked: argparse.Namespace) -> None:
-    """Rows of ours within each budget of memory, against the same without one."""
+    """Rows of ours within each budget of memory, against peers if they are named, else ours without one."""
     flags = ["--seconds", seconds, "--preset", asked.preset, "--repeats", asked.repeats]
     flags += ["--device", asked.device] + ["--cpu-time"] * asked.cpu_time
     clock_name = ", process time" if asked.cpu_time else ""
     for name in asked.precisions:
-        plain = call("--measure", name, *flags)
+        peers = {f" vs {peer}": peer for peer in asked.peers or ()} or {"": name}
+        measured = {words: call("--measure", peer, *flags) for words, peer in peers.items()}
         for budget in asked.budgets:
             within = call("--measure", name, "--budgets", budget, *flags)
-            setting = f"{name} {seconds:g} s within {budget:g} GB{clock_name}"
-            rows = zip(("encode", "decode", "memory"), within, plain, ("s", "s", "MiB"), strict=True)
-            for row, ours, without, unit in rows:
-                add_row(row, asked.device, setting, ours, without, without / ours, unit)
+            for words, theirs in measured.items():
+                setting = f"{name} {seconds:g} s within {budget:g} GB{words}{clock_name}"
+                rows = zip(("encode", "decode", "memory"), within, theirs, ("s", "s", "MiB"), strict=True)
+                for row, ours, peer, unit in rows:
+                    add_row(row, asked.device, setting, ours, peer, peer / ours, unit)
 
 
 def compare(seconds: float, asked: argparse.Namespace) -> None:
@@ -228,7 +230,7 @@ def compare(seconds: float, asked: argparse.Namespace) -> None:
                 row, device, f"{name} {seconds:g} s vs ours, default allocator{clock_name}", a, b, b / a, "s"
             )
     for keep in (False, True) if asked.allocator else (False,):
-        for peer in asked.peers:
+        for peer in PEERS if asked.peers is None else asked.peers:
             try:
                 theirs = timed(peer, keep)
             except OutOfMemory as error:
@@ -289,7 +291,7 @@ def main() -> None:
     parser.add_argument("--encode-only", action="store_true", help="decode nothing: memory is that of encode")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--budgets", type=float, nargs="+", default=[], help="only ours, within so many GB")
-    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="default: all, with --budgets none")
     parser.add_argument("--no-write", action="store_true")
     parser.add_argument("--allocator", action="store_true", help="also with and without keep_freed_memory")
     parser.add_argument("--only", choices=["times", "flat", "precision"])
