@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py        # writes startup.csv beside this file
 
-Each is a process of its own, and the least of `--repeats` counts: then files are cached. Peer of the import is
-`import torch`, which it contains, and of the help the half second that it is to take.
+Each is a process of its own, and the least of `--repeats` counts: then files are cached. Peer of the import
+is `import torch`, which it contains, and of the help the half second that it is to take.
 """
 
 import argparse

@@ -253,7 +253,15 @@ def main() -> None:
     ) -> None:
         values = {"ours": ours, "peer": peer, "ratio": peer and peer / ours, **more}
         shown = {key: "" if value is None else f"{value:.4g}" for key, value in values.items()}
-        row = {"name": name, "device": label, "setting": setting, "unit": unit, "hardware": hardware, **shown}
+        alone = ", one thread" if device.type == "cpu" and torch.get_num_threads() == 1 else ""
+        row = {
+            "name": name,
+            "device": label,
+            "setting": setting + alone,
+            "unit": unit,
+            "hardware": hardware,
+            **shown,
+        }
         key = ("name", "device", "setting")
         rows[:] = [kept for kept in rows if any(kept[k] != row[k] for k in key)] + [row]
         print({k: v for k, v in row.items() if k != "hardware"}, flush=True)
