@@ -61,7 +61,7 @@ def test_every_file_is_installed(installed):
     assert relative(package) == relative(ROOT / "lincae") | bundled
 
 
-def test_models_and_modules_load_by_name(installed, tmp_path):
+def test_models_modules_and_pages_are_found_by_name(installed, tmp_path):
     programs, package = installed
     listed = run(programs / "lincae", "models", cwd=tmp_path)
     assert f"{package}/bundled/desk/lin-cae" in listed.stdout, listed.stderr
@@ -73,13 +73,14 @@ def test_models_and_modules_load_by_name(installed, tmp_path):
         "for path in stereo_modules(model).values(): ReEncoder.load(path, 'cpu').check_model(model)\n"
         "lincae.load('pca-32x', 'cpu')\n"
         "lincae.load('desk/m2l', 'cpu', linear='linear/desk-m2l')\n"
+        "from lincae.listening import asset, desk; assert len(asset('player.js')) > 1000\n"
         "print(lincae.__file__, len(stereo_modules(model)))"
     )
     done = run(programs / "python", "-c", code, cwd=tmp_path)
     assert done.stdout == f"{package}/__init__.py 2\n", done.stderr
 
 
-def test_a_sound_goes_through_and_pages_find_their_files(installed, tmp_path):
+def test_a_sound_goes_through_the_commands(installed, tmp_path):
     programs, _ = installed
     (tmp_path / "songs" / "song").mkdir(parents=True)
     for seed, stem in enumerate(("drums", "bass", "other", "vocals")):
@@ -90,16 +91,12 @@ def test_a_sound_goes_through_and_pages_find_their_files(installed, tmp_path):
     wav = tmp_path / "songs" / "song" / "drums.wav"
     for command in (
         ["encode", wav, latents, "--model", "desk/lin-cae"],
-        ["decode", latents, tmp_path / "again.wav", "--model", "desk/lin-cae"],
         ["demo", "stft", "--data", tmp_path / "songs", "--seconds", "1", "--out", tmp_path / "page"],
     ):
         done = run(programs / "lincae", *command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert soundfile.info(tmp_path / "again.wav").frames == 16000
+    assert latents.stat().st_size > 1000
     assert (tmp_path / "page" / "index.html").stat().st_size > 50_000
-
-    code = "from lincae.listening import asset, desk; print(len(asset('player.js')))"
-    assert int(run(programs / "python", "-c", code, cwd=tmp_path).stdout) > 1000
 
 
 def test_an_installed_package_without_its_data_says_so(installed, tmp_path):
