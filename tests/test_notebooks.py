@@ -61,6 +61,7 @@ def execute(name: str, folder: Path, cwd: Path = ROOT / "notebooks", **parameter
                     shell.run_cell(cell.source, store_history=True).raise_error()
     finally:
         plt.close("all")
+        shell.restore_sys_module_state()  # __main__ is that of the tests again
         InteractiveShell.clear_instance()
 
 
