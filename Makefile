@@ -127,12 +127,13 @@ reencoder: $(READY)
 
 # Of the listening model, on recordings: the octave from 4 to 8 kHz, and stereo as it was recorded.
 # Blocks are as wide as its latents at least.
+MODULE_MUSIC := ufoai-music singularity-music wesnoth-1.16-music
 LISTEN_MODULES := data/checkpoints/reencoder/listen
 reencoder-listen: $(READY) music
 	run() { $(BIN)/python -m lincae reencoder train "$$@" --model study/listen \
-	  --data data/free-music/train/ufoai-music $(if $(DEVICE),--device $(DEVICE)) --set module.hidden=128 && \
+	  $(foreach package,$(MODULE_MUSIC),--data data/free-music/train/$(package)) $(if $(DEVICE),--device $(DEVICE)) --set module.hidden=128 && \
 	  $(BIN)/python tools/bundle.py --reencoder $(LISTEN_MODULES) --fact "licence=Apache-2.0, as the code" \
-	    "data=22 recordings of the package ufoai-music, split train" $${HARDWARE:+"hardware=$$HARDWARE"}; }; \
+	    "data=recordings of $(MODULE_MUSIC), split train" $${HARDWARE:+"hardware=$$HARDWARE"}; }; \
 	run bandwidth --factor 2 --out $(LISTEN_MODULES)/bandwidth-m-l1.safetensors && \
 	run bandwidth --factor 2 --start $(LISTEN_MODULES)/bandwidth-m-l1.safetensors --objective l1+gan \
 	  --out $(LISTEN_MODULES)/bandwidth-m-gan.safetensors && \
