@@ -253,11 +253,12 @@ def main() -> None:
     ) -> None:
         values = {"ours": ours, "peer": peer, "ratio": peer and peer / ours, **more}
         shown = {key: "" if value is None else f"{value:.4g}" for key, value in values.items()}
-        alone = ", one thread" if device.type == "cpu" and torch.get_num_threads() == 1 else ""
+        if device.type == "cpu" and torch.get_num_threads() == 1:
+            setting += ", one thread"
         row = {
             "name": name,
             "device": label,
-            "setting": setting + alone,
+            "setting": setting,
             "unit": unit,
             "hardware": hardware,
             **shown,
