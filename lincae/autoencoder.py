@@ -5,6 +5,7 @@ see `lincae.interface`.
 """
 
 import contextlib
+import copy
 import math
 import sys
 from collections import defaultdict
@@ -317,6 +318,7 @@ class Autoencoder(FramewiseAutoencoder):
     def __init__(self, config: AutoencoderConfig, name: str = "autoencoder", metadata: dict | None = None):
         network = Network(config.network, config.transform.n_bins, config.norm_frames)
         super().__init__(config, network, name, metadata)
+        self._half: dict[str, Any] = {}  # not a module of this one: its weights are no others
 
     @property
     def frame_bytes(self) -> float:
@@ -328,7 +330,7 @@ class Autoencoder(FramewiseAutoencoder):
 
     def denoise(self, latents: Tensor, noises: Iterable[Tensor], steps: int = 1) -> Tensor:
         """Unscaled latents `(B, C, L)` and one noise `(B, 2, F, N)` per step to a spectrogram like these."""
-        network = unwrapped(self.network)
+        network = self._computing()
         f = precondition(network.denoiser, self.config.noise)
         with self._precise():
             return sample(f, network.pyramid(latents), noises, steps, self.config.noise)
@@ -336,7 +338,26 @@ class Autoencoder(FramewiseAutoencoder):
     def _latents_of(self, audio: Tensor) -> Tensor:
         spectrogram = self.transform(audio)
         with self._precise():
-            return unwrapped(self.network).encoder(spectrogram)
+            return self._computing().encoder(spectrogram)
+
+    def _computing(self) -> Network:
+        """The network. On an accelerator in half precision a copy whose layers are in that, which takes all
+        weights in one launch: autocast would take one for each."""
+        network = unwrapped(self.network)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        is_compiled = any(part._compiled_call_impl for part in network.children())
+        if half is None or is_compiled or torch.is_grad_enabled() or self.device.type == "cpu":
+            return network
+        made_for = (half, self.device)
+        if self._half.get("made for") != made_for:
+            copied = copy.deepcopy(network).requires_grad_(False)
+            for layer in copied.modules():
+                if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+                    layer.to(half)
+            self._half = {"made for": made_for, "network": copied}
+        copied = self._half["network"]
+        torch._foreach_copy_(list(copied.parameters()), list(network.parameters()))
+        return copied
 
     def _frames_of(self, latents: Tensor, start: int, seed: int, steps: int) -> Tensor:
         n_items, _, n_frames = latents.shape

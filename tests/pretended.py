@@ -177,13 +177,14 @@ def training_step(objective, batch, half=True, at=0.5):
 
 
 def window(model, which, n_items=1):
-    """ "encode" or "decode" of a window, counted."""
+    """ "encode" or "decode" of the second window, counted."""
     model = model.to(DEVICE).eval()
     config = model.config
     shape = (config.window_frames * config.hop,)
     if which == "decode":
         shape = (config.network.latent_channels, config.window_frames)
     given = torch.empty(n_items, *shape, device=DEVICE)
-    with torch.no_grad(), Counted(*model.parameters()) as counted:
-        getattr(model, which)(given)
+    for _ in range(2):
+        with torch.no_grad(), Counted(*model.parameters()) as counted:
+            getattr(model, which)(given)
     return counted

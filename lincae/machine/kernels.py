@@ -411,7 +411,7 @@ def enlarge(conv: nn.Conv2d, x: Tensor, factor: tuple[int, int], rows: Tensor, c
     """`conv` of the map enlarged by `factor` (nearest neighbour), as one transposed convolution, whose kernel
     holds sums of the taps that fall on equal values: 2.5 (4 rows, 5 taps) or 2.25 times (2 x 2, 3 x 3 taps)
     fewer multiplications. `rows` and `columns` are the `enlarged_taps` of the two axes."""
-    kernel = torch.einsum("ds,er,oisr->iode", rows, columns, conv.weight)
+    kernel = torch.einsum("ds,er,oisr->iode", rows.to(conv.weight), columns.to(conv.weight), conv.weight)
     return _Transposed.apply(*autocast_like(x, kernel, conv.bias), factor, conv.padding)
 
 
