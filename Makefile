@@ -127,17 +127,20 @@ reencoder: $(READY)
 
 # Of the listening model, on recordings: the octave from 4 to 8 kHz, and stereo as it was recorded.
 # Blocks are as wide as its latents at least.
-MODULE_MUSIC := ufoai-music singularity-music wesnoth-1.16-music
 LISTEN_MODULES := data/checkpoints/reencoder/listen
+BAND_MUSIC := --data data/free-music/train/ufoai-music --data data/free-music/train/singularity-music
 reencoder-listen: $(READY) music
 	run() { $(BIN)/python -m lincae reencoder train "$$@" --model study/listen \
-	  $(foreach package,$(MODULE_MUSIC),--data data/free-music/train/$(package)) $(if $(DEVICE),--device $(DEVICE)) --set module.hidden=128 && \
+	  $(if $(DEVICE),--device $(DEVICE)) && \
 	  $(BIN)/python tools/bundle.py --reencoder $(LISTEN_MODULES) --fact "licence=Apache-2.0, as the code" \
-	    "data=recordings of $(MODULE_MUSIC), split train" $${HARDWARE:+"hardware=$$HARDWARE"}; }; \
-	run bandwidth --factor 2 --out $(LISTEN_MODULES)/bandwidth-m-l1.safetensors && \
-	run bandwidth --factor 2 --start $(LISTEN_MODULES)/bandwidth-m-l1.safetensors --objective l1+gan \
-	  --out $(LISTEN_MODULES)/bandwidth-m-gan.safetensors && \
-	run stereo --out $(LISTEN_MODULES)/stereo-left_right.safetensors
+	    "data=recordings of ufoai-music and, but for stereo, singularity-music, split train" \
+	    $${HARDWARE:+"hardware=$$HARDWARE"}; }; \
+	run bandwidth --factor 2 $(BAND_MUSIC) --out $(LISTEN_MODULES)/bandwidth-m-l1.safetensors \
+	  --set module.hidden=128 steps=2000 && \
+	run bandwidth --factor 2 $(BAND_MUSIC) --start $(LISTEN_MODULES)/bandwidth-m-l1.safetensors \
+	  --objective l1+gan --out $(LISTEN_MODULES)/bandwidth-m-gan.safetensors --set module.hidden=128 && \
+	run stereo --data data/free-music/train/ufoai-music --out $(LISTEN_MODULES)/stereo-left_right.safetensors \
+	  --set module.hidden=128
 
 # Linear pairs. That of desk/m2l learns from recordings; the others, in fewer steps, from as many songs besides.
 linear: $(READY) music $(LINEAR_SONGS)/synthetic.json
