@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from lincae.evaluation import plots, tables
+from lincae.evaluation import pictures, plots, tables
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +24,12 @@ def _close():
 def test_a_full_scale_sine_is_0_db_at_its_octave(hz):
     rate = 16000
     sine = torch.sin(2 * torch.pi * hz * torch.arange(rate) / rate)
-    image, (left, right, bottom, top) = plots.spectrogram_db(sine, rate)
-    assert image.shape[0] == plots.N_ROWS
+    image, (left, right, bottom, top) = pictures.spectrogram_db(sine, rate)
+    assert image.shape[0] == pictures.N_ROWS
     assert (left, right, bottom) == (0, 1.0, 0)
     column = image[:, image.shape[1] // 2]
-    octave = np.linspace(bottom, top, plots.N_ROWS)[column.argmax()]
-    assert plots.LOWEST_HZ * 2**octave == pytest.approx(hz, rel=0.15)
+    octave = np.linspace(bottom, top, pictures.N_ROWS)[column.argmax()]
+    assert pictures.LOWEST_HZ * 2**octave == pytest.approx(hz, rel=0.15)
     assert column.max() == pytest.approx(0, abs=1.5)
 
 

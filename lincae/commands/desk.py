@@ -8,17 +8,18 @@ from pathlib import Path
 import click
 
 from lincae.commands.options import Command, heard, models_and_music, option
-from lincae.data.tracks import tracks
-from lincae.interop import models as known
+from lincae.data import data_folder
 
 DESK = """\
 import os
 
 from lincae.data.tracks import tracks
+from lincae.interop.models import listed
 from lincae.listening.desk import Desk
 
 os.chdir({folder!r})
-Desk({models!r}, tracks({dataset!r}, n_tracks={n_tracks!r}), seconds={seconds!r}, device={device!r})"""
+songs = tracks({dataset!r}, n_tracks={n_tracks!r})
+Desk(listed({models!r}), songs, seconds={seconds!r}, device={device!r})"""
 
 
 @click.command(cls=Command)
@@ -35,9 +36,13 @@ def desk(models, port, browser, **settings) -> None:
     import nbformat
     from voila.app import Voila
 
-    # What is wrong with the words is said here, rather than on the page.
-    names = known.listed(models or ("study/listen", "desk/m2l"))
-    tracks(settings["dataset"], n_tracks=settings["n_tracks"])
+    # What is wrong with music is said here, rather than on the page, and songs are rendered here. Where
+    # neither can be, nobody waits until this process has imported PyTorch, too.
+    if settings["dataset"] != "embedded" or not data_folder("synthetic").is_dir():
+        from lincae.data.tracks import tracks
+
+        tracks(settings["dataset"], n_tracks=settings["n_tracks"])
+    names = list(models or ("study/listen", "desk/m2l"))
     cell = nbformat.v4.new_code_cell(DESK.format(folder=os.getcwd(), models=names, **settings))
     notebook = nbformat.v4.new_notebook(cells=[cell])
     notebook.metadata.title = "Latent mixing desk"

@@ -28,14 +28,6 @@ INDEX_VERSION = 2
 log = logging.getLogger(__name__)
 
 
-def data_folder(name: str) -> Path:
-    """Where a data set lies by default: `$LINCAE_DATA/NAME`, else `data/NAME` of the repository, without one
-    of the working directory."""
-    repository = Path(__file__).resolve().parents[2] / "data"
-    here = repository if repository.is_dir() else "data"
-    return Path(os.environ.get("LINCAE_DATA", here)) / name
-
-
 def audio_files(folder: Path) -> list[Path]:
     """All files with AUDIO_EXTENSIONS at any depth, sorted, hidden ones left out. Else FileNotFoundError.
     Links are followed, each real folder once; a warning names those that are left out."""

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from lincae.data.folders import data_folder
+from lincae.data import data_folder
 from lincae.machine.files import atomic_write, sha256_of
 
 LIST = Path(__file__).with_name("free_music.csv")

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft
 from scipy.ndimage import gaussian_filter1d, map_coordinates
-from scipy.signal import resample_poly
 
 STEMS = ("drums", "bass", "other", "vocals")
 # The chance of a stem to be silent for the whole song.
@@ -456,6 +455,8 @@ def _desk(rng: Rng, stem: Array, room: Array, sample_rate: int) -> Array:
         return stem
     stem = stem / _loudness(stem, sample_rate)
     if saturated:
+        from scipy.signal import resample_poly  # slow to import, and songs rendered before need it not
+
         # At twice the rate, so that the new harmonics do not alias.
         stem = resample_poly(np.tanh(drive * resample_poly(stem, 2, 1)), 1, 2)[: len(stem)]
     s = 1j * np.linspace(0, sample_rate / 2, len(room), dtype=np.float32)

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.io import wavfile
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lincae.data import data_folder
 from lincae.data.audio import AudioFileError, audio_header, read_audio, resample
-from lincae.data.folders import audio_files, claim, data_folder
+from lincae.data.folders import audio_files, claim
 from lincae.data.free_music import recordings
 from lincae.data.sampled import render_sampled_song, soundfont_hash
 from lincae.data.synth import STEMS, render_song
@@ -385,6 +385,8 @@ def write_synthetic(
 
 
 def _write_song(folder: Path, seed: int, seconds: float, sample_rate: int, sampled: bool) -> None:
+    from scipy.io import wavfile  # slow to import, and songs rendered before need it not
+
     render = render_sampled_song if sampled else render_song
     stems = np.round(render(seed, seconds, sample_rate).astype(np.float64) * 2**15)
     wavs = {**dict(zip(STEMS, stems, strict=True)), "mixture": stems.sum(0)}

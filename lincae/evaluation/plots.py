@@ -23,16 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
-from scipy.signal import ShortTimeFFT
-from scipy.signal.windows import hann
 from torch import Tensor
 
 from lincae.evaluation import tables
+from lincae.evaluation.pictures import COLOUR_MAP, FLOOR_DB, LOWEST_HZ, TICKS_HZ, spectrogram_db
 from lincae.evaluation.tables import GREY
-
-# Okabe and Ito: distinguishable with every common colour vision, and in grey. Strips of the desk.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 # One meaning a colour: models, stems and conditions have palettes of their own.
 MODEL_COLOURS = {
@@ -71,12 +66,6 @@ BAND = {"95 % interval": {"linewidth": 8, "alpha": 0.15}}
 POINTS = "means, 95 % intervals"
 DOTS = f"dots: values; bars: {POINTS}"
 """What the marks of `dots` are, and those of means alone, as titles of legends."""
-# Spectrograms: range below the maximum of the figure, lowest frequency, and height of the image.
-FLOOR_DB = -90.0
-LOWEST_HZ = 50.0
-WINDOW_S = 0.04
-N_ROWS = 160
-TICKS_HZ = (100, 400, 1600, 6400)
 STYLE = {
     "axes.prop_cycle": cycler(color=CONDITION_COLOURS),
     "axes.grid": True,
@@ -87,7 +76,7 @@ STYLE = {
     "figure.dpi": 110,
     "font.size": 9,
     "grid.alpha": 0.3,
-    "image.cmap": "magma",
+    "image.cmap": COLOUR_MAP,
     "legend.edgecolor": "none",
     "legend.facecolor": "white",
     "legend.framealpha": 0.9,
@@ -123,50 +112,6 @@ def save_numbers(numbers: pd.DataFrame, name: str, out_dir: str | Path) -> None:
     """Write `name`.csv, to six digits."""
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     numbers.to_csv(Path(out_dir) / f"{name}.csv", index=False, float_format="%.6g")
-
-
-def spectrogram_db(audio: Tensor, sample_rate: int) -> tuple[np.ndarray, list[float]]:
-    """Magnitudes in dB of `(T,)` audio, (N_ROWS, frames), and their extent for imshow: seconds, octaves.
-
-    The frequency axis is logarithmic, from LOWEST_HZ (octave 0) to half the sample rate. 0 dB is a full-scale
-    sine. Signals shorter than a window are padded.
-    """
-    window = hann(round(WINDOW_S * sample_rate), sym=False)
-    stft = ShortTimeFFT(window, hop=len(window) // 4, fs=sample_rate)
-    samples = np.asarray(audio.detach().cpu(), dtype=np.float64)
-    samples = np.pad(samples, (0, max(0, len(window) - len(samples))))
-    magnitude = np.abs(stft.stft(samples)) * 2 / window.sum()
-    octaves = np.log2(sample_rate / 2 / LOWEST_HZ)
-    row_bins = LOWEST_HZ * 2 ** np.linspace(0, octaves, N_ROWS) / stft.delta_f
-
-    # a row shows the loudest of the bins up to half-way to its neighbours, so that no bin falls between rows
-    edges = np.concatenate([[row_bins[0]], (row_bins[1:] + row_bins[:-1]) / 2, [row_bins[-1]]])
-    first = np.clip(np.round(edges[:-1]).astype(int), 0, len(magnitude) - 1)
-    last = np.clip(np.round(edges[1:]).astype(int), first + 1, len(magnitude))
-    image = np.stack([magnitude[i:j].max(0) for i, j in zip(first, last, strict=True)])
-    return 20 * np.log10(image + 1e-12), [0, len(samples) / sample_rate, 0, octaves]
-
-
-def spectrogram_bytes(
-    image: np.ndarray, top_db: float, kind: str = "png", size: tuple[int, int] | None = None
-) -> bytes:
-    """An image of `spectrogram_db` as an encoded picture, FLOOR_DB below `top_db` to `top_db`, high notes up.
-
-    `size`: width and height in pixels, else a pixel a value.
-    """
-    share = np.clip((image[::-1] - top_db - FLOOR_DB) / -FLOOR_DB, 0, 1)
-    picture = Image.fromarray(plt.get_cmap(STYLE["image.cmap"])(share, bytes=True)[..., :3])
-    if size:
-        picture = picture.resize(size)
-    file = io.BytesIO()
-    picture.save(file, kind, quality=72, optimize=True)
-    return file.getvalue()
-
-
-def frequency_ticks(extent: Sequence[float], sample_rate: int) -> list[tuple[float, str]]:
-    """Share of the height and label of TICKS_HZ in a picture of `spectrogram_db` with this extent."""
-    shown = [hz for hz in TICKS_HZ if hz < sample_rate / 2]
-    return [(float(np.log2(hz / LOWEST_HZ) / extent[3]), f"{hz} Hz") for hz in shown]
 
 
 def spectrogram_grid(

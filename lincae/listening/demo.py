@@ -25,7 +25,7 @@ from torch import Tensor
 from lincae.bypass.model import BypassAutoencoder
 from lincae.data.audio import resample
 from lincae.data.tracks import Track
-from lincae.evaluation.plots import frequency_ticks, spectrogram_bytes, spectrogram_db
+from lincae.evaluation.pictures import frequency_ticks, spectrogram_bytes, spectrogram_db
 from lincae.evaluation.protocols import MIXTURE, Chunk, EvaluationConfig
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import LIN_CAE

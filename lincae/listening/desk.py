@@ -24,12 +24,12 @@ import traitlets
 from torch import Tensor
 
 from lincae.data.tracks import Track
-from lincae.evaluation.plots import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
+from lincae.evaluation.pictures import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
 from lincae.interface import AutoencoderLike
 from lincae.interop.models import load
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, decibels, loudness_lufs, rms_dbfs, true_peak_dbtp
-from lincae.listening.mixer import Mixer, Strip, amplitudes, stem_files, stem_track
+from lincae.listening.mixer import Mixer, Strip, stem_files, stem_track
 from lincae.metrics import is_silent, snr_db
 from lincae.reencoder.module import MODULES, ReEncoder, stereo_modules
 
@@ -157,10 +157,12 @@ class Desk(anywidget.AnyWidget):
         self.model = self.models[0]
         self.tracks = [[track.name, track.duration_s] for track in tracks]
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
+        self._lay_out()
+        self._preview()
         self.observe(self._choose_track, "track")
         moves = ["model", "module", "image", "range_s", "strips", "master_db", "equal_loudness"]
         self.observe(self._request, moves)
-        self._choose_track()
+        self._request()
 
     @contextmanager
     def _unanswered(self) -> Iterator[None]:
@@ -175,15 +177,16 @@ class Desk(anywidget.AnyWidget):
         return self._tracks[self.track]
 
     def _choose_track(self, _change: Any = None) -> None:
-        """The range and the strips of the chosen track; faders stay where the stems have the same names."""
-        if self._quiet:
-            return
         with self._unanswered():
-            self.range_s = [0.0, min(self.seconds, self.chosen.duration_s)]
-            if list(self.chosen.stem_names) != self.names:
-                self.names = list(self.chosen.stem_names)
-                self.strips = [dict(UNITY) for _ in self.names]
+            self._lay_out()
         self._request()
+
+    def _lay_out(self) -> None:
+        """The range and the strips of the chosen track; faders stay where the stems have the same names."""
+        self.range_s = [0.0, min(self.seconds, self.chosen.duration_s)]
+        if list(self.chosen.stem_names) != self.names:
+            self.names = list(self.chosen.stem_names)
+            self.strips = [dict(UNITY) for _ in self.names]
 
     def load_stems(self, path: str | Path) -> None:
         """Put the audio files of a folder, or one file, on the desk."""
@@ -274,8 +277,6 @@ class Desk(anywidget.AnyWidget):
 
     async def _work(self) -> None:
         name = self.model
-        if not self.sounds:
-            await self._preview()
         if name not in self._loaded:
             await self._step(f"loading {name}", 0.05, self._load, name)
         if name != self._last_model:
@@ -315,13 +316,17 @@ class Desk(anywidget.AnyWidget):
         if name not in self._loaded:
             self._loaded[name] = load(name, self.device)
 
-    async def _preview(self) -> None:
-        """The waveform mix, to have sound before the model is there."""
+    def _preview(self) -> None:
+        """The sum of the stems, without numbers: a page has sound when it opens, before a model is loaded."""
         start_s, end_s = self._range()
-        rate = self.chosen.sample_rate
-        stems = await self._step("reading stems", 0.02, self.chosen.stems, rate, start_s, end_s - start_s)
-        mix = (amplitudes(*self._faders()) @ stems.double()).float()
-        self._publish(rate, {WAVEFORM: mix})
+        self.sample_rate = self.chosen.sample_rate
+        try:
+            stems = self.chosen.stems(self.sample_rate, start_s, end_s - start_s)
+        except PROBLEMS as error:
+            self._say(error=error)
+        else:
+            self.sounds = {WAVEFORM: _samples(stems.sum(0, keepdim=True)) | {"gain": 1.0}}
+            self.status = {"message": "loading the model; meanwhile the waveform mix plays", "share": 0.05}
 
     def _faders(self) -> tuple[list[Strip], float]:
         """Settings of the strips, and the level of the master in dB."""
@@ -371,9 +376,7 @@ class Desk(anywidget.AnyWidget):
             difference_db = loudness.get(LATENT, math.nan) - loudness[key]
             if self.equal_loudness and math.isfinite(difference_db):
                 gain = amplitude(difference_db)
-            sounds[key] = {
-                "samples": audio.contiguous().numpy().astype("<f4").tobytes(),
-                "channels": len(audio),
+            sounds[key] = _samples(audio) | {
                 "gain": gain,
                 "lufs": max(SILENT_DB, loudness[key]),
                 "peak_dbtp": max(SILENT_DB, true_peak_dbtp(audio)),
@@ -406,6 +409,10 @@ class Desk(anywidget.AnyWidget):
 
 def _level(gain_db: float | None) -> float:
     return -math.inf if gain_db is None else gain_db
+
+
+def _samples(audio: Tensor) -> dict[str, Any]:
+    return {"samples": audio.contiguous().numpy().astype("<f4").tobytes(), "channels": len(audio)}
 
 
 def _levels(audio: Tensor, sample_rate: int) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """How loud audio (channels, T) is, and how far it peaks (ITU-R BS.1770-4, channels that count alike).
 
-Written here, since pyloudnorm 0.2 has no true peak.
+Written here, since pyloudnorm 0.2 has no true peak. scipy.signal, slow to import, is so where it is used: the
+desk has sound before it has numbers.
 """
 
 import math
 
 import numpy as np
-from scipy.signal import lfilter, resample_poly
 from torch import Tensor
 
 BLOCK_S = 0.4  # BS.1770-4, annex 1, for this and the next four
@@ -24,6 +24,8 @@ def rms_dbfs(audio: Tensor) -> float:
 
 def true_peak_dbtp(audio: Tensor) -> float:
     """Highest level of the waveform between its samples too (BS.1770-4, annex 2), in dB re full scale."""
+    from scipy.signal import resample_poly
+
     return decibels(float(np.abs(resample_poly(_float64(audio), OVERSAMPLING, 1, axis=-1)).max()))
 
 
@@ -32,6 +34,8 @@ def loudness_lufs(audio: Tensor, sample_rate: int) -> float:
 
     Signals shorter than a block of 0.4 s are one block.
     """
+    from scipy.signal import lfilter
+
     weighted = _float64(audio)
     for numerator, denominator in k_filters(sample_rate):
         weighted = lfilter(numerator, denominator, weighted, axis=-1)

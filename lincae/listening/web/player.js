@@ -189,15 +189,19 @@ function player(fileName, followed) {
     swaps++;
     lines.replaceChildren(...Object.keys(NAMES).filter((key) => loaded[key]).map((key) => element("tr", {},
       element("th", { scope: "row" }, NAMES[key]),
-      element("td", {}, decibels(loaded[key].lufs)),
-      element("td", loaded[key].peak_dbtp > 0 ? { class: "lc-over" } : {}, decibels(loaded[key].peak_dbtp)),
+      element("td", {}, measured(loaded[key].lufs)),
+      element("td", loaded[key].peak_dbtp > 0 ? { class: "lc-over" } : {}, measured(loaded[key].peak_dbtp)),
       element("td", {}, key === "latent" ? "" : agreement(key)))));
     choose(heard);
     draw();
   }
 
+  function measured(db) {
+    return db === undefined ? "…" : decibels(db); // on its way
+  }
+
   function agreement(key) {
-    if (!loaded.latent) return "…"; // on its way
+    if (!loaded.latent) return "…";
     const db = loaded[key].snr_db;
     return db === undefined || db === null ? "undefined, it is silent" : decibels(db);
   }
