@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from browser import PHONE, WIDTHS, Watched, browser, violations
+from browser import PHONE, WIDTHS, Watched, browser, find_chromium, violations
 from fakes import FakeTrack, relative
 from test_demo import served
 from test_onnx import MODELS, random_model
@@ -54,10 +54,22 @@ def visited(site, chromium):
     visit.context.close()
 
 
+def error_of_decode(page, site) -> float:
+    """Of what the page decoded, relative to PyTorch's decode of the same latents."""
+    _, folder, model = site
+    gains = torch.tensor(page.evaluate("window.live.gains()"))
+    halves = np.fromfile(folder / "live" / "0-latents.f16", dtype=np.float16).astype(np.float32)
+    stems = torch.from_numpy(halves).reshape(4, model.config.network.latent_channels, -1)
+    mixed = torch.einsum("s,scl->cl", gains, stems)[None]
+    heard = torch.tensor(page.evaluate("Array.from(window.live.decoded.audio)"))
+    wanted = model.decode(mixed, length=len(heard))[0]
+    assert len(heard) == round(SECONDS * model.sample_rate)
+    return relative(heard - wanted, wanted)
+
+
 def test_the_mix_of_latents_is_what_pytorch_decodes(site, visited):
-    address, folder, model = site
     page = visited.page
-    page.goto(address)
+    page.goto(site[0])
     assert "MB" in page.inner_text("#live-start")
     assert not any(".wasm" in asked for asked in visited.addresses)  # nothing is loaded unasked
     page.focus("#live-start")
@@ -72,16 +84,8 @@ def test_the_mix_of_latents_is_what_pytorch_decodes(site, visited):
         strips.nth(strip).get_by_text(name).focus()
         page.keyboard.press("Enter")
     page.wait_for_function(DECODED)
-    gains = torch.tensor(page.evaluate("window.live.gains()"))
-    assert gains.tolist() == pytest.approx([10 ** (-1 / 20), 0, -1, 1])
-
-    halves = np.fromfile(folder / "live" / "0-latents.f16", dtype=np.float16).astype(np.float32)
-    stems = torch.from_numpy(halves).reshape(4, model.config.network.latent_channels, -1)
-    mixed = torch.einsum("s,scl->cl", gains, stems)[None]
-    heard = torch.tensor(page.evaluate("Array.from(window.live.decoded.audio)"))
-    wanted = model.decode(mixed, length=len(heard))[0]
-    assert len(heard) == round(SECONDS * model.sample_rate)
-    assert relative(heard - wanted, wanted) < 1e-3  # 60 dB
+    assert page.evaluate("window.live.gains()") == pytest.approx([10 ** (-1 / 20), 0, -1, 1])
+    assert error_of_decode(page, site) < 1e-3  # 60 dB
 
     page.click("#live-play")
     page.wait_for_function("window.live.sounding")
@@ -100,6 +104,38 @@ def test_the_mix_of_latents_is_what_pytorch_decodes(site, visited):
         )
     assert visited.errors == []
     assert visited.outside == []
+
+
+WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+ADAPTER = "async () => Boolean(await navigator.gpu?.requestAdapter())"
+PRETENDED = "navigator.gpu.requestAdapter = async () => ({})"  # in the page, but not in its worker
+
+
+@pytest.mark.parametrize(
+    ("switches", "script", "decoder", "asked"),
+    [(WEBGPU, "", "webgpu", {"gpu.wasm"}), ((), PRETENDED, "wasm", {"gpu.wasm", "ort.wasm"})],
+    ids=["a GPU", "a GPU that is refused"],
+)
+def test_a_gpu_decodes_where_there_is_one(site, chromium, switches, script, decoder, asked):
+    """Else WebAssembly does, in its place."""
+    started = chromium.browser_type.launch(executable_path=find_chromium(), args=["--no-sandbox", *switches])
+    with started as another:
+        visit = Watched(another)
+        visit.page.set_default_timeout(600_000)
+        visit.page.add_init_script(script)
+        visit.page.goto(site[0])
+        if decoder == "webgpu" and not visit.page.evaluate(ADAPTER):
+            pytest.skip("this Chromium has no WebGPU, not even in software")
+        shown = visit.page.inner_text("#live-start")
+        visit.page.click("#live-start")
+        visit.page.wait_for_function(DECODED)
+        assert visit.page.evaluate("window.live.decoded.provider") == decoder
+        assert {address.rpartition("/")[2] for address in visit.addresses if ".wasm" in address} == asked
+        assert error_of_decode(visit.page, site) < 1e-3
+        size = sum(
+            (site[1] / "live" / name).stat().st_size for name in ("gpu.wasm", "gpu.js", "decoder.onnx")
+        )
+        assert float(shown.partition("(")[2].split()[0]) == pytest.approx(size / 1e6, abs=0.2)
 
 
 def test_a_blocked_download_and_a_browser_without_simd_are_said(site, visited):

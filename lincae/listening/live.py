@@ -1,7 +1,8 @@
 """Live arithmetic: what a page needs to add latents and decode the sum in a browser, without a server.
 
-The decoder is an ONNX export, run by onnxruntime-web (WebAssembly with SIMD), which is fetched from npm when
-a page is written, with the licence of the Python package, and is no part of this repository.
+The decoder is an ONNX export, run by onnxruntime-web (WebGPU where there is one, else WebAssembly with SIMD),
+which is fetched from npm when a page is written, with the licence of the Python package, and is no part of
+this repository.
 """
 
 import json
@@ -22,6 +23,9 @@ from lincae.listening import asset
 
 RUNTIME = "onnxruntime-web@1.30.0"
 RUNTIME_FILES = {"ort.js": "ort.wasm.bundle.min.mjs", "ort.wasm": "ort-wasm-simd-threaded.wasm"}
+GPU_FILES = {"gpu.js": "ort.jspi.bundle.min.mjs", "gpu.wasm": "ort-wasm-simd-threaded.jspi.wasm"}
+"""With WebGPU, for browsers whose WebAssembly can wait for it: a sixth more to load, where the build for the
+others has twice as much."""
 SCRIPT = "live.js"
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
 LONGEST_S = 60.0
@@ -81,8 +85,10 @@ def write_live(
         (folder / names["noise"]).write_bytes(noise.numpy().tobytes())
         shape = {"shape": list(latents.shape), "noise_shape": list(noise.shape), "samples": stems.shape[1]}
         told.append({"title": title, "stems": list(track.stem_names)} | names | shape)
-    first = [*RUNTIME_FILES, DECODER, told[0]["latents"], told[0]["noise"]]
-    n_bytes = sum((folder / name).stat().st_size for name in first)
+    first = (DECODER, told[0]["latents"], told[0]["noise"])
+    n_bytes = {}
+    for provider, files in (("wasm", RUNTIME_FILES), ("webgpu", GPU_FILES)):
+        n_bytes[provider] = sum((folder / name).stat().st_size for name in (*files, *first))
     return {"model": model.name, "sample_rate": model.sample_rate, "bytes": n_bytes, "tracks": told}
 
 
@@ -102,7 +108,7 @@ def fetch_runtime(folder: Path) -> None:
             raise OSError(f"npm could not fetch {RUNTIME}: {error.stderr.strip()[-300:]}") from error
         archive = Path(place, json.loads(packed.stdout)[0]["filename"])
         with tarfile.open(archive) as files:
-            for name, packed_name in RUNTIME_FILES.items():
+            for name, packed_name in (RUNTIME_FILES | GPU_FILES).items():
                 (folder / name).write_bytes(files.extractfile(f"package/dist/{packed_name}").read())
     for name in LICENCES:
         shutil.copy(licensed / name, folder / name)

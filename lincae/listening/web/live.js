@@ -7,7 +7,7 @@ if (typeof document === "undefined") decodeOnRequest(); else offerLive();
 // ---------------------------------------------------------------- the worker
 
 function decodeOnRequest() {
-  let ort, session;
+  let ort, session, folder, providers;
   const loaded = new Map(); // address -> its bytes
 
   async function bytesOf(address) {
@@ -26,13 +26,37 @@ function decodeOnRequest() {
     return bytes;
   }
 
-  async function start({ folder }) {
-    const wasm = await bytesOf(`${folder}ort.wasm`);
+  // The first provider that starts. A GPU may be refused, or be lost while it decodes: then the next one follows.
+  async function open() {
     const graph = await bytesOf(`${folder}decoder.onnx`);
-    ort = await import(`${folder}ort.js`);
-    ort.env.wasm.wasmBinary = wasm;
-    ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
-    session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+    for (session = null; session === null;) {
+      const name = providers[0] === "webgpu" ? "gpu" : "ort";
+      try {
+        const wasm = await bytesOf(`${folder}${name}.wasm`);
+        ort = await import(`${folder}${name}.js`);
+        ort.env.wasm.wasmBinary = wasm;
+        ort.env.wasm.numThreads = self.crossOriginIsolated ? navigator.hardwareConcurrency : 1;
+        session = await ort.InferenceSession.create(graph, { executionProviders: [providers[0]] });
+      } catch (error) {
+        pass(error);
+      }
+    }
+  }
+
+  function pass(error) {
+    if (providers.length === 1) throw error;
+    providers.shift();
+    postMessage({ instead: providers[0] });
+  }
+
+  async function decoded(inputs) {
+    try {
+      return await session.run(inputs);
+    } catch (error) {
+      pass(error);
+      await open();
+      return session.run(inputs);
+    }
   }
 
   async function mix({ latents, noise, shape, noiseShape, samples, gains }) {
@@ -45,13 +69,16 @@ function decodeOnRequest() {
     });
     const before = performance.now();
     const inputs = { latents: new ort.Tensor("float32", sum, [1, channels, frames]), noise: new ort.Tensor("float32", eps, noiseShape) };
-    const { audio } = await session.run(inputs);
-    return { audio: audio.data.slice(0, samples), ms: performance.now() - before };
+    const { audio } = await decoded(inputs);
+    return { audio: audio.data.slice(0, samples), ms: performance.now() - before, provider: providers[0] };
   }
 
   onmessage = async ({ data }) => {
     try {
-      if (data.kind === STARTING) await start(data);
+      if (data.kind === STARTING) {
+        ({ folder, providers } = data);
+        await open();
+      }
       postMessage({ done: data.kind, ...(data.kind === MIXING ? await mix(data) : {}) });
     } catch (error) {
       postMessage({ failed: error.message });
@@ -73,10 +100,10 @@ function offerLive() {
   const folder = new URL("live/", document.baseURI).href;
   const SIMD = new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]);
   const megabytes = (n) => (n / 1e6).toFixed(1);
-  let worker = null, received = 0, busy = false, changed = false;
+  let worker = null, providers = [], total = 0, received = 0, busy = false, changed = false;
   let music = live.tracks[0], decoded = null, sounding = null, since = 0;
 
-  const start = make("button", { type: "button", id: "live-start" }, `Load the decoder (${megabytes(live.bytes)} MB)`);
+  const start = make("button", { type: "button", id: "live-start" });
   const said = make("p", { id: "live-said", role: "status" });
   const play = make("button", { type: "button", id: "live-play" }, "▶ Play the mix");
   const choice = make("select", {}, ...live.tracks.map(({ title }, k) => make("option", { value: k }, title)));
@@ -130,13 +157,16 @@ function offerLive() {
   function begin() {
     start.disabled = true;
     received = 0;
+    total = live.bytes[providers[0]];
     worker = new Worker(`${folder}live.js`, { type: "module" });
     worker.onerror = () => fail("The decoder did not start. Is this page served by a web server, and the browser a current one?");
     worker.onmessage = ({ data }) => {
       if ("failed" in data) return fail(data.failed);
       if ("received" in data) {
         received += data.received;
-        if (desk.hidden) said.textContent = `Loading: ${megabytes(received)} of ${megabytes(live.bytes)} MB`;
+        if (desk.hidden) said.textContent = `Loading: ${megabytes(received)} of ${megabytes(total)} MB`;
+      } else if ("instead" in data) {
+        total = received + live.bytes[data.instead];
       } else if (data.done === STARTING) {
         desk.hidden = false;
         start.hidden = true;
@@ -144,7 +174,7 @@ function offerLive() {
         play.focus();
       } else answered(data);
     };
-    worker.postMessage({ kind: STARTING, folder });
+    worker.postMessage({ kind: STARTING, folder, providers });
   }
 
   function fail(message) {
@@ -157,13 +187,13 @@ function offerLive() {
     said.textContent = message;
   }
 
-  function answered({ audio, ms }) {
+  function answered({ audio, ms, provider }) {
     busy = false;
-    decoded = { audio, ms };
+    decoded = { audio, ms, provider };
     const peak = audio.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     decoded.gain = Math.min(1, 0.89 / peak); // at most -1 dBFS
     const turned = decoded.gain < 1 ? ` Turned down by ${(-20 * Math.log10(decoded.gain)).toFixed(1)} dB to stay below full scale.` : "";
-    said.textContent = `${(audio.length / live.sample_rate).toFixed(1)} s decoded in ${(ms / 1000).toFixed(1)} s.${turned}`;
+    said.textContent = `${(audio.length / live.sample_rate).toFixed(1)} s decoded in ${(ms / 1000).toFixed(1)} s${provider === "webgpu" ? " by the GPU" : ""}.${turned}`;
     if (sounding) sound();
     if (changed) request();
   }
@@ -217,10 +247,22 @@ function offerLive() {
     showStrips();
     request();
   };
+  // With a GPU another build of the runtime is loaded, for which WebAssembly has to be able to wait.
+  async function lookForGpu() {
+    const gpu = "Suspending" in WebAssembly && await navigator.gpu?.requestAdapter().catch(() => null);
+    if (gpu) offer(["webgpu", "wasm"]);
+  }
+
+  function offer(able) {
+    providers = able;
+    start.textContent = `Load the decoder (${megabytes(live.bytes[able[0]])} MB)`;
+  }
+
   showStrips();
+  offer(["wasm"]);
   if (!(typeof WebAssembly === "object" && WebAssembly.validate(SIMD))) {
     start.disabled = true;
     said.textContent = "This browser lacks WebAssembly with SIMD, which the decoder needs: use a current Firefox, Chrome or Edge, or Safari 16.4 and later.";
-  }
+  } else lookForGpu();
   window.live = { get decoded() { return decoded; }, get busy() { return busy; }, get sounding() { return sounding; }, gains };
 }
