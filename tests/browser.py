@@ -17,6 +17,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+NO_OUTPUT = {
+    "no audio": "window.AudioContext = undefined",
+    "no device": """AudioContext.prototype.resume = () => new Promise(() => {});
+    Object.defineProperty(BaseAudioContext.prototype, "state", { get: () => "suspended" });""",
+}
+"""Scripts that take the sound output of a page away."""
 WIDTHS = (DESKTOP, PHONE, {"width": 320, "height": 800})
 
 

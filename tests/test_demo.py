@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from browser import WIDTHS, Watched, violations
+from browser import NO_OUTPUT, WIDTHS, Watched, violations
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 from PIL import Image
 
@@ -587,15 +587,13 @@ COVERED = """() => {
   const ceiling = place(document.querySelector(".heads")).bottom;
   return tile.matches(".tile") ? { top: place(tile).top, bottom: place(tile).bottom, floor, ceiling } : null;
 }"""
-NEVER = """AudioContext.prototype.resume = () => new Promise(() => {});
-Object.defineProperty(BaseAudioContext.prototype, "state", { get: () => "suspended" });"""
 
 
 @pytest.mark.parametrize(
     ("without", "said"),
     [
-        ("window.AudioContext = undefined", "no sound output"),
-        (NEVER, "loudspeaker"),
+        (NO_OUTPUT["no audio"], "no sound output"),
+        (NO_OUTPUT["no device"], "loudspeaker"),
         ("BaseAudioContext.prototype.decodeAudioData = async () => { throw new Error('no'); }", "Ogg Opus"),
     ],
     ids=["no audio", "no device", "no opus"],

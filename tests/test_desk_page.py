@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from browser import WIDTHS, Watched, browser, served, violations
+from browser import NO_OUTPUT, WIDTHS, Watched, browser, served, violations
 from fakes import FakeTrack, NoisyDecoder
 
 import lincae
@@ -184,6 +184,19 @@ def test_space_plays_and_meters_have_numbers(alone):
     alone.page.locator(".lc-db").first.blur()
     alone.page.keyboard.press("Space")
     alone.page.wait_for_function(f"!{alone.player}.playing")
+
+
+@pytest.mark.parametrize("refusal", NO_OUTPUT.values(), ids=list(NO_OUTPUT))
+def test_a_browser_that_refuses_sound_is_said_to(chromium, address_alone, refusal):
+    visit = DeskPage(chromium)
+    visit.page.add_init_script(refusal)
+    visit.page.goto(address_alone)
+    visit.press(".lc-play")
+    visit.page.get_by_text("The browser gives no sound output").wait_for()
+    assert not visit.ask("player.playing")
+    assert visit.page.locator(".lc-play").inner_text().endswith("Play")
+    assert (violations(visit.page), visit.errors) == ([], [])
+    visit.context.close()
 
 
 @pytest.mark.parametrize("viewport", WIDTHS, ids=lambda viewport: f"{viewport['width']}px")

@@ -1,6 +1,7 @@
 // The player: several sounds of one length, all running, one heard. Samples arrive as float32 and are played as they are,
 // but for the monitor volume and the gains of equal loudness.
 const SWITCH_S = 0.01; // crossfade between two sounds
+const START_MS = 4000; // a browser that has not started its sound output by then has refused it
 const NAMES = { latent: "latent mix", waveform: "waveform mix", decoded: "mix of decoded stems" };
 const PANELS = { latent: "latent mix", waveform: "waveform mix", difference: "their difference" };
 
@@ -39,6 +40,7 @@ function player(fileName, followed) {
   const volume = element("input", { type: "range", min: -60, max: 0, step: 1, value: -6, class: "lc-volume", "aria-label": "Monitor volume" });
   const level = element("output", { class: "lc-volume-db" });
   const lamp = element("output", { class: "lc-lamp" });
+  const refused = element("span", { class: "lc-error", role: "alert" });
   const download = element("button", { class: "lc-download", type: "button" }, "↓ WAV");
   download.title = "Download what is heard, unscaled, as 32-bit float WAV";
   const choices = element("div", { class: "lc-choices", role: "radiogroup", "aria-label": "What is heard" });
@@ -69,7 +71,7 @@ function player(fileName, followed) {
   const numbers = element("table", { class: "lc-numbers" }, element("thead", {}, head), lines);
   const transport = element("div", { class: "lc-transport" }, play, time,
     element("label", {}, loop, " loop"),
-    element("label", { class: "lc-monitor" }, "monitor ", volume, level), download, lamp, choices);
+    element("label", { class: "lc-monitor" }, "monitor ", volume, level), download, lamp, refused, choices);
 
   // ------------------------------------------------------------ what is heard
   function position(now = context?.currentTime) {
@@ -134,9 +136,7 @@ function player(fileName, followed) {
     voices = {};
   }
 
-  async function toggle() {
-    if (playing) { halt(); draw(); return; }
-    if (!Object.keys(loaded).length) return;
+  async function awake() {
     if (!context) {
       context = new AudioContext();
       monitor = context.createGain();
@@ -145,7 +145,21 @@ function player(fileName, followed) {
       monitor.connect(analyser).connect(context.destination);
       setVolume();
     }
-    await context.resume();
+    const late = new Promise((resolve) => setTimeout(resolve, START_MS));
+    if (context.state !== "running") await Promise.race([context.resume(), late]);
+    if (context.state !== "running") throw new Error("it does not start");
+  }
+
+  async function toggle() {
+    if (playing) { halt(); draw(); return; }
+    if (!Object.keys(loaded).length) return;
+    refused.textContent = "";
+    try {
+      await awake();
+    } catch (error) {
+      refused.textContent = `The browser gives no sound output (${error.message}). Is a loudspeaker connected, and sound allowed for this page? Then press Play again.`;
+      return;
+    }
     start(offset >= duration ? 0 : offset);
     playing = true;
     tick();
