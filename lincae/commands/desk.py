@@ -14,12 +14,10 @@ DESK = """\
 import os
 
 from lincae.data.tracks import tracks
-from lincae.interop.models import listed
 from lincae.listening.desk import Desk
 
 os.chdir({folder!r})
-songs = tracks({dataset!r}, n_tracks={n_tracks!r})
-Desk(listed({models!r}), songs, seconds={seconds!r}, device={device!r})"""
+Desk({models!r}, tracks({dataset!r}, n_tracks={n_tracks!r}), seconds={seconds!r}, device={device!r})"""
 
 
 @click.command(cls=Command)
@@ -36,13 +34,17 @@ def desk(models, port, browser, **settings) -> None:
     import nbformat
     from voila.app import Voila
 
-    # What is wrong with music is said here, rather than on the page, and songs are rendered here. Where
+    # What is wrong with the words is said here, rather than on the page, and songs are rendered here. Where
     # neither can be, nobody waits until this process has imported PyTorch, too.
+    names = list(models or ("study/listen", "desk/m2l"))
+    if "bundled" in names:
+        from lincae.interop.models import listed
+
+        names = listed(names)
     if settings["dataset"] != "embedded" or not data_folder("synthetic").is_dir():
         from lincae.data.tracks import tracks
 
         tracks(settings["dataset"], n_tracks=settings["n_tracks"])
-    names = list(models or ("study/listen", "desk/m2l"))
     cell = nbformat.v4.new_code_cell(DESK.format(folder=os.getcwd(), models=names, **settings))
     notebook = nbformat.v4.new_notebook(cells=[cell])
     notebook.metadata.title = "Latent mixing desk"

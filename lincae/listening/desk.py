@@ -26,14 +26,13 @@ from torch import Tensor
 from lincae.data.tracks import Track
 from lincae.evaluation.pictures import COLOURS, frequency_ticks, spectrogram_bytes, spectrogram_db
 from lincae.interface import AutoencoderLike
-from lincae.interop.models import load
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, decibels, loudness_lufs, rms_dbfs, true_peak_dbtp
 from lincae.listening.mixer import Mixer, Strip, stem_files, stem_track
 from lincae.metrics import is_silent, snr_db
 from lincae.reencoder.module import MODULES, ReEncoder, stereo_modules
 
-DEBOUNCE_S = 0.12
+DEBOUNCE_S = 0.06
 MAX_RANGE_S = 30.0
 MIN_RANGE_S = 0.5
 LATENT = "latent"
@@ -241,7 +240,6 @@ class Desk(anywidget.AnyWidget):
             asyncio.run(self._answer(0.0))
             return
         if not self._shown:  # a page that meets changes while it fetches the desk's state may lose it
-            self._worker.submit(self._load, self.model)  # what is wrong with it is said then
             return
         self._asked_at = loop.time()
         if self._task is None or self._task.done():
@@ -313,8 +311,9 @@ class Desk(anywidget.AnyWidget):
         self._say(notes=self._findings(mixer))
 
     def _load(self, name: str) -> None:
-        if name not in self._loaded:
-            self._loaded[name] = load(name, self.device)
+        from lincae.interop.models import load  # slow to import, and the desk has sound before
+
+        self._loaded[name] = load(name, self.device)
 
     def _preview(self) -> None:
         """The sum of the stems, without numbers: a page has sound when it opens, before a model is loaded."""

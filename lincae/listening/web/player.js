@@ -1,6 +1,7 @@
 // The player: several sounds of one length, all running, one heard. Samples arrive as float32 and are played as they are,
 // but for the monitor volume and the gains of equal loudness.
 const SWITCH_S = 0.01; // crossfade between two sounds
+const FRAME_MS = 33; // between two pictures of meters and cursors: what they take is missing where the model decodes
 const START_MS = 4000; // a browser that has not started its sound output by then has refused it
 const NAMES = { latent: "latent mix", waveform: "waveform mix", decoded: "mix of decoded stems" };
 const PANELS = { latent: "latent mix", waveform: "waveform mix", difference: "their difference" };
@@ -30,7 +31,7 @@ function player(fileName, followed) {
   let context = null, monitor = null, analyser = null, heard = "latent";
   let voices = {}; // the sounds that run: key -> {source, gain}
   let loaded = {}; // key -> {channels, gain}
-  let rate = 1, duration = 0, offset = 0, startedAt = 0, playing = false, looping = true, swaps = 0, frame = 0;
+  let rate = 1, duration = 0, offset = 0, startedAt = 0, playing = false, looping = true, swaps = 0, frame = 0, drawnAt = 0;
 
   // ------------------------------------------------------------ what is seen
   const play = element("button", { class: "lc-play", type: "button", "aria-keyshortcuts": "Space" }, "▶ Play");
@@ -263,8 +264,11 @@ function player(fileName, followed) {
     followed({ share: duration ? at / duration : 0, playing });
   }
 
-  function tick() {
-    draw();
+  function tick(now = 0) {
+    if (now === 0 || now >= drawnAt + FRAME_MS) {
+      drawnAt = now;
+      draw();
+    }
     if (playing) frame = requestAnimationFrame(tick);
   }
 
