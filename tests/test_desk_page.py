@@ -199,6 +199,25 @@ def test_a_browser_that_refuses_sound_is_said_to(chromium, address_alone, refusa
     visit.context.close()
 
 
+def test_a_kernel_that_is_gone_is_said_in_sight(chromium, address_alone):
+    visit = DeskPage(chromium)
+    page = visit.page
+    page.clock.install()
+    page.goto(address_alone)
+    visit.push(0, "ArrowDown", 1)
+    page.clock.fast_forward(11_000)
+    lost = page.get_by_text("No answer from the kernel")
+    lost.wait_for()
+    for viewport in WIDTHS:
+        page.set_viewport_size(viewport)
+        page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+        box = lost.bounding_box()
+        assert 0 <= box["y"] < viewport["height"] - box["height"]
+        assert violations(page) == []
+    assert visit.errors == []
+    visit.context.close()
+
+
 @pytest.mark.parametrize("viewport", WIDTHS, ids=lambda viewport: f"{viewport['width']}px")
 def test_it_fits_and_anybody_can_use_it(alone, viewport):
     """Transport on top, the master in sight wherever the strips are scrolled to, nothing for axe-core."""

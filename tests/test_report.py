@@ -236,7 +236,7 @@ def test_a_browser_shows_any_number_of_models(joined, chromium, tmp_path):
     """On a phone and on a desktop: what is wide scrolls inside, by keys too, and axe-core finds nothing."""
     copies = [joined.frame.assign(model=joined.frame.model + f"/of-a-rather-long-name-{k}") for k in range(3)]
     path = Report(pd.concat(copies, ignore_index=True), CONFIG).html(tmp_path / "page.html")
-    for width in (390, 1200):
+    for width in (320, 390, 1200):
         shown = Watched(chromium, {"width": width, "height": 844})
         shown.page.goto(path.as_uri())
         assert shown.page.get_by_role("heading", level=1).inner_text() == "How linear is it?"

@@ -39,6 +39,7 @@ def of_the_desk(chromium, address: str) -> None:
 def of_the_page(chromium) -> None:
     for name, viewport in (("demo", DESKTOP), ("demo_phone", PHONE)):
         page = Watched(chromium, viewport).page
+        page.set_default_timeout(180_000)
         page.goto((FIGURES / "demo" / "index.html").as_uri())
         row = page.locator("#board > .row").last  # below it is the fold
         row.locator(".tile").nth(1).click()

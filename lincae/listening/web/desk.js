@@ -163,7 +163,8 @@ function render({ model, el }) {
   const body = element("div", { class: "lc-body" }, stripBox,
     element("div", { class: "lc-right" }, sound.pictures, element("div", { class: "lc-table" }, sound.numbers)));
   const root = element("div", { class: "lincae-desk" },
-    element("div", { class: "lc-all" }, top, lost, wrong, progress, sound.transport, body, said, own));
+    element("div", { class: "lc-all" }, top, wrong, progress, sound.transport, body, said, own));
+  sound.transport.append(lost); // in sight wherever the page is scrolled to
   el.append(root);
   root.player = sound; // for tests and other scripts of the page
 
