@@ -100,4 +100,4 @@ def test_tracked_tree_fits_the_size_budget():
     if listing.returncode:
         pytest.skip("not a git checkout")
     sizes = [(ROOT / name).stat().st_size for name in listing.stdout.decode().split("\0") if name]
-    assert sum(sizes) < 56 * 2**20
+    assert sum(sizes) < 58 * 2**20
