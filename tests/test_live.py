@@ -57,7 +57,7 @@ def visited(site, chromium):
 def error_of_decode(page, site) -> float:
     """Of what the page decoded, relative to PyTorch's decode of the same latents."""
     _, folder, model = site
-    gains = torch.tensor(page.evaluate("window.live.gains()"))
+    gains = torch.tensor(page.evaluate("window.live.gains()"), dtype=torch.float32)
     halves = np.fromfile(folder / "live" / "0-latents.f16", dtype=np.float16).astype(np.float32)
     stems = torch.from_numpy(halves).reshape(4, model.config.network.latent_channels, -1)
     mixed = torch.einsum("s,scl->cl", gains, stems)[None]
