@@ -58,7 +58,7 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
   $(findstring $$,$(value $(name))),$(error make reads the dollar in $(name) as its own: write $(name)='...' make, \
   not make $(name)='...'))))
 
-.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder linear lab mixer desk screenshots publish pages clean bench
+.PHONY: help reproduce notebooks check test lint train study music listen bundle reencoder reencoder-listen linear lab mixer desk screenshots publish pages clean bench
 .DELETE_ON_ERROR:
 
 help:
