@@ -14,9 +14,11 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Event
 from typing import IO, Any
 
 import torch
@@ -52,6 +54,8 @@ SHARD_FILES = 10_000  # or so many audio files: its header is not to grow too lo
 FILES_TOGETHER = 8  # that an accelerator encodes in one batch
 READERS = 4  # threads that read the files that come next,
 BLOCKS_AHEAD = 16  # so many of each at a time
+FILES_BEHIND = 8  # that wait to be written while those after them are encoded,
+WINDOWS_BEHIND = 16  # so many windows of each at a time
 SPARE_FRAMES = 64  # that a model may leave out at the ends of a signal
 OPEN_SHARDS = 32  # that a dataset keeps mapped, in each process
 MANIFEST = "latents.json"
@@ -259,7 +263,7 @@ def write_latents(
             data.seek(0)
             write_whole(path, model, dtype, [entry], [data])
     except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error}") from error
+        raise OSError(f"{path}: latents of {name} cannot be written: {error}") from error
     return entry
 
 
@@ -292,7 +296,7 @@ class Shards:
     """The files of latents, `RANK-NUMBER.safetensors`, that one process, `rank` of `world`, adds to a folder.
 
     Until one is full, its audio files have a file of latents each, in `RANK-NUMBER.part`. A kill costs the
-    audio file that was being encoded, and no other; what a killed process left becomes a shard. (LitData,
+    audio files that were not written yet, and no other; what a killed process left becomes a shard. (LitData,
     which writes shards, brings torchvision, whose wheels do not load beside a CPU-only torch.)
 
     `done`: the entries of all audio files that are encoded already, whoever did it, by name.
@@ -470,6 +474,73 @@ class Together:
             made.append(error)
 
 
+class Behind:
+    """Adds files to shards in a thread, in their order, while the latents of those after them are made.
+
+    `n_samples`: of the files that were written. `skipped`: file -> why, of those that could not be.
+    """
+
+    def __init__(self, shards: Shards, thread: Executor):
+        self.shards = shards
+        self.thread = thread
+        self.n_samples = 0
+        self.skipped: dict[str, str] = {}
+        self._waiting: deque[tuple[str, Future[None], int]] = deque()
+
+    def add(self, name: str, latents: Iterable[Tensor], n_samples: int, source: tuple[int, int, str]) -> None:
+        """Hand over latents as they are made, once few files wait to be written. Raises as `wait`."""
+        self.wait(FILES_BEHIND)
+        handed: Queue[Tensor | AudioFileError | None] = Queue(WINDOWS_BEHIND)
+        over = Event()
+        written = self.thread.submit(self._write, name, handed, over, n_samples, source)
+        self._waiting.append((name, written, n_samples))
+        fault: AudioFileError | None = AudioFileError(f"{name}: the encoding was interrupted")
+        try:
+            for z in latents:
+                handed.put(z)
+                if over.is_set():
+                    break
+            fault = None
+        except AudioFileError as error:
+            fault = error
+        finally:
+            if fault is not None:
+                handed.put(fault)
+            handed.put(None)
+
+    def _write(
+        self, name: str, handed: Queue, over: Event, n_samples: int, source: tuple[int, int, str]
+    ) -> None:
+        items = iter(handed.get, None)
+
+        def latents() -> Iterator[Tensor]:
+            for item in items:
+                if isinstance(item, AudioFileError):
+                    raise item
+                yield item
+
+        try:
+            self.shards.add(name, latents(), n_samples, source)
+        finally:
+            over.set()
+            for _ in items:
+                pass  # whoever hands over must not wait for an error
+
+    def wait(self, most: int = 0) -> None:
+        """Wait until at most so many files are left to be written. Raises OSError, naming the file."""
+        while len(self._waiting) > most:
+            name, written, n_samples = self._waiting.popleft()
+            try:
+                written.result()
+                self.n_samples += n_samples
+            except (AudioFileError, LatentFileError) as error:
+                self.skip(name, error)
+
+    def skip(self, name: str, error: ValueError) -> None:
+        self.skipped[name] = str(error)
+        log.warning("skipped: %s", error)
+
+
 def encode_corpus(
     model: AutoencoderLike,
     folders: Sequence[str | Path],
@@ -483,8 +554,9 @@ def encode_corpus(
 ) -> Summary:
     """Encode the audio files of some folders into a folder of shards; a later call continues a killed one.
 
-    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next;
-    windows of `together` files make a batch (by default of one on a CPU, else of FILES_TOGETHER).
+    Of `world` processes this one, `rank`, takes every world-th file. Threads read the files that come next,
+    and write those before: a kill costs FILES_BEHIND files at most besides the one that is being encoded.
+    Windows of `together` files make a batch (by default of one on a CPU, else of FILES_TOGETHER).
     A file is encoded again only where it has changed, or failed before. `channels`: "mean" encodes the mean
     of a file's channels, "all" each of them, as items of a batch.
 
@@ -505,12 +577,11 @@ def encode_corpus(
     facts = {"version": VERSION, "dtype": dtype, "channels": channels}
     facts["precision"] = getattr(model, "precision", "fp32")
     claim_for_model(out / MANIFEST, "latents", facts, described, later=("precision",))
-    skipped: dict[str, str] = {}
-    n_samples = 0
     present = 0
     lock = locked(out / f".{rank:05d}.lock", f"process {rank} of another run encodes into {out}")
-    with lock, ThreadPoolExecutor(READERS) as pool:
+    with lock, ThreadPoolExecutor(READERS) as pool, ThreadPoolExecutor(1) as writer:
         shards = Shards(out, described, dtype, rank, world)
+        behind = Behind(shards, writer)
 
         def begin(name: str) -> Iterator[Any]:
             return read_ahead(pool, read(name), BLOCKS_AHEAD)
@@ -544,12 +615,12 @@ def encode_corpus(
                         log.warning("%s has changed since it was encoded: it is encoded anew", files[name])
                     length = next(found)
                     latents = found if in_batches else encode_blocks(model, found)
-                    shards.add(name, latents, length, source)
-                    n_samples += length
-                except (AudioFileError, LatentFileError) as error:
-                    skipped[name] = str(error)
-                    log.warning("skipped: %s", error)
+                    behind.add(name, latents, length, source)
+                except AudioFileError as error:
+                    behind.skip(name, error)
+            behind.wait()
             shards.finish()
+            skipped = {name: behind.skipped[name] for name in mine if name in behind.skipped}
             with locked(out / f".{SKIPPED}.lock"):
                 known = read_skipped(out / SKIPPED)
                 others = set(files) - set(mine)
@@ -560,7 +631,7 @@ def encode_corpus(
             error.add_note(f"What was encoded until then stays in {out}: the same command continues.")
             raise
     encoded = len(mine) - present - len(skipped)
-    return Summary(encoded, n_samples / model.sample_rate, present, skipped)
+    return Summary(encoded, behind.n_samples / model.sample_rate, present, skipped)
 
 
 # ---------------------------------------------------------------- reading
