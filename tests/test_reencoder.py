@@ -366,7 +366,7 @@ def test_the_command_of_a_card_trains_what_the_module_says(tmp_path, monkeypatch
     def write_pairs(model, sources, folder, task, factor):
         asked.setdefault("factor", factor)
 
-    monkeypatch.setattr(command, "loaded", lambda name, device: TanhToy(16000, hop=64))
+    monkeypatch.setattr(command, "loaded", lambda name, device, rank: TanhToy(16000, hop=64))
     monkeypatch.setattr(command, "synthetic_sources", lambda task, split, count: [])
     monkeypatch.setattr(command, "write_pairs", write_pairs)
     monkeypatch.setattr(command, "LatentPairs", lambda folder: None)

@@ -1,9 +1,14 @@
 """Training of Re-Encoders: settings of the paper, resumption to the bit, and that modules learn."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import soundfile
 import torch
 
 import lincae
@@ -16,6 +21,7 @@ from lincae.reencoder.pairs import LatentPairs, Source, write_pairs
 from lincae.reencoder.training import PRESETS, ReEncoderObjective, check_chunks, fitted, recipe
 from lincae.training.loop import train
 from lincae.training.objective import learning_rate
+from tests.fakes import relative
 
 RATE = 8000
 
@@ -206,7 +212,7 @@ def test_every_recipe_fits_the_latents_of_every_autoencoder(objective, preset, l
 
 
 def test_the_command_checks_a_recipe_before_it_encodes(monkeypatch):
-    monkeypatch.setattr(command, "loaded", lambda name, device: Levels())
+    monkeypatch.setattr(command, "loaded", lambda name, device, rank: Levels())
     monkeypatch.setattr(command, "write_pairs", lambda *_: pytest.fail("work was begun"))
     words = ["reencoder", "train", "bandwidth", "--model", "levels", "--objective"]
     with pytest.raises(SystemExit, match=r"chunk_s 0\.1 are 12 latent .* the discriminator"):
@@ -217,7 +223,7 @@ def test_the_command_checks_a_recipe_before_it_encodes(monkeypatch):
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "loaded", lambda name, device: Levels())
+    monkeypatch.setattr(command, "loaded", lambda name, device, rank: Levels())
     monkeypatch.setattr(command, "synthetic_sources", lambda task, split, n: voices(1))
     monkeypatch.setitem(PRESETS, "test", small())
     arguments = ["bandwidth", "--preset", "test", "--size", "desk-m", "--model", "levels", "--device", "cpu"]
@@ -229,3 +235,31 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("runs/reencoder/levels-*/bandwidth-2-4x64-l1/state-*.ckpt"))) == 1
     with pytest.raises(SystemExit, match="error: --set takes FIELD=VALUE"):
         main(["reencoder", "train", *arguments, "--set", "steps"])
+
+
+@pytest.mark.slow
+def test_processes_train_the_module_of_one(tmp_path, monkeypatch):
+    """Both come to encode the pairs; equal micro-batches are the same training, also of a discriminator."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("music.wav", 0.1 * torch.randn(RATE * 4).numpy(), RATE)
+    words = ["reencoder", "train", "bandwidth", "--model", "desk/lin-cae", "--preset", "test"]
+    words += ["--objective", "l1+gan", "--device", "cpu"]
+    words += ["--data", str(tmp_path), "--pairs", "pairs", "--set", "discriminator_channels=4"]
+    words += ["steps=3", "batch_size=4", "precision=fp32"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    root = str(Path(lincae.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    own = ["--run-folder", "two", "--out", "two.safetensors"]
+    command = [*launcher, "-m", "lincae", *words, *own]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    main([*words, "--run", "one", "--accumulate", "2", "--out", "one.safetensors"])
+    one, two = (torch.load(f"{name}/state-00000003.ckpt", weights_only=True) for name in ("one", "two"))
+    for part in ("optimizer", "discriminator_optimizer"):
+        for number, moments in one[part]["state"].items():
+            assert (
+                relative(two[part]["state"][number]["exp_avg"] - moments["exp_avg"], moments["exp_avg"])
+                < 1e-4
+            )
+    assert one["meter"]["totals"] == pytest.approx(two["meter"]["totals"], rel=1e-4)
+    assert done.stdout.splitlines()[-1:] == ["two.safetensors"]  # by the first of them alone

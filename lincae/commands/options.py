@@ -79,6 +79,8 @@ music = together(
 models_and_music = together(click.argument("models", nargs=-1, metavar="MODEL..."), music, device)
 micro = "Micro-batches of a step, shared by all processes; default: one each."
 batches = together(
+    option("--devices", type=int, help="Processes per node; default: those of torchrun or SLURM, or 1."),
+    option("--nodes", type=int, help="Machines that share the run folder; default: likewise."),
     option("--accumulate", type=int, help=micro),
     option("--workers", default=0, help="Processes that load data, for each device."),
 )

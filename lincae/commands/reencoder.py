@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import torch
+from lightning.fabric.utilities import rank_zero_only
 
 from lincae.commands import options
 from lincae.commands.latents import loaded
@@ -29,6 +30,7 @@ from lincae.reencoder.module import SIZES, TASKS
 from lincae.reencoder.pairs import LatentPairs, folder_sources, synthetic_sources, write_pairs
 from lincae.training import loop
 from lincae.training.config import changed
+from lincae.training.environment import launched_process
 
 
 @click.group()
@@ -67,7 +69,7 @@ def train(
     config = training.recipe(task, preset, size, objective, layout)
     for name, value in changes.items():
         config = changed(config, name.split("."), value)
-    autoencoder = loaded(model, device)
+    autoencoder = loaded(model, device, rank=launched_process()[2])
     if "chunk_s" not in changes:
         config = training.fitted(config, autoencoder.latent_rate)
     training.check_chunks(config, autoencoder.latent_rate)
@@ -86,7 +88,7 @@ def train(
     goal = training.ReEncoderObjective.build(config, data, autoencoder, start)
     command = shlex.join(["lincae", "reencoder", "train", *context.meta[options.WORDS]])
     module = loop.train(goal, data, run, validation=held_out, device=device, command=command, **settings)
-    if out:
+    if out and rank_zero_only.rank == 0:
         click.echo(module.save(out, torch.float16))
 
 
@@ -112,7 +114,7 @@ def linear(context, model, sources, validation, design, odd, run, out, device, c
     config = linear_training.LinearTraining(pair=linear_training.LinearConfig(design, odd))
     for name, value in changes.items():
         config = changed(config, name.split("."), value)
-    autoencoder = loaded(model, device)
+    autoencoder = loaded(model, device, rank=launched_process()[2])
     linear_training.check_encoder(autoencoder)
     target = check_suffix(out)
     owner = f"{autoencoder.name.replace('/', '-')}-{describe(autoencoder)['fingerprint'][:8]}"
@@ -133,7 +135,8 @@ def linear(context, model, sources, validation, design, odd, run, out, device, c
     goal = linear_training.LinearObjective.build(config, autoencoder, data)
     command = shlex.join(["lincae", "reencoder", "linear", *context.meta[options.WORDS]])
     pair = loop.train(goal, data, folder, validation=held_out, device=device, command=command, **settings)
-    click.echo(pair.save(target, torch.float16))
+    if rank_zero_only.rank == 0:
+        click.echo(pair.save(target, torch.float16))
 
 
 def folders_with_weights(sources: Sequence[str]) -> list[str]:

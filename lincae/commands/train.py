@@ -31,8 +31,6 @@ HELD_OUT = {("synthetic",): "test", ("free-music",): "valid"}
 @several("--validation", metavar="FOLDER=WEIGHT", help="Default: synthetic test songs, or crops of --data.")
 @run_folder
 @device
-@option("--devices", type=int, help="Processes per node; default: those of torchrun or SLURM, or 1.")
-@option("--nodes", type=int, help="Machines that share the run folder; default: likewise.")
 @batches
 @option("--keep", default=2, help="Training states to keep.")
 @option("--regroup", is_flag=True, help="Continue a run of another number of micro-batches.")

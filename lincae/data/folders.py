@@ -140,7 +140,7 @@ def claim(
     path = Path(path)
     folder = path.parent
     if not path.is_file():
-        if folder.is_dir() and any(child.name[0] != "." for child in folder.iterdir()):
+        if folder.is_dir() and any(child.name[0] != "." and child != path for child in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and has no {path.name}: use an empty or new folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {**facts, **(notes or {})})

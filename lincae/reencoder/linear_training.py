@@ -37,7 +37,7 @@ from lincae.interface import AutoencoderLike, check_latents
 from lincae.latents.store import describe
 from lincae.linearity import AugmentedBatch, LinearityConfig, augment, implicit_conditioning
 from lincae.machine import generator
-from lincae.machine.files import atomic_write
+from lincae.machine.files import atomic_write, locked
 from lincae.reencoder.linear import LinearConfig, LinearPair
 from lincae.reencoder.training import LatentDiscriminator, adversarial_terms
 from lincae.training.config import RunConfig
@@ -173,7 +173,7 @@ def encode_batches(
     count: int,
     progress: bool = True,
 ) -> EncodedBatches:
-    """Encode `count` batches into a folder; a later call continues a killed one.
+    """Encode `count` batches into a folder, while other processes wait; a later call continues a killed one.
 
     Raises ValueError for a folder of another model, other data or another configuration, and as `data.crops`.
     """
@@ -182,16 +182,17 @@ def encode_batches(
     facts |= {"batch_size": config.batch_size, "crop_s": config.crop_s, "model": describe(model)}
     claim(folder / MANIFEST, "batches", facts)
     n_samples = round(config.crop_s * model.sample_rate)
-    for number in tqdm(range(count), "encoding", unit="batch", disable=not progress):
-        path = folder / f"{number:05d}.safetensors"
-        if path.exists():
-            continue
-        first = number * config.batch_size
-        audio = data.crops(range(first, first + config.batch_size), n_samples, config.seed)
-        batch = encoded(model, audio, config.linearity, generator(config.seed, number, 2))
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in batch._asdict().items()}
-        with atomic_write(path) as file:
-            file.write(save(tensors))
+    with locked(folder / ".lock"):
+        for number in tqdm(range(count), "encoding", unit="batch", disable=not progress):
+            path = folder / f"{number:05d}.safetensors"
+            if path.exists():
+                continue
+            first = number * config.batch_size
+            audio = data.crops(range(first, first + config.batch_size), n_samples, config.seed)
+            batch = encoded(model, audio, config.linearity, generator(config.seed, number, 2))
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in batch._asdict().items()}
+            with atomic_write(path) as file:
+                file.write(save(tensors))
     return EncodedBatches(folder, count, f"{count} encoded batches of {data.description}")
 
 

@@ -34,6 +34,7 @@ from lincae.latents.store import (
 from lincae.machine import generator
 from lincae.machine.files import json_object, locked
 from lincae.reencoder.module import TASKS, check_task
+from lincae.training.environment import launched_process
 
 MANIFEST = "pairs.json"
 HALVES = ("input", "target")
@@ -150,7 +151,8 @@ def write_pairs(
 ) -> Path:
     """Encode inputs and targets into a folder; a later call continues a killed one. Returns the folder.
 
-    An unreadable file is an error that names it. Raises LatentFileError for a folder of another model;
+    Of processes that a launcher started the first encodes, the others wait. An unreadable file is an error
+    that names it. Raises LatentFileError for a folder of another model;
     ValueError for one of another task, factor or other sources, or something else, and as `Source.read`;
     OSError: what was encoded before stays.
     """
@@ -162,7 +164,9 @@ def write_pairs(
     digest = f"{len(sources)} ({hashlib.sha256(listed.encode()).hexdigest()[:16]})"
     facts = {"task": task, "factor": factor, "dtype": "float32", "sources": digest}
     claim_for_model(out / MANIFEST, "pairs", facts, described, later=("sources",))
-    with locked(out / ".00000.lock", f"another run encodes into {out}"):
+    _, world, _ = launched_process()
+    held = None if world > 1 else f"another run encodes into {out}"
+    with locked(out / ".00000.lock", held):
         halves = {half: Shards(out / half, described) for half in HALVES}
         for source in tqdm(sources, f"{task} pairs", unit="item", disable=not progress):
             missing = [half for half, shards in halves.items() if source.name not in shards.done]
