@@ -50,8 +50,14 @@ READY := .venv/ready
 PACKAGE := $(shell find lincae -name "*.py" -o -path "*/web/*" -type f)
 NOTEBOOKS := $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 RUN := runs/notebooks
-# The longest first, as they run side by side.
-EXECUTED := $(addprefix $(RUN)/,$(filter 06_%,$(NOTEBOOKS)) $(filter-out 06_%,$(NOTEBOOKS)))
+# Notebooks side by side, each with its share of the cores: one thread wastes less of a core than two.
+JOBS ?= 2
+# First shares of the evaluation that some notebooks read from the store, then the longest notebooks.
+READERS := 02_% 03_% 04_% 05_% 06_% 07_%
+EVALUATED := $(if $(filter 06_%,$(NOTEBOOKS)),$(addprefix $(RUN)/evaluated-,$(shell seq $(JOBS))))
+LONGEST := 12_% 01_% 11_% 10_% 07_%
+EXECUTED := $(addprefix $(RUN)/,$(foreach name,$(LONGEST),$(filter $(name),$(NOTEBOOKS))) \
+  $(filter-out $(LONGEST),$(NOTEBOOKS)))
 
 # Paths reach recipes by the environment alone: words of make end at a space. A dollar would not arrive there.
 $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(name))),$(if \
@@ -64,8 +70,6 @@ $(foreach name,DATASET MODELS MUSDB_PATH,$(if $(findstring command,$(origin $(na
 help:
 	@sed -n 's/^# make/make/p; s/^#  /  /p; /^$$/q' Makefile
 
-# Notebooks side by side, each with its share of the cores: one thread wastes less of a core than two.
-JOBS ?= 2
 ifeq ($(origin DATASET)$(origin MODELS),undefinedundefined)
 reproduce: $(READY)
 	cores=$$($(BIN)/python -c "import os; print(max(1, len(os.sched_getaffinity(0)) // $(JOBS)))"); \
@@ -75,7 +79,7 @@ reproduce: $(READY) # another question than the committed one: other figures, al
 	JOBS=$(JOBS) $(BIN)/python tools/notebooks.py
 endif
 
-notebooks: $(EXECUTED)
+notebooks: $(EVALUATED) $(EXECUTED)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -88,6 +92,12 @@ $(READY): pyproject.toml
 
 $(RUN)/%.ipynb: notebooks/%.ipynb $(PACKAGE) tools/notebooks.py | $(READY)
 	$(BIN)/python tools/notebooks.py $*
+
+$(addprefix $(RUN)/,$(filter $(READERS),$(NOTEBOOKS))): | $(EVALUATED)
+
+$(RUN)/evaluated-%: notebooks/06_ablations.ipynb $(PACKAGE) tools/notebooks.py | $(READY)
+	$(BIN)/python tools/notebooks.py --evaluate $* $(JOBS)
+	mkdir -p $(RUN) && touch $@
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

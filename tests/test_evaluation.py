@@ -67,11 +67,14 @@ def test_frames_survive_their_file(tmp_path):
     assert only_latents.snr_db.dtype == pd.concat([only_latents, frame]).gain.dtype == float
 
 
-def test_strangers_are_not_encoded_again():
-    model = Linear()
-    run(model, [*two_tracks(), FakeTrack("three", seed=3)], ["additivity", "separation"])
+def test_strangers_are_not_computed_again():
+    model, alone = Linear(), Linear()
+    protocols = ["additivity", "separation"]
+    run(model, [*two_tracks(), FakeTrack("three", seed=3)], protocols)
+    run(alone, [FakeTrack()], protocols)
     n_windows = 2 * len(Chunk(model, FakeTrack(), 0, RATE, CONFIG).starts)
     assert model.encoded == 3 * (9 + 5) * n_windows
+    assert model.decoded == 3 * alone.decoded - 2 * 5 * n_windows  # a mixture and four stems of each stranger
 
 
 def test_protocols_share_decodes():
@@ -105,7 +108,8 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path):
     frame = run(rest, tracks, store=tmp_path)
     assert_frame_equal(frame.reset_index(drop=True), expected, check_dtype=False)
     probe = 2  # decodes of each call
-    assert rest.decoded == whole.decoded // 2 + probe
+    of_strangers = 2 * 5 * len(Chunk(rest, tracks[1], 0, RATE, CONFIG).starts)
+    assert rest.decoded == (whole.decoded + of_strangers) // 2 + probe
     again = Reworked(lambda audio: audio * (1 + 1e-5))  # rounding, as of other threads, is no other model
     assert_frame_equal(run(again, tracks, store=tmp_path), frame)
     assert again.decoded == probe

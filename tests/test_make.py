@@ -69,6 +69,14 @@ def test_the_committed_notebooks_run_where_they_are_stale(clone):
     assert "03_a" not in made(clone, "reproduce")
 
 
+def test_models_are_evaluated_before_the_notebooks_that_show_them(clone):
+    (clone / "notebooks" / "06_ablations.ipynb").touch()
+    words = made(clone, "reproduce", JOBS="1")
+    assert words[len(TOLD) :][:4] == ["tools/notebooks.py", "--evaluate", "1", "1"]
+    assert {"03_a", "06_ablations"} <= set(words)
+    assert "--evaluate" not in made(clone, "reproduce", JOBS="1")
+
+
 def test_music_is_fetched_by_the_command(clone):
     words = made(clone, "music")[len(TOLD) :]
     assert words[:4] == ["-m", "lincae", "data", "free-music"]

@@ -1,6 +1,7 @@
 """Execute notebooks by papermill, for `make reproduce`.
 
     python tools/notebooks.py 03_homogeneity                   # as it is committed, into runs/notebooks/
+    python tools/notebooks.py --evaluate 1 2                   # every second model of the evaluation
     DATASET="my songs" MODELS=m2l python tools/notebooks.py    # the evaluation of other models or data
 
 What `make` was told reaches this script by the environment, where no shell and no make splits a path: DATASET
@@ -19,10 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION = ("06_ablations", "02_reconstruction", "03_homogeneity", "04_additivity", "05_separation")
-"""Notebooks that take other models and data; the longest comes first, as they run side by side."""
+"""Notebooks that take other models and data; the first asks for all that the others ask for."""
 
 NEED_STEMS = ("04_additivity", "05_separation")
 VIEW = "application/vnd.jupyter.widget-view+json"
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62)}
+"""As `lincae.training.environment.keep_freed_memory`, for the glibc of a kernel that starts."""
 
 
 def absolute(name: str) -> str:
@@ -72,8 +75,8 @@ def execute(name: str) -> None:
     folder, parameters = asked(os.environ)
     written = ROOT / "runs" / folder / f"{name}.ipynb"
     written.parent.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("MUSDB_PATH"):
-        os.environ["MUSDB_PATH"] = absolute(os.environ["MUSDB_PATH"])
+    for variable, value in ALLOCATOR.items():
+        os.environ.setdefault(variable, value)
     papermill.execute_notebook(
         ROOT / "notebooks" / f"{name}.ipynb",
         written,
@@ -84,6 +87,31 @@ def execute(name: str) -> None:
         cwd=ROOT / "notebooks",
     )
     without_views(written)
+
+
+def evaluate(share: int, n_shares: int) -> None:
+    """Evaluate a share of the models, so that the notebooks find their chunks in the store: side by side they
+    would compute the same ones."""
+    import nbformat
+
+    from lincae.data.tracks import tracks
+    from lincae.evaluation.evaluate import evaluate_models
+    from lincae.evaluation.protocols import EvaluationConfig
+    from lincae.interop.models import listed
+    from lincae.training.environment import keep_freed_memory
+
+    keep_freed_memory()
+    parameters = asked(os.environ)[1]
+    os.chdir(ROOT / "notebooks")
+    cells = nbformat.read(f"{EVALUATION[0]}.ipynb", as_version=4).cells
+    (defaults,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ()))
+    given: dict = {}
+    exec(defaults, given)
+    given |= parameters
+    config = EvaluationConfig(seconds=given["seconds"], seed=given["seed"], noise=given["noise"])
+    if models := listed(given["models"])[share - 1 :: n_shares]:
+        music = tracks(given["dataset"], n_tracks=given["n_tracks"])
+        evaluate_models(models, music, config=config, store=given["store"], device=given["device"])
 
 
 def without_views(path: Path) -> None:
@@ -98,21 +126,28 @@ def without_views(path: Path) -> None:
 
 
 def execute_all(names: tuple[str, ...]) -> int:
-    """Each in a process of its own; returns how many failed."""
+    """Each in a process of its own, once their models have been evaluated; returns how many failed."""
     jobs = int(os.environ.get("JOBS") or 2)
     environment = dict(os.environ)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
 
-    def run(name: str) -> int:
-        command = [sys.executable, __file__, name]
+    def run(*words: str) -> int:
+        command = [sys.executable, __file__, *words]
         return subprocess.run(command, env=environment, check=False).returncode
 
     with ThreadPoolExecutor(jobs) as pool:
+        shares = [pool.submit(run, "--evaluate", str(share), str(jobs)) for share in range(1, jobs + 1)]
+        if any(share.result() for share in shares):
+            return len(names)
         return sum(status != 0 for status in pool.map(run, names))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if os.environ.get("MUSDB_PATH"):
+        os.environ["MUSDB_PATH"] = absolute(os.environ["MUSDB_PATH"])
+    if sys.argv[1:2] == ["--evaluate"]:
+        evaluate(*map(int, sys.argv[2:]))
+    elif sys.argv[1:]:
         execute(sys.argv[1])
     else:
         try:

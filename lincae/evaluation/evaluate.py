@@ -190,17 +190,17 @@ def chunks(
 ) -> Iterator[tuple[int, int, Chunk]]:
     """(number of the track, number of the chunk, chunk) for all chunks of all tracks, made when asked for.
 
-    Each comes with its stranger, the same chunk of the next track, where there is one. Latents of a stranger
-    stay until its own track has used them, those of the first track to the end.
+    Each comes with its stranger, the same chunk of the next track, where there is one. Latents and decodes of
+    a stranger stay until its own track has used them, latents of the first track to the end.
     """
     cuts = [_cuts(track, model.sample_rate, config) for track in tracks]
-    latents: dict[tuple[int, int], dict[tuple[str, float], Tensor]] = {}
+    known: dict[tuple[int, int], tuple[dict, dict]] = {}
 
     def alone(t: int, k: int) -> Chunk:
         starts, total = cuts[t]
         stop = starts[k + 1] if k + 1 < len(starts) else total
-        known = latents.setdefault((t, k), {})
-        return Chunk(model, tracks[t], starts[k], stop - starts[k], config, known)
+        latents, decodes = known.setdefault((t, k), ({}, {}))
+        return Chunk(model, tracks[t], starts[k], stop - starts[k], config, latents, decodes)
 
     n_chunks = sum(len(starts) for starts, _ in cuts)
     with tqdm(total=n_chunks, desc=model.name, unit="chunk", disable=not progress) as bar:
@@ -212,7 +212,7 @@ def chunks(
                     chunk.stranger = alone(other, k % len(cuts[other][0]))
                 yield t, k, chunk
                 if t or len(tracks) == 1:
-                    latents.pop((t, k))
+                    known.pop((t, k))
                 bar.update()
 
 

@@ -114,6 +114,8 @@ class Chunk:
     config: EvaluationConfig
     latents: dict[tuple[str, float], Tensor] = field(default_factory=dict)
     """Known latents (W, C, L) of signals at gain 1, and where new ones go."""
+    decodes: dict[str, Tensor] = field(default_factory=dict)
+    """Known decodes (T,) of these, and where those go that another chunk asks for."""
     stranger: "Chunk | None" = None
     """A chunk of another track. None: there is none, and this one at another time stands in."""
 
@@ -201,6 +203,8 @@ class Chunk:
 
     def decoded(self, name: str, reseeded: bool = False) -> Tensor:
         """Dec(Enc(signal)), (T,)."""
+        if name in self.decodes and not reseeded:
+            return self.decodes[name]
         return self.once(name, lambda: self.encode(name), reseeded)
 
     def reference(self, name: str) -> Tensor:
@@ -216,13 +220,22 @@ class Chunk:
         if self.stranger is None:
             z = self.encode(name)
             return z.roll(len(z) // 2, 0) if len(z) > 1 else z.roll(z.shape[-1] // 2, -1)
-        has_it = name == MIXTURE or name in self.stranger.names
-        z = self.stranger.encode(name if has_it else MIXTURE)
+        z = self.stranger.encode(self.stranger.known(name))
         return z[torch.arange(len(self.starts)) % len(z)]
 
+    def known(self, name: str) -> str:
+        """The signal itself, or the mixture where this track has none of that name."""
+        return name if name in self.names else MIXTURE
+
     def swap(self, name: str) -> Tensor:
-        """Decode (T,) of `swapped`."""
-        return self.once(f"swap {name}", lambda: self.swapped(name))
+        """Decode (T,) of `swapped`: of a stranger as long as this chunk, its own decode."""
+        other = self.stranger
+        if other is None or other.n_samples != self.n_samples:
+            return self.once(f"swap {name}", lambda: self.swapped(name))
+        theirs = other.known(name)
+        if theirs not in other.decodes:
+            other.decodes[theirs] = other.decoded(theirs)
+        return other.decodes[theirs]
 
     def together(self, parts: Sequence[str]) -> str:
         """Status of a sum of these signals: "alone" with fewer than two that are not silent. Nothing is
@@ -323,7 +336,10 @@ def _scaled(chunk: Chunk, gain: float, condition: str) -> Iterator[dict]:
     z = chunk.encode(MIXTURE)
 
     def decoded(factor: float) -> Tensor:
-        return chunk.once(f"{factor} times", lambda: factor * z)
+        if factor == 1:
+            return chunk.decoded(MIXTURE)
+        name = f"-{MIXTURE}" if factor == -1 else f"{factor} times"
+        return chunk.once(name, lambda: factor * z)
 
     encoded = chunk.encode(MIXTURE, gain)
     encoder = {"linearity": (encoded, gain * z), "swap": (encoded, gain * chunk.swapped(MIXTURE))}
