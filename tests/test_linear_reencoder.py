@@ -248,6 +248,10 @@ def test_a_bundled_pair_is_the_one_of_its_card(tmp_path, monkeypatch):
     pair.save(path, torch.float16)
     card = reencoder_card(path.parent, hardware="an abacus").read_text()
     assert 'lincae.load("owner", linear="linear/mine")' in card
+    (path.parent / "README.md").write_text(card.replace("| step |", "| core seconds | 7 |\n| step |"))
+    again = reencoder_card(path.parent).read_text()
+    assert "| core seconds | 7 |" in again
+    assert "| hardware | an abacus |" in again
     assert "| hardware | an abacus |" in card
     assert LinearPair.load("linear/mine", "cpu").config == pair.config
 

@@ -12,6 +12,7 @@ The card holds the weights' sha256, which `lincae.load` compares for every bundl
 import argparse
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -86,15 +87,17 @@ def reencoder_card(folder: str | Path, **facts: str) -> Path:
     """Write the card of the modules in a folder, or of the linear pairs, a table for each; return its path.
 
     What is there is taken as it is: its sha256 is the one that loading will ask for. `facts` go into every
-    table; without `hardware` among them it is this machine, since `make reencoder` writes the card where it
-    trains. Raises FileNotFoundError for a folder without modules; ValueError for a file of another kind, a
-    module that is not finished and one that no command of `lincae reencoder` makes.
+    table. What else the card that is there says of a file of the same sha256 stays; of a new file hardware is
+    this machine, if it is not told, since `make reencoder` writes the card where it trains. Raises
+    FileNotFoundError for a folder without modules; ValueError for a file of another kind, a module that is
+    not finished and one that no command of `lincae reencoder` makes.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no modules (*.safetensors): `make reencoder` trains them")
-    facts = {"hardware": hardware(resolve_device("auto"))} | facts
+    machine = {"hardware": hardware(resolve_device("auto"))}
+    former = _tables(folder / CARD)
     kind = kind_of(paths[0], (KIND, LINEAR))
     title = f"Re-Encoders of {folder.name}"
     says = "Modules over latents, in half precision (`make reencoder`)."
@@ -118,9 +121,12 @@ def reencoder_card(folder: str | Path, **facts: str) -> Path:
             "data": data,
             "training": json.dumps(metadata["training"]),
             "commit": metadata["commit"],
-            **facts,
-            "command": f"`{command}`",
         }
+        stated = former.get(path.name, {})
+        if stated.get(HASH_ROW.format(path.name)) != rows[HASH_ROW.format(path.name)]:
+            stated = {}
+        added = {key: text for key, text in stated.items() if key not in {*rows, "command"}}
+        rows |= machine | added | facts | {"command": f"`{command}`"}
         parts += [f"## {path.name}", "", "| | |", "|---|---|"]
         parts += [*(f"| {key} | {value} |" for key, value in rows.items()), ""]
     imports = "from lincae.reencoder import ReEncoder"
@@ -132,6 +138,17 @@ def reencoder_card(folder: str | Path, **facts: str) -> Path:
     with atomic_write(folder / CARD) as file:
         file.write("\n".join(parts).encode())
     return folder / CARD
+
+
+def _tables(card: Path) -> dict[str, dict[str, str]]:
+    """The rows of every table of a card of modules, by the file that the table is of; none without a card."""
+    tables: dict[str, dict[str, str]] = {}
+    for line in card.read_text().splitlines() if card.is_file() else ():
+        if line.startswith("## "):
+            rows = tables.setdefault(line.removeprefix("## "), {})
+        elif match := re.fullmatch(r"\| (\w.*?) \| (.*) \|", line):
+            rows[match[1]] = match[2]
+    return tables
 
 
 def _module(path: Path, description: dict[str, Any]) -> tuple[dict, dict, str, str]:
