@@ -23,7 +23,6 @@ in turn (`EncodedBatches`), or encoded at each step. Axis legend: `B` originals,
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -304,14 +303,18 @@ class LinearObjective(TrainingObjective):
         w_of_targets = pair.phi(targets)
         std = pair.phi.latent_std
         made = pair.psi(w)
-        distance = partial(relative_error, tolerated=self.config.tolerated)
-        terms = {"arithmetic": distance(made, targets, std)}
-        terms["encoder"] = distance(w_of_targets, w, w.detach().square().mean().sqrt())
+        terms = {"arithmetic": self.distance(made, targets, std)}
+        level = w.detach().square().mean().sqrt()
+        terms["encoder"] = relative_error(w_of_targets, w, level, self.config.tolerated)
         if pair.config.design == "residual":
-            terms["identity"] = distance(pair.psi(w_of_targets), targets, std)
+            terms["identity"] = self.distance(pair.psi(w_of_targets), targets, std)
         if self.discriminator is not None:
             terms |= adversarial_terms(self.discriminator, made / std, targets / std)
         return terms
+
+    def distance(self, prediction: Tensor, reference: Tensor, level: Tensor) -> Tensor:
+        """d of the module docstring between latents of the autoencoder."""
+        return relative_error(prediction, reference, level, self.config.tolerated)
 
     @torch.no_grad()
     def validate(self, held_out: EncodedBatches) -> dict[str, float]:
