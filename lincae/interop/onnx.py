@@ -14,6 +14,7 @@ import math
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,17 @@ LEAST_SNR_DB = 60.0
 OPSET = 17
 TRACED_FRAMES = 16  # the length of the example by which a graph is found; it then takes others
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+
+
+def _constants_in_fp32(graph: Any) -> None:
+    """Python's numbers in a traced graph are float64, for which runtimes for GPUs have no cast."""
+    import onnx
+
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.t.data_type == onnx.TensorProto.DOUBLE:
+                values = onnx.numpy_helper.to_array(attribute.t).astype("float32")
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(values))
 
 
 def export(model: AutoencoderLike, folder: str | Path) -> dict[str, float]:
@@ -137,6 +149,7 @@ def _graph(module: nn.Module, inputs: dict[str, Tensor], output: str, model: Fra
             dynamo=False,
         )
     graph = onnx.load_from_string(file.getvalue())
+    _constants_in_fp32(graph)
     facts = {
         "name": model.name,
         "fingerprint": model.fingerprint(),

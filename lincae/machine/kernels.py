@@ -375,8 +375,10 @@ def sums_around(values: Tensor, width: int) -> Tensor:
 
 def _windows(values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Running sums `(..., N + 1)`, and where the window of each frame begins and ends `(N,)`. In double
-    precision, where the device has it: a quiet passage may follow a loud one."""
-    double = torch.float32 if values.device.type == "mps" else torch.float64
+    precision, where there is any: a quiet passage may follow a loud one. Metal and ONNX runtimes for GPUs
+    have none."""
+    without = values.device.type == "mps" or torch.onnx.is_in_onnx_export()
+    double = torch.float32 if without else torch.float64
     running = F.pad(values.to(double).cumsum(-1), (1, 0))
     position = torch.arange(values.shape[-1], device=values.device)
     end = position[-1] + 1
