@@ -33,6 +33,9 @@ from lincae.metrics import is_silent, snr_db
 from lincae.reencoder.module import MODULES, ReEncoder, stereo_modules
 
 DEBOUNCE_S = 0.06
+ARRIVAL_S = 0.1
+"""A new latent mix has so long to arrive before all else is computed: one core cannot do both at once."""
+
 MAX_RANGE_S = 30.0
 MIN_RANGE_S = 0.5
 LATENT = "latent"
@@ -297,6 +300,9 @@ class Desk(anywidget.AnyWidget):
             mixes[LATENT] = await self._step(decoding, 0.5, mixer.latent_mix, strips, master_db)
         else:  # a desk with all faders down is silent, whatever the decoder makes of nothing
             mixes[LATENT] = torch.zeros_like(mixes[WAVEFORM])
+        if self._shown:
+            self._sound(mixer.sample_rate, {LATENT: _samples(mixes[LATENT]) | {"gain": 1.0}})
+            await asyncio.sleep(ARRIVAL_S)
         self._publish(mixer.sample_rate, mixes)
         heard = [column[:, None].float() * stem for column, stem in zip(factors.T, mixer.stems, strict=True)]
         self.levels = [_levels(audio, mixer.sample_rate) for audio in (*heard, mixes[LATENT])]
@@ -381,6 +387,9 @@ class Desk(anywidget.AnyWidget):
                 "peak_dbtp": max(SILENT_DB, true_peak_dbtp(audio)),
                 "snr_db": _agreement(mixes, key),
             }
+        self._sound(sample_rate, sounds)
+
+    def _sound(self, sample_rate: int, sounds: dict[str, dict[str, Any]]) -> None:
         with self.hold_sync():
             self.sample_rate = sample_rate
             self.sounds = sounds

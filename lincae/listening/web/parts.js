@@ -10,6 +10,11 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
+// A text that is as it was is not laid out again: while sound plays, each picture would cost what decoding needs.
+function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 function clock(seconds) {
   return `${Math.floor(seconds / 60)}:${(seconds % 60).toFixed(1).padStart(4, "0")}`;
 }

@@ -1,7 +1,7 @@
 // The player: several sounds of one length, all running, one heard. Samples arrive as float32 and are played as they are,
 // but for the monitor volume and the gains of equal loudness.
 const SWITCH_S = 0.01; // crossfade between two sounds
-const FRAME_MS = 33; // between two pictures of meters and cursors: what they take is missing where the model decodes
+const FRAME_MS = 50; // between two pictures of meters and cursors: what they take is missing where the model decodes
 const START_MS = 4000; // a browser that has not started its sound output by then has refused it
 const NAMES = { latent: "latent mix", waveform: "waveform mix", decoded: "mix of decoded stems" };
 const PANELS = { latent: "latent mix", waveform: "waveform mix", difference: "their difference" };
@@ -189,17 +189,20 @@ function player(fileName, followed) {
 
   // ------------------------------------------------------------ what the kernel sends
   function take(sounds, sampleRate) {
+    // A latent mix comes first, without numbers: those of before, and the other sounds, stay until theirs follow.
+    const before = sounds.waveform || sampleRate !== rate ? {} : loaded;
     rate = sampleRate;
-    loaded = {};
+    loaded = { ...before };
     for (const [key, { samples, channels, ...rest }] of Object.entries(sounds)) {
       const all = floats(samples), size = all.length / channels;
       const peak = all.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
       const parts = Array.from({ length: channels }, (_, i) => all.slice(i * size, (i + 1) * size));
-      loaded[key] = { ...rest, peak, channels: parts };
+      loaded[key] = { ...before[key], ...rest, peak, channels: parts };
     }
-    const first = Object.values(loaded)[0], before = duration;
+    const first = loaded.latent ?? Object.values(loaded)[0], was = duration;
     duration = first ? first.channels[0].length / rate : 0;
-    if (duration !== before && !playing) offset = 0;
+    for (const key of Object.keys(loaded)) if (loaded[key].channels[0].length !== first.channels[0].length) delete loaded[key];
+    if (duration !== was && !playing) offset = 0;
     if (playing) { if (duration) start(); else { halt(); offset = 0; } }
     swaps++;
     lines.replaceChildren(...Object.keys(NAMES).filter((key) => loaded[key]).map((key) => element("tr", {},
@@ -256,11 +259,11 @@ function player(fileName, followed) {
 
   function draw() {
     const at = position();
-    play.textContent = playing ? "❚❚ Pause" : "▶ Play";
+    write(play, playing ? "❚❚ Pause" : "▶ Play");
     play.disabled = !duration;
     download.disabled = !loaded[audible()];
-    time.textContent = `${clock(at)} / ${clock(duration)}`;
-    for (const cursor of cursors) cursor.style.left = `${duration ? (100 * at) / duration : 0}%`;
+    write(time, `${clock(at)} / ${clock(duration)}`);
+    for (const cursor of cursors) cursor.style.transform = `translateX(${duration ? (100 * at) / duration : 0}%)`;
     followed({ share: duration ? at / duration : 0, playing });
   }
 

@@ -5,6 +5,7 @@ const TRAVEL = 1000; // positions of the fader
 const KNEE_DB = -24, KNEE = 0.25; // below the knee a quarter of the travel
 const SCALE_DB = [12, 6, 0, -6, -12, -24, OFF_DB];
 const FLOOR_DB = -60, TOP_DB = 6; // of the meter
+const READ_MS = 100; // between two numbers of the meter, which nobody reads faster
 
 function positionOf(db) {
   const share = db >= KNEE_DB
@@ -70,26 +71,33 @@ function strip(name, colour, isStem, moved) {
   // ------------------------------------------------------------ meter
   const canvas = element("canvas", { class: "lincae-meter", width: 20, height: 320, "aria-hidden": "true" });
   const level = element("dd", { class: "lc-level" }), peak = element("dd", { class: "lc-peak" });
+  const pen = canvas.getContext("2d"), { width, height } = canvas;
+  const gradient = pen.createLinearGradient(0, height, 0, 0);
+  for (const [db, colour] of [[FLOOR_DB, "#0a6f55"], [-12, "#22b38a"], [-6, "#e6b422"], [0, "#e6632a"], [TOP_DB, "#d11f1f"]]) {
+    gradient.addColorStop(meterShare(db), colour);
+  }
+  let drawn = "", readAt = 0;
   function draw() {
     const { envelope_db = [], level_db = -300, peak_db = -300 } = levels ?? {};
-    const pen = canvas.getContext("2d"), { width, height } = canvas;
     const index = Math.min(envelope_db.length - 1, Math.floor(at.share * envelope_db.length));
     const now = at.playing && envelope_db.length ? envelope_db[index] : level_db;
+    if (drawn !== `${now} ${peak_db}`) paint(now, peak_db);
+    drawn = `${now} ${peak_db}`;
+    if (at.playing && performance.now() < readAt + READ_MS) return;
+    readAt = performance.now();
+    write(level, decibels(now));
+    write(peak, decibels(peak_db));
+    peak.classList.toggle("lc-over", peak_db > 0);
+  }
+  function paint(now, peak_db) {
     pen.fillStyle = "#1b1f27";
     pen.fillRect(0, 0, width, height);
-    const gradient = pen.createLinearGradient(0, height, 0, 0);
-    for (const [db, colour] of [[FLOOR_DB, "#0a6f55"], [-12, "#22b38a"], [-6, "#e6b422"], [0, "#e6632a"], [TOP_DB, "#d11f1f"]]) {
-      gradient.addColorStop(meterShare(db), colour);
-    }
     pen.fillStyle = gradient;
     pen.fillRect(0, height * (1 - meterShare(now)), width, height * meterShare(now));
     pen.fillStyle = "#1b1f27";
     for (let db = FLOOR_DB; db < TOP_DB; db += 6) pen.fillRect(0, height * (1 - meterShare(db)) - 1, width, 2);
     pen.fillStyle = peak_db > 0 ? "#ff4d4d" : "#ffffff";
     pen.fillRect(0, height * (1 - meterShare(peak_db)), width, 3);
-    level.textContent = decibels(now);
-    peak.textContent = decibels(peak_db);
-    peak.classList.toggle("lc-over", peak_db > 0);
   }
 
   // ------------------------------------------------------------ pan and switches
