@@ -375,11 +375,9 @@ def sums_around(values: Tensor, width: int) -> Tensor:
 
 def _windows(values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Running sums `(..., N + 1)`, and where the window of each frame begins and ends `(N,)`. In double
-    precision, where there is any: a quiet passage may follow a loud one. Metal and ONNX runtimes for GPUs
-    have none."""
-    without = values.device.type == "mps" or torch.onnx.is_in_onnx_export()
-    double = torch.float32 if without else torch.float64
-    running = F.pad(values.to(double).cumsum(-1), (1, 0))
+    precision, which Metal and ONNX on GPUs lack: a quiet passage may follow a loud one."""
+    single = values.device.type == "mps" or torch.onnx.is_in_onnx_export()
+    running = F.pad(values.to(torch.float32 if single else torch.float64).cumsum(-1), (1, 0))
     position = torch.arange(values.shape[-1], device=values.device)
     end = position[-1] + 1
     first = torch.minimum(position - width // 2, end - width).clamp_min(0)
