@@ -58,7 +58,8 @@ ERROR_PARTS = {"level_rel_l2": "level", "constant_rel_l2": "constant", "shape_re
 PART_COLOURS = dict(zip(ERROR_PARTS.values(), reversed(CONDITION_COLOURS[:3]), strict=True))
 PART_LOOKS = {part: {"color": colour, "linewidth": 8} for part, colour in PART_COLOURS.items()}
 """Parts of an error, as columns of frames, in figures and in their legends."""
-HOLLOW = {"does not count": {"marker": "o", "markerfacecolor": "white", "linestyle": "none"}}
+DOT = {"marker": "o", "linestyle": "none"}
+HOLLOW = {"does not count": DOT | {"markerfacecolor": "white"}}
 """For the legend of `lines` where something does not count."""
 BAND = {"95 % interval": {"linewidth": 8, "alpha": 0.15}}
 """The same for its bands."""
@@ -264,18 +265,21 @@ def model_legend(
     target: Axes | Figure,
     models: Sequence[str] | Mapping[str, str],
     styles: Mapping[str, Any] | None = None,
+    look: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> None:
     """A legend of models, and of marks in black: on an axis, or below the panels of a figure.
 
     `models`: names, or their colours where those are not `model_colours`. `styles`: what is said of a mark ->
-    its line style, or other properties of its `Line2D`.
+    its line style, or other properties of its `Line2D`. `look`: the same for models that are no lines (`DOT`).
     """
     colours = models if isinstance(models, Mapping) else model_colours(models)
-    handles = [plt.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = []
+    for name, colour in colours.items():
+        handles.append(plt.Line2D([], [], **{"color": colour, "label": name} | dict(look or {})))
     for label, style in (styles or {}).items():
-        look = style if isinstance(style, Mapping) else {"linestyle": style}
-        handles.append(plt.Line2D([], [], **{"color": "black", "label": label} | look))
+        mark = style if isinstance(style, Mapping) else {"linestyle": style}
+        handles.append(plt.Line2D([], [], **{"color": "black", "label": label} | mark))
     if isinstance(target, Figure):
         longest = max((len(handle.get_label()) for handle in handles), default=0)
         fitting = int(13 * target.get_figwidth() / (longest + 7))
