@@ -271,7 +271,7 @@ def model_legend(
     """A legend of models, and of marks in black: on an axis, or below the panels of a figure.
 
     `models`: names, or their colours where those are not `model_colours`. `styles`: what is said of a mark ->
-    its line style, or other properties of its `Line2D`. `look`: the same for models that are no lines (`DOT`).
+    its line style, or other properties of its `Line2D`. `look`: the same for models, if no lines (`DOT`).
     """
     colours = models if isinstance(models, Mapping) else model_colours(models)
     handles = []
