@@ -27,7 +27,8 @@ def of_the_desk(chromium, address: str) -> None:
     for index, text in enumerate(("-3", "-9", "0", "3")):
         page.locator(".lc-db").nth(index).fill(text)
         page.locator(".lc-db").nth(index).press("Enter")
-    page.wait_for_function(f"{player}.swaps >= {before + 2}")
+    page.wait_for_function(f"{player}.swaps >= {before + 3}")
+    page.wait_for_function('document.querySelector(".lc-progress").style.visibility === "hidden"')
     page.evaluate(f"{player}.seek(2.2)")
     page.wait_for_timeout(3000)
     page.locator(".lincae-desk").screenshot(path=FIGURES / "desk.png")

@@ -56,6 +56,7 @@ LOUD_LU = 6.0
 """A sound that is louder than the waveform by so much gets a warning."""
 
 TRUTH = "waveform"
+IN_STEREO = " in stereo"
 SEPARATED = "separated "
 RANDOM = "random c"
 UNPUBLISHABLE = {"clip": "CC BY-NC-SA 3.0"}
@@ -136,7 +137,9 @@ def write_demo(
     table.to_csv(folder / "demo.csv", index=False, float_format="%.4g", errors="backslashreplace")
     columns = described(models)
     with ThreadPoolExecutor() as workers:  # codecs work outside of Python's lock
-        shown = list(workers.map(_shown, range(len(sections)), sections))
+        songs = [section.name.removesuffix(IN_STEREO) for section in sections]
+        numbers = [1 + list(dict.fromkeys(songs)).index(song) for song in songs]
+        shown = list(workers.map(_shown, numbers, sections))
     single = _page(shown, columns)
     if not hosted:
         _write(folder / "index.html", single)
@@ -305,7 +308,7 @@ def _stereo_section(
             (RANDOM, stereo, module.process(z, seed=seed)[0]),
         ):
             heard[model.name][row] = waveform, model.decode(latent, length=stereo.shape[1], seed=seed), None
-    return Section(f"{source.name} in stereo", math.nan, _board(models, heard, stereo=True))
+    return Section(source.name + IN_STEREO, math.nan, _board(models, heard, stereo=True))
 
 
 def _board(
@@ -448,11 +451,11 @@ def _shown(number: int, section: Section) -> dict[str, Any]:
 
 def _title(number: int, section: Section) -> str:
     """A track by its music: its name, or where that is a number, what sounds in it."""
-    if not re.fullmatch(r"(train|valid|test)_\d+( in stereo)?", section.name):
+    if not re.fullmatch(rf"(train|valid|test)_\d+({IN_STEREO})?", section.name):
         return section.name
-    song = f"Song {number + 1}"
-    if section.name.endswith("in stereo"):
-        return f"{song} in stereo"
+    song = f"Song {number}"
+    if section.name.endswith(IN_STEREO):
+        return song + IN_STEREO
     stems = [row.removeprefix(SEPARATED) for row in section.board if row.startswith(SEPARATED)]
     heard = [stem for stem in stems if not is_silent(section.board[SEPARATED + stem][TRUTH].audio).all()]
     return f"{song}: {', '.join(heard)}" if heard else song
