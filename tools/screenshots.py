@@ -42,14 +42,12 @@ def of_the_page(chromium) -> None:
         page = Watched(chromium, viewport).page
         page.set_default_timeout(180_000)
         page.goto((FIGURES / "demo" / "index.html").as_uri())
-        row = page.locator("#board > .row").last  # below it is the fold
+        row = page.locator("#board > .row", has_text="Separated drums")
         row.locator(".tile").nth(1).click()
         page.wait_for_function("window.demo.position() > 1.5")
         page.click("#play")
         page.mouse.move(0, 0)
-        row.evaluate(
-            "row => row.previousElementSibling.previousElementSibling.scrollIntoView({block: 'center'})"
-        )
+        row.evaluate("row => row.scrollIntoView({block: 'center'})")
         page.wait_for_timeout(500)
         page.screenshot(path=FIGURES / f"{name}.png")
 
