@@ -273,6 +273,11 @@ def test_an_upload_is_whole_whatever_its_size():
     assert at_work.tracks[-1] == ["song, song", 60.0]
 
 
+def test_a_rendered_song_is_named_by_its_place():
+    tracks = [FakeTrack("A recording", 2.0), FakeTrack("test_000", 2.0)]
+    assert desk(tracks=tracks).tracks == [["A recording", 2.0], ["Song 2", 2.0]]
+
+
 class Failing(Linear):
     name = "failing"
 

@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from lincae.interop.references import Pca, Resampler, StftAutoencoder
 from lincae.listening import asset
 from lincae.listening.live import SCRIPT, check_live, write_live
 from lincae.listening.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
+from lincae.listening.mixer import song_title
 from lincae.machine.files import atomic_write
 from lincae.metrics import is_silent, mss, si_sdr_db, snr_db
 from lincae.reencoder.module import ReEncoder
@@ -451,14 +451,15 @@ def _shown(number: int, section: Section) -> dict[str, Any]:
 
 def _title(number: int, section: Section) -> str:
     """A track by its music: its name, or where that is a number, what sounds in it."""
-    if not re.fullmatch(rf"(train|valid|test)_\d+({IN_STEREO})?", section.name):
-        return section.name
-    song = f"Song {number}"
-    if section.name.endswith(IN_STEREO):
-        return song + IN_STEREO
+    name = section.name.removesuffix(IN_STEREO)
+    title = song_title(name, number)
+    if name != section.name:
+        return title + IN_STEREO
+    if title == name:
+        return title
     stems = [row.removeprefix(SEPARATED) for row in section.board if row.startswith(SEPARATED)]
     heard = [stem for stem in stems if not is_silent(section.board[SEPARATED + stem][TRUTH].audio).all()]
-    return f"{song}: {', '.join(heard)}" if heard else song
+    return f"{title}: {', '.join(heard)}" if heard else title
 
 
 def _store_sounds(folder: Path, sections: Sequence[Section], shown: Sequence[dict[str, Any]]) -> None:

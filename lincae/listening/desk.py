@@ -28,7 +28,7 @@ from lincae.evaluation.pictures import COLOURS, frequency_ticks, spectrogram_byt
 from lincae.interface import AutoencoderLike
 from lincae.listening import asset
 from lincae.listening.loudness import amplitude, decibels, loudness_lufs, rms_dbfs, true_peak_dbtp
-from lincae.listening.mixer import Mixer, Strip, stem_files, stem_track
+from lincae.listening.mixer import Mixer, Strip, song_title, stem_files, stem_track
 from lincae.metrics import is_silent, snr_db
 from lincae.reencoder.module import MODULES, ReEncoder, stereo_modules
 
@@ -157,7 +157,8 @@ class Desk(anywidget.AnyWidget):
 
         self.models = [model if isinstance(model, str) else model.name for model in models]
         self.model = self.models[0]
-        self.tracks = [[track.name, track.duration_s] for track in tracks]
+        titles = [song_title(track.name, number) for number, track in enumerate(tracks, start=1)]
+        self.tracks = [[title, track.duration_s] for title, track in zip(titles, tracks, strict=True)]
         self.on_msg(lambda _, content, buffers: self.receive(content, buffers))
         self._lay_out()
         self._preview()

@@ -5,6 +5,7 @@ audio = mixer.latent_mix([Strip(-6), Strip(mute=True), Strip(inverted=True), Str
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -197,6 +198,11 @@ class Mixer:
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.model.decode(z, length=self.stems.shape[1], seed=self.seed).cpu()
+
+
+def song_title(name: str, number: int) -> str:
+    """What people read for a track: its name, or "Song 2" for a rendered song, whose name is a number."""
+    return f"Song {number}" if re.fullmatch(r"(train|valid|test)_\d+", name) else name
 
 
 def stem_files(path: str | Path) -> list[Path]:
