@@ -13,6 +13,9 @@ Three rows of the spectral VAE are no pairs of maps: "trained anew" is `desk/lin
 network from the latents of two sounds to those of their sum, with no linear space between: what it leaves
 is not in the latents; "linear map of the STFT" three frames of the sound itself, fitted to the latents by
 least squares, in place of the encoder.
+
+A bypass tells the linear space the sound itself: w = phi(z) + A W STFT(x), W fitted as in that row and A
+learned; psi is free. "linear map of the STFT, and psi" is the case without phi, which adds exactly.
 """
 
 import csv
@@ -31,7 +34,8 @@ from lincae.data.crops import training_data
 from lincae.interface import AutoencoderLike
 from lincae.interop.adapters import adapt
 from lincae.interop.references import StftAutoencoder
-from lincae.reencoder.linear import linearise
+from lincae.latents.store import describe
+from lincae.reencoder.linear import LinearPair, linearise
 from lincae.reencoder.linear_training import (
     VALIDATION_BATCHES,
     EncodedBatches,
@@ -58,6 +62,11 @@ DESIGNS = {  # name: changes of the defaults of LinearTraining
     "coupling, twice the channels": {"pair.expansion": 2, "pair.hidden": 20},
     "coupling, latent discriminator": {"adversarial_weight": 0.05, "discriminator_channels": 8},
 }
+BYPASS = {"pair.design": "residual", "pair.hidden": 48, "bypass": "beside phi"}
+DESIGNS |= {
+    "residual, and a bypass": BYPASS,
+    "linear map of the STFT, and psi": BYPASS | {"bypass": "alone"},
+}
 VAE = {
     "steps": STEPS // 2,
     "tolerated": 0.001,
@@ -66,11 +75,13 @@ VAE = {
 }
 SHIPPED = VAE | {"pair.layers": 10, "pair.hidden": 30, "pair.kernel": 3}
 FREE = VAE | {"pair.design": "residual", "pair.hidden": 60, "pair.kernel": 3}
-VAE_DESIGNS = {  # the same for the spectral VAE; `heard` is no setting, but of this benchmark
+VAE_DESIGNS = {  # the same for the spectral VAE; `heard` and `bypass` are no settings, but of this benchmark
     "vae, coupling": SHIPPED,
     "vae, coupling, 16 layers": SHIPPED | {"pair.layers": 16},
     "vae, coupling, as the decoder hears": SHIPPED | {"heard": True},
     "vae, residual, psi need not invert": FREE | {"identity_weight": 0.2, "heard": True},
+    "vae, residual, and a bypass": FREE | {"bypass": "beside phi"},
+    "vae, linear map of the STFT, and psi": FREE | {"bypass": "alone"},
 }
 VAE_OTHERS = ("vae, trained anew", "vae, told both latents", "vae, linear map of the STFT")
 ROWS = ("frozen", *DESIGNS, "vae, frozen", *VAE_DESIGNS, *VAE_OTHERS)
@@ -142,24 +153,33 @@ def trained(model: AutoencoderLike, name: str, batches: int) -> tuple[Autoencode
     """The model between the trained maps of a design, and what training took and reached."""
     changes = dict((DESIGNS | VAE_DESIGNS)[name])
     objective = Heard if changes.pop("heard", False) else LinearObjective
+    bypass = changes.pop("bypass", "")
+    told = model
+    if bypass:
+        objective = {"beside phi": BesidePhi, "alone": Alone}[bypass]
+        told = beside_stft(model)
     once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), changes.get("steps", STEPS))
     config = LinearTraining(**once)
     for key, value in changes.items():
         config = changed(config, key.split("."), value)
     folder = FOLDER / Path(model.name).name if name.startswith("vae") else FOLDER
+    folder = folder / "bypass" if bypass else folder
     data = training_data(SHARDS, model.sample_rate)
     held_out = training_data(f"{SHARDS}-valid", model.sample_rate)
-    data = encode_batches(model, data, config, folder / "batches", batches)
+    data = encode_batches(told, data, config, folder / "batches", batches)
     other_draws = replace(config, seed=config.seed + 1)
-    held_out = encode_batches(model, held_out, other_draws, folder / "validation", VALIDATION_BATCHES)
+    held_out = encode_batches(told, held_out, other_draws, folder / "validation", VALIDATION_BATCHES)
 
     start = time.process_time()
-    goal = objective.build(config, model, data)
+    goal = objective.build(config, told, data)
     pair = train(goal, data, FOLDER / name, validation=held_out, device="cpu", progress=False)
     facts = {"steps": config.steps, "core_s": round(time.process_time() - start)}
     facts["parameters"] = sum(p.numel() for p in pair.parameters())
-    terms = LinearObjective(pair, config, model).validate(held_out)
+    measure = objective if bypass else LinearObjective
+    terms = measure(pair, config, told).validate(held_out)
     facts |= {key: f"{terms[key]:.4f}" for key in ("arithmetic", "encoder")}
+    if bypass:
+        return around(told, model, pair, name), facts
     return linearise(model, pair.phi, pair.psi), facts
 
 
@@ -217,6 +237,87 @@ def root_of_gain(correlations: Tensor, n_frames: int) -> Tensor:
     return vectors * values.clamp_min(0).sqrt()[:, None] @ vectors.mH
 
 
+class Bypass(nn.Module):
+    """Latents and what a linear map makes of the sound, `(B, 2 C, L)`, to linear latents `(B, C, L)`."""
+
+    def __init__(self, phi: nn.Module, channels: int, alone: bool):
+        super().__init__()
+        self.phi = phi
+        self.alone = alone
+        self.matrix = nn.Parameter(torch.eye(channels) if alone else torch.zeros(channels, channels))
+
+    @property
+    def latent_std(self) -> Tensor:
+        return self.phi.latent_std
+
+    @property
+    def centre(self) -> Tensor:
+        return self.phi.centre
+
+    def forward(self, both: Tensor) -> Tensor:
+        z, linear = both.chunk(2, 1)
+        bypassed = self.matrix @ linear
+        return bypassed if self.alone else self.phi(z) + bypassed
+
+
+class BesidePhi(LinearObjective):
+    """The arithmetic with a bypass in phi; psi makes latents alone."""
+
+    alone = False
+
+    @classmethod
+    def build(cls, config: LinearTraining, autoencoder: AutoencoderLike, data: EncodedBatches) -> "BesidePhi":
+        torch.manual_seed(config.seed)
+        z, _ = data.crops(range(1), 0, 0).parts.chunk(2, 1)
+        silence, _ = autoencoder.encode(torch.zeros(1, round(config.crop_s * autoencoder.sample_rate))).chunk(
+            2, 1
+        )
+        pair = LinearPair(replace(config.pair, latent_channels=z.shape[1]), describe(autoencoder))
+        pair.fit_start(z, silence)
+        pair.phi = Bypass(pair.phi, z.shape[1], cls.alone)
+        return cls(pair, config, autoencoder)
+
+    def distance(self, prediction: Tensor, reference: Tensor, level: Tensor) -> Tensor:
+        return super().distance(prediction, reference[:, : prediction.shape[1]], level)
+
+    def load(self, folder: Path, device: str) -> LinearPair:
+        return self.model.eval()
+
+
+class Alone(BesidePhi):
+    """The same without phi: what is linear is the map of the sound."""
+
+    alone = True
+
+
+def beside_stft(model: AutoencoderLike) -> AutoencoderLike:
+    """An encoder to `(B, 2 C, L)`: the model's latents, and those of its linear map of the STFT."""
+    linear, _ = fitted(model)
+
+    def encode(audio: Tensor) -> Tensor:
+        z = model.encode(audio)
+        return torch.cat((z, linear.encode(audio)[..., : z.shape[2]]), 1)
+
+    return adapt(
+        encode=encode,
+        decode=lambda both: model.decode(both.chunk(2, 1)[0]),
+        sample_rate=model.sample_rate,
+        name=f"{model.name} and STFT",
+        version="least squares",
+    )
+
+
+def around(told: AutoencoderLike, model: AutoencoderLike, pair: LinearPair, name: str) -> AutoencoderLike:
+    """The frozen decoder after psi, and phi of the latents and the sound, as a model."""
+    return adapt(
+        encode=lambda audio: pair.phi(told.encode(audio)),
+        decode=lambda w: model.decode(pair.psi(w)),
+        sample_rate=model.sample_rate,
+        name=f"{model.name}, {name}",
+        version="bypass",
+    )
+
+
 def fitted(model: AutoencoderLike) -> tuple[AutoencoderLike, dict[str, float]]:
     """The frozen decoder after a linear map of three frames of the STFT to its latents, by least squares."""
     start = time.process_time()
@@ -234,7 +335,7 @@ def fitted(model: AutoencoderLike) -> tuple[AutoencoderLike, dict[str, float]]:
     for some in crops.split(16):
         z = model.encode(some) - silence
         level = z.square().mean((1, 2), keepdim=True).sqrt() + 0.05 * z.std()
-        told = (frames(some) / level).transpose(1, 2).flatten(0, 1)
+        told = (frames(some)[..., : z.shape[2]] / level).transpose(1, 2).flatten(0, 1)
         squares = squares + told.T @ told
         products = products + told.T @ (z / level).transpose(1, 2).flatten(0, 1)
     squares += 1e-4 * squares.diagonal().mean() * torch.eye(len(squares))

@@ -402,7 +402,7 @@ class Desk(anywidget.AnyWidget):
             found.append(ATTRIBUTION[self.chosen.dataset])
         if self.chosen.sample_rate != mixer.sample_rate:
             rates = f"{self.chosen.sample_rate} Hz, resampled to the model's {mixer.sample_rate} Hz"
-            found.append(f"{self.chosen.name} has {rates}")
+            found.append(f"{self.tracks[self.track][0]} has {rates}")
         if self.range_s[1] - self.range_s[0] > MAX_RANGE_S:
             found.append(f"the first {MAX_RANGE_S:g} s of the range: the desk takes no more at once")
         elif mixer.stems.shape[1] < round(self.chosen.duration_s * mixer.sample_rate):
