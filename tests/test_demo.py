@@ -214,13 +214,23 @@ def test_a_folder_for_a_host(tmp_path):
     opus, flac = (soundfile.read(site / f"{tiles[1]['audio']}.{kind}")[0] for kind in ("ogg", "flac"))
     assert snr_db(torch.from_numpy(opus)[None], torch.from_numpy(flac)[None]).item() > 20
 
-    (site / "diary.txt").write_text("not to be published")
-    with pytest.raises(FileExistsError, match=r"diary\.txt"):
-        write_demo([Named("linear")], two, site, 1.0, hosted=True)
-    assert (site / sorted(sounds)[0]).is_file()
+    for place in ("diary.txt", "sounds/my.wav", "live/notes.txt", "index.html"):
+        mine = site / place
+        before = mine.read_bytes() if mine.exists() else None
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("not to be published, nor lost")
+        with pytest.raises(FileExistsError, match=re.escape(str(mine))):
+            write_demo([Named("linear")], two, site, 1.0, hosted=True)
+        assert mine.read_text() == "not to be published, nor lost"
+        assert (site / sorted(sounds)[0]).is_file()
+        mine.unlink() if before is None else mine.write_bytes(before)
+    write_demo([Named("linear")], two, site, 1.0, hosted=True)
 
 
-CLIP = Track("Falcon", "clip", ("drums",), RATE, 1.0, lambda start, seconds: torch.zeros(1, RATE))
+CLIP, MUSDB = (
+    Track("Falcon", dataset, ("drums",), RATE, 1.0, lambda start, seconds: torch.zeros(1, RATE))
+    for dataset in ("clip", "musdb")
+)
 REAL = Source("Falcon", lambda rate: torch.zeros(2, rate), "clip")
 MONO = Source("m", lambda rate: torch.zeros(1, rate))
 
@@ -234,6 +244,7 @@ MONO = Source("m", lambda rate: torch.zeros(1, rate))
         ("a", "tt", {}, r"tracks \['t', 't'\]"),
         ("a", "t", {"gains": [math.inf]}, r"gains .* \(inf,\)"),
         ("a", [CLIP], {}, r"'Falcon' is CC BY-NC-SA 3\.0"),
+        ("a", [MUSDB], {}, "'Falcon' is of MUSDB18, .* academic use only"),
         ("a", "t", {"stereo": [REAL]}, r"'Falcon' is CC BY-NC-SA 3\.0"),
         ("a", "t", {"modules": {"b": Placer(Named("b"))}}, "'b'"),
         ("a", "t", {"modules": {"a": Placer(Named("a"), task="bandwidth")}}, "a .* 'bandwidth'"),

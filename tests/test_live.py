@@ -1,5 +1,6 @@
 """Live arithmetic on the demo page: the browser decodes what PyTorch does, and says what is in its way."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,8 @@ def site(tmp_path_factory):
     model.config = replace(model.config, window_frames=400)
     music = [FakeTrack("one", SECONDS), FakeTrack("single", SECONDS, stem_names=("mixture",))]
     page = write_demo([model], music, folder / "site", seconds=SECONDS, hosted=True, live=True)
+    others = [path.name for path in (folder / "site" / "live").iterdir()]
+    assert all(re.fullmatch(live.LIVE_FILE, name) for name in others)  # else none could be written over it
     with served(page.parent) as address:
         yield address, page.parent, model
 

@@ -94,7 +94,8 @@ def demo(models, dataset, n_tracks, device, seconds, out, url, live) -> None:
 
     The folder is for any static host: index.html with its sounds as files, and a card for previews of links.
     In it demo.html is the same page as one file that opens from disk, and demo.csv has its numbers. The real
-    clip may not be published: choose other data. --live fetches onnxruntime-web with npm, and adds it.
+    clip and MUSDB18 may not be published: choose other data. --live fetches onnxruntime-web with npm, and
+    adds it.
 
     \b
         lincae demo study/listen desk/m2l pca-8x --data synthetic --n-tracks 2 --out runs/demo

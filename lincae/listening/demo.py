@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from lincae.interface import AutoencoderLike
 from lincae.interop.models import LIN_CAE
 from lincae.interop.references import Pca, Resampler, StftAutoencoder
 from lincae.listening import asset
-from lincae.listening.live import SCRIPT, check_live, write_live
+from lincae.listening.live import LIVE_FILE, SCRIPT, check_live, write_live
 from lincae.listening.loudness import amplitude, loudness_lufs, rms_dbfs, true_peak_dbtp
 from lincae.listening.mixer import song_title
 from lincae.machine.files import atomic_write
@@ -51,6 +52,10 @@ CARD_TAGS = """\
 <meta property="og:image" content="{card}">
 <meta name="twitter:card" content="summary_large_image">"""
 SOUNDS, LIVE = "sounds", "live"
+PAGES = ("index.html", "demo.html")
+SOUND_FILE = r"\d+-\d+-\d+\.(ogg|flac)"
+DATA_TAG = '<script type="application/json" id="data">'
+"""Every page of ours has it, and hardly one of others."""
 LIVE_TAG = f'\n<script src="{LIVE}/{SCRIPT}" defer></script>'
 LOUD_LU = 6.0
 """A sound that is louder than the waveform by so much gets a warning."""
@@ -59,7 +64,7 @@ TRUTH = "waveform"
 IN_STEREO = " in stereo"
 SEPARATED = "separated "
 RANDOM = "random c"
-UNPUBLISHABLE = {"clip": "CC BY-NC-SA 3.0"}
+UNPUBLISHABLE = {"clip": "CC BY-NC-SA 3.0", "musdb": "of MUSDB18, which is for academic use only"}
 """Data sets whose sound may not be published here, and why."""
 
 
@@ -191,11 +196,17 @@ def _check(
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds what no page wrote: it would be published, and its sounds are removed."""
-    own = {"index.html", "demo.html", "demo.csv", "card.png", SOUNDS, LIVE}
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if others := [name for name in held if name not in own]:
-        raise FileExistsError(f"{folder} holds other files than a page ({others[0]!r}): name another folder")
+    """Refuse a folder that holds what no page wrote: it would be published, replaced or removed."""
+    top = "|".join(map(re.escape, (*PAGES, "demo.csv", "card.png", SOUNDS, LIVE)))
+    others = []
+    for place, names in ((folder, top), (folder / SOUNDS, SOUND_FILE), (folder / LIVE, LIVE_FILE)):
+        held = sorted(place.iterdir()) if place.exists() else []
+        others += [path for path in held if not re.fullmatch(names, path.name)]
+    for page in (folder / name for name in PAGES):
+        if page.exists() and DATA_TAG.encode() not in page.read_bytes():
+            others.append(page)
+    if others:
+        raise FileExistsError(f"{folder} holds other files than a page ({others[0]}): name another folder")
 
 
 def described(models: Sequence[AutoencoderLike]) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ this repository.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -28,6 +29,10 @@ GPU_FILES = {"gpu.js": "ort.jspi.bundle.min.mjs", "gpu.wasm": "ort-wasm-simd-thr
 others has twice as much."""
 SCRIPT = "live.js"
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")
+LIVE_FILE = r"\d+-latents\.f16|\d+-noise\.f32|" + "|".join(
+    map(re.escape, (DECODER, SCRIPT, *LICENCES, *RUNTIME_FILES, *GPU_FILES))
+)
+"""The names of what `write_live` writes."""
 LONGEST_S = 60.0
 """A stem of a page lasts no longer: its latents are held, and decoded, as a whole."""
 
