@@ -326,7 +326,8 @@ TITLES = {
 
 def shown(table: pd.DataFrame, digits: int = 2, **titles: str) -> Styler:
     """A table for a reader: columns under TITLES and `titles`, numbers to `digits`, yes and no in words."""
-    known = TITLES | titles
+    numbers = {label: f"{label:g}" for label in table.columns if isinstance(label, float)}
+    known = TITLES | titles | numbers
     names = {"index": lambda name: known.get(name, name), "columns": lambda name: known.get(name, name)}
     numbered = isinstance(table.index, pd.RangeIndex)
     for column in table.select_dtypes(bool):
