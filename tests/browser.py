@@ -47,6 +47,16 @@ def violations(page) -> list[str]:
     return [f"{rule['id']}: {rule['nodes'][0]['html'][:200]}" for rule in found]
 
 
+def check_in_sight(page, message) -> None:
+    """At every width a message is seen without scrolling, nothing is cut off, and axe-core finds nothing."""
+    for viewport in WIDTHS:
+        page.set_viewport_size(viewport)
+        box = message.bounding_box()
+        assert 0 <= box["y"] <= viewport["height"] - box["height"], (viewport, box)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], viewport
+        assert violations(page) == []
+
+
 @contextlib.contextmanager
 def browser() -> Iterator:
     required(find_chromium(), "chromium", "apt install chromium")

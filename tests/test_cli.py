@@ -171,9 +171,11 @@ def test_report_writes_a_page(songs, tmp_path, capsys):
 
 
 def test_demo_writes_a_page(songs, tmp_path):
-    words = ["--n-tracks", 1, "--seconds", 1, "--out", tmp_path / "page"]
+    words = ["--n-tracks", 1, "--seconds", 1, "--out", tmp_path / "page", "--url", "https://example.org/a/"]
     assert run("demo", "stft", "--data", songs, *words) == 0
-    assert (tmp_path / "page" / "index.html").stat().st_size > 50_000
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert len(page) > 50_000
+    assert 'content="https://example.org/a/card.png"' in page
     assert "cannot be part of a published page" in run("demo", "stft", "--data", "clip", "--out", tmp_path)
 
 

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from browser import NO_OUTPUT, WIDTHS, Watched, violations
+from browser import NO_OUTPUT, PHONE, ROOT, WIDTHS, Watched, check_in_sight, violations
 from fakes import RATE, FakeTrack, Linear, LouderWhenLoud, NoisyDecoder, Placer
 from PIL import Image
 
+from lincae.data.synth import STEMS
 from lincae.data.tracks import Track, tracks
 from lincae.interop.models import load
 from lincae.interop.references import TanhToy
@@ -330,6 +331,11 @@ class DemoPage(Watched):
     def ask(self, expression):
         return self.page.evaluate(expression)
 
+    def shows_a_row(self):
+        """The first row is above the player, which is in sight."""
+        row, player = (self.page.locator(css).first.bounding_box() for css in (".row", "#player"))
+        return row["y"] + row["height"] < player["y"] < self.page.viewport_size["height"]
+
     def play(self, row, source):
         self.tile(row, source).click()
         self.page.wait_for_function("window.demo.playing && window.demo.position() > 0.1")
@@ -566,10 +572,8 @@ def test_the_stereo_section_is_heard_in_both_channels(visit, placed):
 def test_anybody_can_use_it(visit, placed, viewport):
     """By axe-core, by keys alone, and at first sight; nothing that has the focus is covered."""
     page = visit(placed[0].as_uri(), viewport)
-    first_row = page.page.locator(".row").first.bounding_box()
-    player = page.page.locator("#player").bounding_box()
     if viewport["width"] >= 390:
-        assert first_row["y"] + first_row["height"] < player["y"] < viewport["height"]
+        assert page.shows_a_row()
     press = page.page.keyboard.press
     page.page.get_by_role("tab").first.focus()
     for key, chosen in (("ArrowRight", "two"), ("End", "three in stereo"), ("ArrowRight", "one")):
@@ -590,6 +594,17 @@ def test_anybody_can_use_it(visit, placed, viewport):
             assert box["bottom"] <= box["floor"] + 1
         press("Tab")
     assert seen == tiles
+
+
+def test_the_committed_page_at_first_sight(visit):
+    """On a phone a row is in sight; rows are those of the paper's page, other multiples are folded away."""
+    page = visit((ROOT / "figures" / "demo" / "index.html").as_uri(), PHONE)
+    assert page.shows_a_row()
+    separated = [f"Separated {stem}" for stem in STEMS]
+    rows = page.page.locator("#board > .row h2").all_text_contents()
+    assert rows == ["Autoencoded mix", "Latent addition", "Scaled by 0.25", *separated]
+    assert page.page.locator(".fold .row h2").all_text_contents() == ["Scaled by 2", "Polarity inverted"]
+    assert not page.page.locator(".fold .row").first.is_visible()
 
 
 COVERED = """() => {
@@ -616,7 +631,7 @@ def test_a_browser_without_sound_is_told_so(visit, sweeps, without, said):
     page.tile(0, TRUTH).click()
     page.page.wait_for_function(f"document.querySelector('#said').textContent.includes('{said}')")
     assert not page.ask("window.demo.playing")
-    assert violations(page.page) == []
+    check_in_sight(page.page, page.page.locator("#said"))
 
 
 def test_a_hosted_page_plays_opus_or_flac_and_says_what_is_missing(visit, tmp_path):
