@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from browser import PHONE, WIDTHS, Watched, browser, find_chromium, violations
+from browser import NO_OUTPUT, PHONE, WIDTHS, Watched, browser, find_chromium, violations
 from fakes import FakeTrack, relative
 from test_demo import served
 from test_onnx import MODELS, random_model
@@ -107,6 +107,23 @@ def test_the_mix_of_latents_is_what_pytorch_decodes(site, visited):
         )
     assert visited.errors == []
     assert visited.outside == []
+
+
+@pytest.mark.parametrize("refusal", NO_OUTPUT.values(), ids=list(NO_OUTPUT))
+def test_a_browser_that_refuses_sound_is_said_to(site, visited, refusal):
+    """Beside the button, on a phone; what was decoded stays."""
+    page = visited.page
+    page.set_viewport_size(PHONE)
+    page.add_init_script(refusal)
+    page.goto(site[0])
+    page.click("#live-start")
+    page.wait_for_function(DECODED)
+    page.click("#live-play")
+    page.wait_for_function(f"/sound output/.test(document.querySelector('{SAID}').textContent)")
+    said, button = (page.locator(css).bounding_box() for css in (SAID, "#live-play"))
+    assert 0 <= said["y"] < button["y"] < PHONE["height"]
+    assert page.evaluate("Boolean(window.live.decoded) && !window.live.sounding")
+    assert (violations(page), visited.errors) == ([], [])
 
 
 WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
