@@ -92,6 +92,10 @@ def test_committed_outputs_are_one_clean_run(path):
     assert '"output_type": "error"' not in text
     assert "base64,SUQz" not in text
     assert "data:audio" not in text
+    displayed = [output for cell in cells for output in cell.outputs if "data" in output]
+    for output in displayed:
+        pictures = [mime for mime in output.data if mime.startswith("image/")]
+        assert all(output.metadata.get(mime, {}).get("alt") for mime in pictures), "a picture without alt"
     metadata = json.loads(text)["metadata"]
     assert "papermill" not in metadata
     assert "widgets" not in metadata
@@ -137,6 +141,7 @@ def pages(chromium, tmp_path_factory):
 
 
 WRONG = """() => {
+  const RAW = /[a-z]_[a-z_0-9]|\\d\\.0{6}/;
   const found = (selector, wrong, why) => [...document.querySelectorAll(selector)].filter(wrong)
     .map((node) => `${why}: ${(node.alt ?? node.innerText).slice(0, 80)}`);
   const wide = (node) => node.scrollWidth > node.clientWidth + 1;
@@ -146,7 +151,8 @@ WRONG = """() => {
     ...found(".jp-OutputArea-output", empty, "empty"),
     ...found("[data-mime-type$='error'], [data-mime-type$='stderr']", () => true, "error"),
     ...found("img", (node) => !node.complete || !node.naturalWidth, "no picture"),
-    ...found("img", (node) => node.alt.length < 20, "no description"),
+    ...found("img", (node) => node.alt.length < 20 || /^No description/.test(node.alt), "no description"),
+    ...found("th.col_heading, th.index_name", (node) => RAW.test(node.textContent), "raw name in a header"),
   ];
 }"""
 
