@@ -41,7 +41,7 @@ from lincae.listening.mixer import Mixer, Strip
 
 START_GOAL_S, FADER_GOAL_S, LIVE_GOAL_S = 10.0, 0.6, 3.0
 SECONDS, ROUNDS, STARTS = 6.0, 7, 3
-MODEL, LIVE_MODEL = "desk/lin-cae", "study/listen"
+MODEL, DEFAULT_MODEL = "desk/lin-cae", "study/listen"
 COLUMNS = ("name", "device", "setting", "ours", "peer", "ratio", "unit")
 PATIENCE_MS = 180_000
 PLAYER = 'document.querySelector(".lincae-desk")?.player'
@@ -88,9 +88,9 @@ def starts(chromium, folder: Path) -> dict[str, list[float]]:
     return {name: values[1:] for name, values in seconds.items()}
 
 
-def moves(chromium, folder: Path) -> dict[str, list[float]]:
+def moves(chromium, folder: Path, model: str) -> dict[str, list[float]]:
     """Seconds of moves to new positions, and of moves back."""
-    words = [MODEL, "--data", "synthetic", "--n-tracks", "1", "--seconds", str(SECONDS), "--device", "cpu"]
+    words = [model, "--data", "synthetic", "--n-tracks", "1", "--seconds", str(SECONDS), "--device", "cpu"]
     seconds: dict[str, list[float]] = {"fader to sound": [], "decoded before": []}
     with served(words, folder / "log") as (address, _):
         page = Watched(chromium).page
@@ -114,7 +114,7 @@ def live_moves(chromium, folder: Path) -> list[float]:
     """Seconds of moves on a hosted demo page."""
     music = tracks("synthetic", n_tracks=1)
     site = folder / "site"
-    write_demo([lincae.load(LIVE_MODEL, "cpu")], music, site, SECONDS, gains=(), hosted=True, live=True)
+    write_demo([lincae.load(DEFAULT_MODEL, "cpu")], music, site, SECONDS, gains=(), hosted=True, live=True)
     handler = partial(SimpleHTTPRequestHandler, directory=site)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -153,14 +153,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, browser() as chromium:
         folder = Path(place)
         of_starts = starts(chromium, folder)
-        of_moves = moves(chromium, folder)
+        of_moves = moves(chromium, folder, MODEL)
+        of_default = moves(chromium, folder, DEFAULT_MODEL)
         live = live_moves(chromium, folder)
     alone = model_alone()
 
-    of_desk = f"{LIVE_MODEL}, {SECONDS:g} s"
+    of_desk = f"{DEFAULT_MODEL}, {SECONDS:g} s"
     of_model = f"{MODEL}, {SECONDS:g} s"
     measured = [(name, of_desk, values, START_GOAL_S) for name, values in of_starts.items()]
     measured += [(name, of_model, values, FADER_GOAL_S) for name, values in of_moves.items()]
+    measured += [(name, of_desk, values, FADER_GOAL_S) for name, values in of_default.items()]
     measured.append(("model alone", of_model, alone, statistics.median(of_moves["fader to sound"])))
     measured.append(("live fader to sound", of_desk, live, LIVE_GOAL_S))
     with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
