@@ -10,12 +10,13 @@ SI-SDR, in comparison with what the frozen autoencoder decodes of the true sum o
 the sound itself. `core_s`: seconds of one core for the training, without the encoding.
 
 Three rows of the spectral VAE are no pairs of maps: "trained anew" is `desk/lin-vae`; "told both latents" a
-network from the latents of two sounds to those of their sum, with no linear space between: what it leaves
-is not in the latents; "linear map of the STFT" three frames of the sound itself, fitted to the latents by
-least squares, in place of the encoder.
+network from the latents of two sounds to those of their sum, with no linear space between: where it fails
+too, what is left may not be in the latents; "linear map of the STFT" three frames of the sound itself,
+fitted to the latents by least squares, in place of the encoder.
 
 A bypass tells the linear space the sound itself: w = phi(z) + A W STFT(x), W fitted as in that row and A
-learned; psi is free. "linear map of the STFT, and psi" is the case without phi, which adds exactly.
+learned; psi is free. "linear map of the STFT, and psi" is the case without phi, which adds exactly. W counts
+among the parameters.
 """
 
 import csv
@@ -35,7 +36,7 @@ from lincae.interface import AutoencoderLike
 from lincae.interop.adapters import adapt
 from lincae.interop.references import StftAutoencoder
 from lincae.latents.store import describe
-from lincae.reencoder.linear import LinearPair, linearise
+from lincae.reencoder.linear import LinearPair, Residual, linearise
 from lincae.reencoder.linear_training import (
     VALIDATION_BATCHES,
     EncodedBatches,
@@ -157,7 +158,7 @@ def trained(model: AutoencoderLike, name: str, batches: int) -> tuple[Autoencode
     told = model
     if bypass:
         objective = {"beside phi": BesidePhi, "alone": Alone}[bypass]
-        told = beside_stft(model)
+        told, of_map = beside_stft(model)
     once = dict.fromkeys(("steps", "checkpoint_every", "validate_every"), changes.get("steps", STEPS))
     config = LinearTraining(**once)
     for key, value in changes.items():
@@ -179,6 +180,7 @@ def trained(model: AutoencoderLike, name: str, batches: int) -> tuple[Autoencode
     terms = measure(pair, config, told).validate(held_out)
     facts |= {key: f"{terms[key]:.4f}" for key in ("arithmetic", "encoder")}
     if bypass:
+        facts["parameters"] += of_map
         return around(told, model, pair, name), facts
     return linearise(model, pair.phi, pair.psi), facts
 
@@ -238,26 +240,21 @@ def root_of_gain(correlations: Tensor, n_frames: int) -> Tensor:
 
 
 class Bypass(nn.Module):
-    """Latents and what a linear map makes of the sound, `(B, 2 C, L)`, to linear latents `(B, C, L)`."""
+    """Latents and what a linear map makes of the sound, `(B, 2 C, L)`, to linear latents `(B, C, L)`; without
+    `phi` by the map alone."""
 
-    def __init__(self, phi: nn.Module, channels: int, alone: bool):
+    def __init__(self, scale: Residual, phi: nn.Module | None):
         super().__init__()
+        self.register_buffer("latent_std", scale.latent_std.clone())
+        self.register_buffer("centre", scale.centre.clone())
         self.phi = phi
-        self.alone = alone
-        self.matrix = nn.Parameter(torch.eye(channels) if alone else torch.zeros(channels, channels))
-
-    @property
-    def latent_std(self) -> Tensor:
-        return self.phi.latent_std
-
-    @property
-    def centre(self) -> Tensor:
-        return self.phi.centre
+        channels = len(scale.centre)
+        self.matrix = nn.Parameter(torch.zeros(channels, channels) if phi else torch.eye(channels))
 
     def forward(self, both: Tensor) -> Tensor:
         z, linear = both.chunk(2, 1)
         bypassed = self.matrix @ linear
-        return bypassed if self.alone else self.phi(z) + bypassed
+        return self.phi(z) + bypassed if self.phi else bypassed
 
 
 class BesidePhi(LinearObjective):
@@ -274,7 +271,7 @@ class BesidePhi(LinearObjective):
         )
         pair = LinearPair(replace(config.pair, latent_channels=z.shape[1]), describe(autoencoder))
         pair.fit_start(z, silence)
-        pair.phi = Bypass(pair.phi, z.shape[1], cls.alone)
+        pair.phi = Bypass(pair.phi, None if cls.alone else pair.phi)
         return cls(pair, config, autoencoder)
 
     def distance(self, prediction: Tensor, reference: Tensor, level: Tensor) -> Tensor:
@@ -290,21 +287,23 @@ class Alone(BesidePhi):
     alone = True
 
 
-def beside_stft(model: AutoencoderLike) -> AutoencoderLike:
-    """An encoder to `(B, 2 C, L)`: the model's latents, and those of its linear map of the STFT."""
-    linear, _ = fitted(model)
+def beside_stft(model: AutoencoderLike) -> tuple[AutoencoderLike, int]:
+    """An encoder to `(B, 2 C, L)`: the model's latents, and those of its linear map of the STFT; and the
+    parameters of that map."""
+    linear, facts = fitted(model)
 
     def encode(audio: Tensor) -> Tensor:
         z = model.encode(audio)
         return torch.cat((z, linear.encode(audio)[..., : z.shape[2]]), 1)
 
-    return adapt(
+    both = adapt(
         encode=encode,
         decode=lambda both: model.decode(both.chunk(2, 1)[0]),
         sample_rate=model.sample_rate,
         name=f"{model.name} and STFT",
         version="least squares",
     )
+    return both, facts["parameters"]
 
 
 def around(told: AutoencoderLike, model: AutoencoderLike, pair: LinearPair, name: str) -> AutoencoderLike:
